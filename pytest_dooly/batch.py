@@ -1,0 +1,145 @@
+"""What one engine step works on, and the points at which operations are timed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pytest_dooly.errors import ConfigurationError
+
+__all__ = ["Batch", "Limits", "Request", "SweepPoint"]
+
+_GROUP = re.compile(r"(?:(\d+)x)?(\d+)(?:\+(\d+))?")
+
+
+@dataclass(frozen=True, order=True)
+class Request:
+    """One request's share of a step.
+
+    Attributes:
+        query_len: new tokens in this step, at least 1.
+        context_len: tokens already in the KV cache before this step.
+    """
+
+    query_len: int
+    context_len: int = 0
+
+    def __post_init__(self) -> None:
+        if self.query_len < 1 or self.context_len < 0:
+            raise ConfigurationError(
+                f"a request needs query_len >= 1 and context_len >= 0, got {self.query_len}+{self.context_len}"
+            )
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in the KV cache after this step."""
+        return self.query_len + self.context_len
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of one engine step, in order.
+
+    The text form groups equal neighbours: `8x1+512,128` is eight decodes at context 512 and one 128-token prefill.
+    """
+
+    requests: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise ConfigurationError("a batch needs at least one request")
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, int]]) -> Batch:
+        """The batch of `(query_len, context_len)` pairs."""
+        return cls(tuple(Request(query_len, context_len) for query_len, context_len in pairs))
+
+    @classmethod
+    def uniform(cls, num_reqs: int, query_len: int, context_len: int = 0) -> Batch:
+        """`num_reqs` equal requests."""
+        return cls((Request(query_len, context_len),) * num_reqs)
+
+    @classmethod
+    def parse(cls, text: str) -> Batch:
+        """The batch written as `[NUMx]QUERY_LEN[+CONTEXT_LEN]`, comma-separated; the inverse of `str`.
+
+        Raises:
+            ConfigurationError: the text is not of that form.
+        """
+        requests: list[Request] = []
+        for group in text.replace(" ", "").split(","):
+            match = _GROUP.fullmatch(group)
+            if match is None:
+                raise ConfigurationError(
+                    f"cannot read {group!r} as a batch: write [NUMx]QUERY_LEN[+CONTEXT_LEN], as in 8x1+512,128"
+                )
+            num, query_len, context_len = (int(part) if part else None for part in match.groups())
+            assert query_len is not None
+            requests += [Request(query_len, context_len or 0)] * (1 if num is None else num)
+        return cls(tuple(requests))
+
+    def __str__(self) -> str:
+        return ",".join(
+            f"{f'{n}x' if n > 1 else ''}{request.query_len}+{request.context_len}"
+            for request, n in ((request, len(list(same))) for request, same in itertools.groupby(self.requests))
+        )
+
+    @property
+    def num_reqs(self) -> int:
+        """Number of requests; rows of the logits and of the sampler."""
+        return len(self.requests)
+
+    @property
+    def num_tokens(self) -> int:
+        """Sum of query_len; rows of every token-wise operation."""
+        return sum(request.query_len for request in self.requests)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Values of the request symbols at which one operation is timed.
+
+    Exactly one of the three is set: `num_tokens` for token-wise operations, `num_reqs` for request-wise ones (logits,
+    sampler), `batch` for operations that see every request's query_len and context_len (attention, step overhead).
+    """
+
+    num_tokens: int | None = None
+    num_reqs: int | None = None
+    batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.num_tokens, self.num_reqs, self.batch)) != 1:
+            raise ValueError(f"exactly one of num_tokens, num_reqs and batch must be set: {self!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> SweepPoint:
+        """The inverse of `str`."""
+        if text.startswith("T"):
+            return cls(num_tokens=int(text[1:]))
+        if text.startswith("R"):
+            return cls(num_reqs=int(text[1:]))
+        return cls(batch=Batch.parse(text))
+
+    def __str__(self) -> str:
+        if self.num_tokens is not None:
+            return f"T{self.num_tokens}"
+        if self.num_reqs is not None:
+            return f"R{self.num_reqs}"
+        return str(self.batch)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The engine's own bounds of a batch.
+
+    Attributes:
+        max_num_tokens: most tokens of one step (vLLM: max_num_batched_tokens).
+        max_num_seqs: most requests of one step.
+        max_model_len: most tokens of one request, prompt and output together.
+    """
+
+    max_num_tokens: int
+    max_num_seqs: int
+    max_model_len: int

@@ -1,0 +1,60 @@
+"""What a latency is true for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+__all__ = ["Environment", "content_hash"]
+
+
+def content_hash(document: object) -> str:
+    """Sixteen hex digits that identify a JSON document by its content."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a latency is true for; part of every look-up in the latency DB.
+
+    Attributes:
+        device: the processor's own name (`NVIDIA H200`, `AMD EPYC`).
+        device_count: GPUs, or CPU threads that the engine computes with.
+        driver: version of the GPU driver; instruction set of a CPU.
+        engine: name of the serving engine.
+        engine_version: its version.
+        torch_version: version of PyTorch, with its build tag.
+        clock: what the durations are read from (`perf_counter`, `cuda_event`).
+        cache_mode: state of the caches when an operation starts (`rotated`: its weights are cold).
+        execution: how the engine runs its model (`eager`, `cuda_graph`).
+    """
+
+    device: str
+    device_count: int
+    driver: str
+    engine: str
+    engine_version: str
+    torch_version: str
+    clock: str
+    cache_mode: str
+    execution: str
+
+    @property
+    def key(self) -> str:
+        """Content hash: equal for equal environments, on every machine."""
+        return content_hash(dataclasses.asdict(self))
+
+    @property
+    def slug(self) -> str:
+        """The device as a part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device} x{self.device_count}, {self.engine} {self.engine_version}, torch {self.torch_version}, "
+            f"{self.execution}, {self.clock}, {self.cache_mode} caches"
+        )

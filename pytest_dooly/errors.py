@@ -1,0 +1,57 @@
+"""Errors for the reader: what is wrong, with which value, what to do.
+
+One class per remedy::
+
+    DoolyError
+     +- UnknownModelError      name another model
+     +- ConfigurationError     correct config.json or an option
+     +- EngineError            install or choose another engine
+     |   +- TraceError         the engine runs, but this model cannot be traced
+     +- DatabaseError          name another latency DB
+     +- MissingMeasurements    profile first
+
+At the edge (`plugin.py`, `cli.py`) a DoolyError becomes one message, never a traceback.
+"""
+
+__all__ = [
+    "ConfigurationError",
+    "DatabaseError",
+    "DoolyError",
+    "EngineError",
+    "MissingMeasurements",
+    "OutOfRangeWarning",
+    "TraceError",
+    "UnknownModelError",
+]
+
+
+class DoolyError(Exception):
+    """Base of every error that is meant for the person at the terminal."""
+
+
+class UnknownModelError(DoolyError):
+    """A name that is no alias, no directory with a config.json and no reachable hub id."""
+
+
+class ConfigurationError(DoolyError):
+    """A config.json or an option that the engine cannot serve."""
+
+
+class EngineError(DoolyError):
+    """The serving engine is missing, broken or of an unsupported version."""
+
+
+class TraceError(EngineError):
+    """An operation or an architecture that cannot be traced; the message names it."""
+
+
+class DatabaseError(DoolyError):
+    """A latency DB that is not ours, corrupt, locked, full or from a newer version."""
+
+
+class MissingMeasurements(DoolyError):  # noqa: N818 - reads as the state that it reports
+    """A prediction needs latencies that the latency DB lacks."""
+
+
+class OutOfRangeWarning(UserWarning):
+    """A prediction outside of the measured range: extrapolated."""

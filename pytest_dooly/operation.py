@@ -1,0 +1,124 @@
+"""Operations of a model and the origins of their dimensions, as plain data; checker and printer of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sympy
+
+from pytest_dooly.errors import TraceError
+
+__all__ = [
+    "REQUEST_SYMBOLS",
+    "Operation",
+    "OperationKind",
+    "TensorSpec",
+    "Trace",
+    "check_trace",
+    "evaluate",
+    "is_request_dependent",
+]
+
+REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len"})
+"""Symbols whose value a request decides; every other symbol belongs to the configuration."""
+
+
+class OperationKind(StrEnum):
+    """What an operation is; each kind is a pytest marker too (`-m dooly_linear`)."""
+
+    LINEAR = "linear"
+    NORM = "norm"
+    ROTARY = "rotary"
+    ACTIVATION = "activation"
+    ATTENTION = "attention"
+    MOE = "moe"
+    MIXER = "mixer"
+    EMBEDDING = "embedding"
+    LOGITS = "logits"
+    SAMPLER = "sampler"
+    COLLECTIVE = "collective"
+    OTHER = "other"
+    OVERHEAD = "overhead"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an operation.
+
+    Attributes:
+        name: role in the operation, as in the engine's own code (`input`, `weight`, `query`).
+        shape: origin of every dimension; a plain number where no configuration or request value made it.
+        dtype: short name (`bf16`, `fp32`, `int64`).
+    """
+
+    name: str
+    shape: tuple[sympy.Expr, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One timed unit of a forward pass.
+
+    Attributes:
+        kind: what it is.
+        name: the field's word for the kernel (`linear`, `rms_norm`, `silu_and_mul`); engine class names never.
+        inputs: activations it reads.
+        parameters: weights and buffers it reads.
+        attributes: sorted (name, value) pairs of everything else that changes the kernel or its work.
+        layer: path of the layer in the model, for people and to find it again; not part of the identity.
+    """
+
+    kind: OperationKind
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    parameters: tuple[TensorSpec, ...]
+    attributes: tuple[tuple[str, str | int | float | bool], ...]
+    layer: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass of a model as data.
+
+    Attributes:
+        architecture: the engine's name of the model class.
+        symbols: value of every configuration symbol.
+        operations: in the order of execution.
+        outside: torch operations in no recorded operation that do work (name, how often).
+    """
+
+    architecture: str
+    symbols: Mapping[str, int]
+    operations: tuple[Operation, ...]
+    outside: tuple[tuple[str, int], ...] = ()
+
+
+def evaluate(expression: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:
+    """The expression with `values` put in for its symbols; a sympy Integer once every symbol has a value."""
+    return sympy.sympify(expression).subs({sympy.Symbol(name): value for name, value in values.items()})
+
+
+def is_request_dependent(expression: sympy.Expr) -> bool:
+    """Whether a request symbol occurs in the expression."""
+    return any(symbol.name in REQUEST_SYMBOLS for symbol in expression.free_symbols)
+
+
+def check_trace(trace: Trace) -> None:
+    """Checks that every dimension evaluates to a positive number.
+
+    Raises:
+        TraceError: a dimension has an unknown symbol or a size below 1; names the operation.
+    """
+    request = dict.fromkeys(REQUEST_SYMBOLS, 1)
+    for operation in trace.operations:
+        for tensor in operation.inputs + operation.parameters:
+            for dimension in tensor.shape:
+                size = evaluate(dimension, {**trace.symbols, **request})
+                if not (size.is_Integer and size > 0):
+                    raise TraceError(
+                        f"{operation.layer} ({operation.name}): dimension {dimension} of {tensor.name!r} has "
+                        f"no size ({size}); the configuration symbols are {sorted(trace.symbols)}"
+                    )
