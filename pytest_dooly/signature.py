@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pytest_dooly.batch import Limits
 from pytest_dooly.environment import content_hash
-from pytest_dooly.operation import Operation, OperationKind, TensorSpec, evaluate, is_request_dependent
+from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, evaluate, is_request_dependent
 
-__all__ = ["ModelOperation", "Signature", "SweptSymbol", "signature_of"]
+__all__ = ["ModelOperation", "ServedModel", "Signature", "SweptSymbol", "model_operations", "signature_of"]
 
 SweptSymbol = Literal["num_tokens", "num_reqs", "batch"]
 """What a signature is swept over; names the field of SweepPoint that is set."""
+
+Attribute = tuple[str, str | int | float | bool]
+TensorIdentity = tuple[str, str, tuple[int | str, ...]]
+
+_STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Signature:
 
     kind: OperationKind
     name: str
-    tensors: tuple[tuple[str, str, tuple[int | str, ...]], ...]
-    attributes: tuple[tuple[str, str | int | float | bool], ...]
+    tensors: tuple[TensorIdentity, ...]
+    attributes: tuple[Attribute, ...]
     swept: SweptSymbol
 
     def to_json(self) -> dict[str, Any]:
@@ -59,3 +65,102 @@ class Signature:
     def key(self) -> str:
         """Content hash: equal for equal operations, on every machine."""
         return content_hash(self.to_json())
+
+    @property
+    def label(self) -> str:
+        """Readable and stable, not always unique: `linear-4096x6144-bf16`."""
+        shapes = {role: [dim for dim in shape if isinstance(dim, int)] for role, _, shape in self.tensors}
+        sizes: str
+        if self.kind is OperationKind.ATTENTION and {"query", "key"} <= shapes.keys():
+            attributes = dict(self.attributes)
+            sizes = f"{attributes['num_heads']}h{attributes['num_kv_heads']}kv{attributes['head_size']}"
+        elif "weight" in shapes:
+            sizes = "x".join(map(str, reversed(shapes["weight"])))
+        else:
+            sizes = "x".join(map(str, next(iter(shapes.values()), [])))
+        dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
+        return "-".join(part for part in (self.name, sizes, *dtypes[:1]) if part)
+
+
+@dataclass(frozen=True)
+class ModelOperation:
+    """A signature as one model uses it.
+
+    Attributes:
+        signature: canonical identity.
+        multiplicity: how often one forward pass runs it.
+        layers: paths of the layers that run it, without repetition.
+        origins: (role, dtype, shape) of every tensor with the origin of each dimension, for people.
+    """
+
+    signature: Signature
+    multiplicity: int
+    layers: tuple[str, ...]
+    origins: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What one serving configuration runs: all that the reading half knows of a model.
+
+    Attributes:
+        key: content hash of the configuration, its options and the engine that traced it.
+        name: alias or directory, for people.
+        architecture: the engine's name of the model class.
+        limits: the engine's own bounds of a batch.
+        operations: every operation of one forward pass, in order of first execution.
+    """
+
+    key: str
+    name: str
+    architecture: str
+    limits: Limits
+    operations: tuple[ModelOperation, ...]
+
+
+def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:
+    """The canonical identity of an operation.
+
+    Args:
+        operation: as traced.
+        symbols: value of every configuration symbol in its dimensions.
+    """
+    tensors = tuple(_identity(tensor, symbols) for tensor in operation.inputs + operation.parameters)
+    return Signature(operation.kind, operation.name, tensors, operation.attributes, _swept(operation))
+
+
+def model_operations(trace: Trace) -> tuple[ModelOperation, ...]:
+    """The trace's operations, equal signatures counted together, in order of first execution."""
+    groups: dict[Signature, list[Operation]] = {}
+    for operation in trace.operations:
+        groups.setdefault(signature_of(operation, trace.symbols), []).append(operation)
+    return tuple(
+        ModelOperation(
+            signature=signature,
+            multiplicity=len(operations),
+            layers=tuple(dict.fromkeys(operation.layer for operation in operations)),
+            origins=tuple(
+                (tensor.name, tensor.dtype, tuple(map(str, tensor.shape)))
+                for tensor in operations[0].inputs + operations[0].parameters
+            ),
+        )
+        for signature, operations in groups.items()
+    )
+
+
+def _identity(tensor: TensorSpec, symbols: Mapping[str, int]) -> TensorIdentity:
+    sizes = [evaluate(dimension, symbols) for dimension in tensor.shape]
+    return tensor.name, tensor.dtype, tuple(int(size) if size.is_Integer else str(size) for size in sizes)
+
+
+def _swept(operation: Operation) -> SweptSymbol:
+    if operation.kind in _STATEFUL or dict(operation.attributes).get("swept") == "batch":
+        return "batch"
+    names = {
+        symbol.name
+        for tensor in operation.inputs
+        for dimension in tensor.shape
+        if is_request_dependent(dimension)
+        for symbol in dimension.free_symbols
+    }
+    return "num_reqs" if "num_reqs" in names and "num_tokens" not in names else "num_tokens"

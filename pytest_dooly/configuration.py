@@ -1,0 +1,122 @@
+"""What is served: a model's config.json and the options it is served with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_dooly.environment import content_hash
+from pytest_dooly.errors import ConfigurationError, UnknownModelError
+
+__all__ = ["ModelConfiguration", "ServingOptions", "aliases", "resolve"]
+
+_SHIPPED = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """Options of the engine; None leaves the engine's own default.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        dtype: of weights and activations (`bfloat16`).
+        attention_backend: the engine's name of the backend (`FLASH_ATTN`).
+        kv_cache_dtype: `auto`, `fp8`, ...
+        block_size: tokens per KV-cache block.
+        tensor_parallel_size: ranks that share each layer.
+        max_num_tokens: most tokens of one step.
+        max_num_seqs: most requests of one step.
+        max_model_len: most tokens of one request.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    attention_backend: str | None = None
+    kv_cache_dtype: str | None = None
+    block_size: int | None = None
+    tensor_parallel_size: int = 1
+    max_num_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfiguration:
+    """A model as it is served.
+
+    Attributes:
+        name: alias, directory or hub id as the user wrote it.
+        directory: holds config.json; None for a hub id.
+        options: of the engine.
+    """
+
+    name: str
+    directory: Path | None
+    options: ServingOptions
+
+    @cached_property
+    def document(self) -> Mapping[str, Any]:
+        """The parsed config.json; empty for a hub id, which only the engine can read."""
+        return {} if self.directory is None else _read(self.directory / "config.json")
+
+    @property
+    def key(self) -> str:
+        """Content hash of config.json and options; a hub id stands for its config."""
+        model: object = self.document or self.name
+        return content_hash({"model": model, "options": dataclasses.asdict(self.options)})
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of a file name."""
+        return Path(self.name).name if self.directory else self.name.replace("/", "--")
+
+
+def aliases() -> dict[str, Path]:
+    """Directories of the shipped configurations by alias."""
+    return {path.parent.name: path.parent for path in sorted(_SHIPPED.glob("*/config.json"))}
+
+
+def resolve(name: str, options: ServingOptions | None = None) -> ModelConfiguration:
+    """The configuration that a user means by an alias, a directory with config.json, or a hub id.
+
+    Raises:
+        UnknownModelError: neither an alias nor a directory, and no hub id (`organisation/model`) by its form.
+        ConfigurationError: the directory's config.json is missing or no JSON object.
+    """
+    options = options or ServingOptions()
+    directory = aliases().get(name)
+    if directory is None and Path(name).is_dir():
+        directory = Path(name)
+    if directory is None and not _is_hub_id(name):
+        raise UnknownModelError(
+            f"unknown model {name!r}: name one of {', '.join(aliases())}, a directory that holds config.json, "
+            "or a hub id (organisation/model)"
+        )
+    configuration = ModelConfiguration(name, directory, options)
+    if directory is not None and not configuration.document.get("architectures"):
+        raise ConfigurationError(
+            f"{directory / 'config.json'} names no 'architectures', so the engine cannot tell which model to build"
+        )
+    return configuration
+
+
+def _is_hub_id(name: str) -> bool:
+    organisation, slash, model = name.partition("/")
+    return bool(slash and organisation and model) and "/" not in model and not name.startswith(".")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}; a model directory holds config.json") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path} must hold a JSON object, not a {type(document).__name__}")
+    return document
