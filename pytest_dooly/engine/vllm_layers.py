@@ -1,0 +1,181 @@
+"""How vLLM's leaf layers are described: kind, name and the attributes that change the kernel. Shared by versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pytest_dooly.engine.base import Attribute, Layer
+from pytest_dooly.operation import OperationKind
+
+__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "outermost_leaves"]
+
+_KIND_OF_MODULE = (
+    ("vllm.model_executor.layers.activation", OperationKind.ACTIVATION),
+    ("vllm.model_executor.layers.layernorm", OperationKind.NORM),
+    ("vllm.model_executor.layers.rotary_embedding", OperationKind.ROTARY),
+)
+
+
+class LayerCatalogue:
+    """Describes modules of vLLM's model zoo.
+
+    A leaf is a layer class that vLLM itself registers as one unit (`CustomOp`, a linear, an embedding, attention, ...)
+    or any module without children.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        from vllm.model_executor.custom_op import CustomOp
+        from vllm.model_executor.layers.attention import Attention
+        from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+        from vllm.v1.sample.sampler import Sampler
+
+        self._block_size = block_size
+        self._custom_op = CustomOp
+        self._describers: tuple[tuple[type, Callable[[Any], Layer]], ...] = (
+            (Attention, self._attention),
+            (LinearBase, _linear),
+            (VocabParallelEmbedding, _embedding),
+            (LogitsProcessor, _logits),
+            (Sampler, _sampler),
+            (CustomOp, self._operator),
+        )
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for, or None for one that only composes others."""
+        for cls, describer in self._describers:
+            if isinstance(module, cls):
+                return describer(module)
+        if any(True for _ in module.children()):
+            return None
+        return _plain(module)
+
+    def _attention(self, layer: Any) -> Layer:
+        implementation = layer.impl
+        attributes: dict[str, str | int | float | bool | None] = {
+            "backend": layer.attn_backend.get_name(),
+            "block_size": self._block_size,
+            "head_size": int(layer.head_size),
+            "kv_cache_dtype": layer.kv_cache_dtype,
+            "num_heads": int(layer.num_heads),
+            "num_kv_heads": int(layer.num_kv_heads),
+            "sinks": bool(getattr(layer, "has_sink", False)) or None,
+            "sliding_window": int(layer.sliding_window) if layer.sliding_window else None,
+            "soft_cap": float(getattr(implementation, "logits_soft_cap", None) or 0) or None,
+            "shares_kv": bool(getattr(layer, "kv_sharing_target_layer_name", None)) or None,
+        }
+        return Layer(OperationKind.ATTENTION, "attention", _pairs(attributes), ignored=frozenset({"output_shape"}))
+
+    def _operator(self, layer: Any) -> Layer:
+        cls = _defining_class(layer)
+        name = getattr(cls, "name", None) or _snake(cls.__name__)
+        kind = next((kind for path, kind in _KIND_OF_MODULE if cls.__module__.startswith(path)), OperationKind.OTHER)
+        attributes: dict[str, str | int | float | bool | None] = {"dispatch": layer._forward_method.__name__}
+        parameters = dict(layer.named_parameters(recurse=False))
+        if kind is OperationKind.ROTARY:
+            attributes |= {key: int(getattr(layer, key)) for key in ("head_size", "rotary_dim") if hasattr(layer, key)}
+            attributes["neox"] = bool(getattr(layer, "is_neox_style", True))
+        return Layer(kind, name, _pairs(attributes), parameters, called_as=layer._forward_method)
+
+
+def outermost_leaves(
+    model: torch.nn.Module, describe: Callable[[torch.nn.Module], Layer | None]
+) -> list[torch.nn.Module]:
+    """The leaf layers that no other leaf layer encloses."""
+    if describe(model) is not None:
+        return [model]
+    return [leaf for child in model.children() for leaf in outermost_leaves(child, describe)]
+
+
+def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Path and module of every decoder layer: the members of the model's `layers` lists."""
+    return [
+        (f"{path}.{name}" if path else name, layer)
+        for path, group in model.named_modules()
+        if isinstance(group, torch.nn.ModuleList) and path.rpartition(".")[2] == "layers"
+        for name, layer in group.named_children()
+    ]
+
+
+def greedy_sampling(device: torch.device) -> Any:
+    """vLLM's sampling metadata of temperature 0 without penalties."""
+    from vllm.v1.sample.logits_processor import LogitsProcessors
+    from vllm.v1.sample.metadata import SamplingMetadata
+
+    none = torch.empty(0, device=device)
+    values: dict[str, Any] = {
+        "temperature": None,
+        "all_greedy": True,
+        "all_random": False,
+        "top_p": None,
+        "top_k": None,
+        "generators": {},
+        "max_num_logprobs": None,
+        "no_penalties": True,
+        "prompt_token_ids": None,
+        "frequency_penalties": none,
+        "presence_penalties": none,
+        "repetition_penalties": none,
+        "output_token_ids": [],
+        "allowed_token_ids_mask": None,
+        "bad_words_token_ids": {},
+        "logitsprocs": LogitsProcessors(),
+    }
+    known = {field.name for field in dataclasses.fields(SamplingMetadata)}
+    return SamplingMetadata(**{name: value for name, value in values.items() if name in known})
+
+
+def _linear(layer: Any) -> Layer:
+    method = type(layer.quant_method).__name__.removesuffix("LinearMethod").lower()
+    return Layer(OperationKind.LINEAR, "linear", (("method", method),), _weights(layer))
+
+
+def _embedding(layer: Any) -> Layer:
+    return Layer(OperationKind.EMBEDDING, "embedding", (), _weights(layer))
+
+
+def _logits(layer: Any) -> Layer:
+    attributes = {"scaled": layer.scale != 1.0 or None, "soft_cap": layer.soft_cap}
+    return Layer(OperationKind.LOGITS, "logits", _pairs(attributes))
+
+
+def _sampler(layer: Any) -> Layer:
+    attributes = (("logprobs", False), ("sampling", "greedy"))
+    # Nothing follows the sampler, and its CPU argmax has no fake kernel in vLLM 0.32.
+    return Layer(
+        OperationKind.SAMPLER,
+        "sampler",
+        attributes,
+        ignored=frozenset({"sampling_metadata"}),
+        stand_in=lambda logits, sampling_metadata: None,
+    )
+
+
+def _plain(layer: torch.nn.Module) -> Layer:
+    name = _snake(type(layer).__name__)
+    kind = OperationKind.NORM if "norm" in name else OperationKind.OTHER
+    return Layer(kind, name, (), dict(layer.named_parameters(recurse=False)))
+
+
+def _weights(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in layer.named_parameters(recurse=False) if value.dim() > 0}
+
+
+def _defining_class(layer: Any) -> type:
+    """The class that a CustomOp's kernel comes from: a subclass that only computes another table has the same one."""
+    classes = [cls for cls in type(layer).__mro__ if any(name.startswith("forward_") for name in vars(cls))]
+    return classes[0] if classes else type(layer)
+
+
+def _pairs(attributes: Mapping[str, str | int | float | bool | None]) -> tuple[Attribute, ...]:
+    return tuple((name, value) for name, value in sorted(attributes.items()) if value is not None)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

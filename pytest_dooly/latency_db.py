@@ -1,0 +1,440 @@
+"""The latency DB: what was measured, in one SQLite file.
+
+Every write is one committed transaction, so a run that is killed loses the case in flight at most. A file that is not
+a latency DB is refused before SQLite opens it, since SQLite itself would leave files beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from pytest_dooly.batch import Limits, SweepPoint
+from pytest_dooly.environment import Environment, content_hash
+from pytest_dooly.errors import DatabaseError
+from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.migrations import APPLICATION_ID, MIGRATIONS
+from pytest_dooly.signature import ModelOperation, ServedModel, Signature
+
+__all__ = ["LatencyDB"]
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+_MAGIC = b"SQLite format 3\x00"
+_HEADER_BYTES = 100
+_BUSY_TIMEOUT_S = 30.0
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another process is writing to it: wait for that one or end it",
+    sqlite3.SQLITE_CANTOPEN: "name a file in a directory that can be written",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: restore a copy, or name another file",
+    sqlite3.SQLITE_FULL: "free some disk space and run again; what was recorded before is kept",
+    sqlite3.SQLITE_IOERR: "check the disk and its free space, and run again; what was recorded before is kept",
+    sqlite3.SQLITE_NOTADB: "it is damaged: restore a copy, or name another file",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable",
+}
+
+
+class LatencyDB:
+    """Latencies by signature, environment and sweep point, with the models and regressors that belong to them.
+
+    A context manager that closes itself. Every method raises DatabaseError when the file is damaged, locked by another
+    process or cannot be written; what was recorded before is kept.
+    """
+
+    def __init__(self, path: Path, db: Database) -> None:
+        """Use `LatencyDB.open`."""
+        self._path = path
+        self._db = db
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = True) -> LatencyDB:
+        """The latency DB at `path`, brought to this version's schema.
+
+        Args:
+            path: of the file.
+            create: make the file and its directory where there is none.
+
+        Raises:
+            DatabaseError: the file is missing (`create=False`), cannot be read and written, is damaged, is no latency
+                DB, or is one of a newer version. The file is left as it is.
+        """
+        with _explained(path, "open"):
+            if _is_recorded(path):
+                _check_content(path)
+            elif create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                raise DatabaseError(f"there is no latency DB at {path}: record one first, or name another file")
+            with ExitStack() as on_error:
+                db = _connect(path, "rwc" if create else "rw")
+                on_error.callback(db.close)
+                _prepare(db)
+                on_error.pop_all()
+        return cls(path, db)
+
+    def close(self) -> None:
+        """Closes the file; a closed latency DB cannot be used again."""
+        self._db.close()
+
+    def __enter__(self) -> LatencyDB:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def record(
+        self,
+        signature: Signature,
+        environment: Environment,
+        point: SweepPoint,
+        outcome: Measurement | Failure,
+        *,
+        spent_s: float,
+    ) -> None:
+        """Keeps the outcome of one case, in place of an earlier one; a Failure never replaces a Measurement.
+
+        Args:
+            signature: of the operation that was timed.
+            environment: that the latency is true for.
+            point: at which it was timed.
+            outcome: latencies, or why there are none.
+            spent_s: what timing the case took, in seconds of wall time.
+        """
+        latencies: dict[str, Any] = {field.name: None for field in dataclasses.fields(Measurement)}
+        latencies |= {"reason": None} | dataclasses.asdict(outcome)
+        with self._writing():
+            self._keep_environment(environment)
+            self._keep_signature(signature)
+            self._db.execute(
+                """
+                INSERT INTO measurement VALUES (
+                    :environment, :signature, :sweep_point,
+                    :rounds, :min_s, :median_s, :mean_s, :iqr_s, :reason, :spent_s, :measured_at
+                )
+                ON CONFLICT DO UPDATE SET
+                    rounds = excluded.rounds, min_s = excluded.min_s, median_s = excluded.median_s,
+                    mean_s = excluded.mean_s, iqr_s = excluded.iqr_s, reason = excluded.reason,
+                    spent_s = excluded.spent_s, measured_at = excluded.measured_at
+                WHERE excluded.reason IS NULL OR measurement.reason IS NOT NULL
+                """,
+                latencies
+                | {
+                    "environment": environment.key,
+                    "signature": signature.key,
+                    "sweep_point": self._keep_sweep_point(point),
+                    "spent_s": spent_s,
+                    "measured_at": _now(),
+                },
+            )
+
+    def outcomes(self, environment: Environment) -> dict[str, dict[SweepPoint, Measurement | Failure]]:
+        """What was recorded in the environment, by signature key and sweep point."""
+        return self._by_point(environment, _outcome)
+
+    def spent_s(self, environment: Environment) -> dict[str, dict[SweepPoint, float]]:
+        """What timing each case took, in seconds of wall time, by signature key and sweep point."""
+        return self._by_point(environment, lambda row: row["spent_s"])
+
+    def signatures(self) -> dict[str, Signature]:
+        """Every signature by its key, in the order of first recording."""
+        rows = self._rows("SELECT key, document FROM signature ORDER BY rowid")
+        return {row["key"]: self._signature(row["document"]) for row in rows}
+
+    def environments(self) -> list[Environment]:
+        """Every environment, in the order of first recording."""
+        rows = self._rows("SELECT * FROM environment ORDER BY rowid")
+        fields = [field.name for field in dataclasses.fields(Environment)]
+        return [Environment(**{field: row[field] for field in fields}) for row in rows]
+
+    def save_model(self, model: ServedModel, environment: Environment) -> None:
+        """Keeps what a model runs in an environment, in place of what was saved under its key."""
+        key = content_hash([environment.key, model.key])
+        with self._writing():
+            self._keep_environment(environment)
+            self._db.execute("DELETE FROM model_configuration WHERE key = ?", [key])
+            self._db.execute(
+                """
+                INSERT INTO model_configuration VALUES (
+                    :key, :name, :model, :environment, :architecture,
+                    :max_num_tokens, :max_num_seqs, :max_model_len, :saved_at
+                )
+                """,
+                {
+                    "key": key,
+                    "name": model.name,
+                    "model": model.key,
+                    "environment": environment.key,
+                    "architecture": model.architecture,
+                    "saved_at": _now(),
+                    **dataclasses.asdict(model.limits),
+                },
+            )
+            for position, operation in enumerate(model.operations):
+                self._keep_signature(operation.signature)
+                self._db.execute(
+                    "INSERT INTO model_operation VALUES (?, ?, ?, ?, ?, ?)",
+                    [
+                        key,
+                        position,
+                        operation.signature.key,
+                        operation.multiplicity,
+                        json.dumps(operation.layers),
+                        json.dumps(operation.origins),
+                    ],
+                )
+
+    def load_model(self, key: str, environment: Environment) -> ServedModel | None:
+        """The model saved under its key in the environment, or None."""
+        return next(iter(self._models(environment.key, key)), None)
+
+    def models(self, environment: Environment | None = None) -> list[ServedModel]:
+        """The models saved in an environment, or in each one in turn when it is None; the latest first."""
+        return self._models(None if environment is None else environment.key)
+
+    def save_regressor(
+        self, signature_key: str, environment: Environment, document: dict[str, Any], *, error: float
+    ) -> None:
+        """Keeps the regressor of a recorded signature, in place of an earlier one.
+
+        Args:
+            signature_key: of a signature that was recorded before.
+            environment: whose latencies it was fitted to.
+            document: its parameters, as JSON.
+            error: relative error of its predictions, 0.1 for 10 %.
+        """
+        text = json.dumps(document, allow_nan=False)
+        with self._writing():
+            self._keep_environment(environment)
+            self._db.execute(
+                """
+                INSERT INTO regressor VALUES (?, ?, ?, ?, ?)
+                ON CONFLICT DO UPDATE SET
+                    error = excluded.error, document = excluded.document, fitted_at = excluded.fitted_at
+                """,
+                [environment.key, signature_key, error, text, _now()],
+            )
+
+    def load_regressors(self, environment: Environment) -> dict[str, dict[str, Any]]:
+        """Parameters of the regressors that were fitted in the environment, by signature key."""
+        rows = self._rows("SELECT signature, document FROM regressor WHERE environment = ?", [environment.key])
+        return {row["signature"]: json.loads(row["document"]) for row in rows}
+
+    def _rows(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        with _explained(self._path, "read"):
+            return list(self._db.query(sql, parameters))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _explained(self._path, "write to"), _transaction(self._db):
+            yield
+
+    def _keep_environment(self, environment: Environment) -> None:
+        self._db.execute(
+            """
+            INSERT INTO environment VALUES (
+                :key, :name, :device, :device_count, :driver, :engine, :engine_version, :torch_version,
+                :clock, :cache_mode, :execution
+            )
+            ON CONFLICT DO NOTHING
+            """,
+            dataclasses.asdict(environment) | {"key": environment.key, "name": str(environment)},
+        )
+
+    def _keep_signature(self, signature: Signature) -> None:
+        self._db.execute(
+            "INSERT INTO signature VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                signature.key,
+                signature.label,
+                signature.kind.value,
+                signature.name,
+                signature.swept,
+                json.dumps(signature.to_json()),
+            ],
+        )
+
+    def _keep_sweep_point(self, point: SweepPoint) -> str:
+        key = content_hash(str(point))
+        sizes = point.batch or point
+        self._db.execute(
+            "INSERT INTO sweep_point VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [key, str(point), sizes.num_tokens, sizes.num_reqs],
+        )
+        return key
+
+    def _by_point(self, environment: Environment, value_of: Callable[[Row], T]) -> dict[str, dict[SweepPoint, T]]:
+        rows = self._rows(
+            """
+            SELECT measurement.*, sweep_point.name AS point
+            FROM measurement JOIN sweep_point ON sweep_point.key = measurement.sweep_point
+            WHERE measurement.environment = ?
+            """,
+            [environment.key],
+        )
+        points = {text: SweepPoint.parse(text) for text in {row["point"] for row in rows}}
+        by_point: dict[str, dict[SweepPoint, T]] = {}
+        for row in rows:
+            by_point.setdefault(row["signature"], {})[points[row["point"]]] = value_of(row)
+        return by_point
+
+    def _models(self, environment: str | None, model: str | None = None) -> list[ServedModel]:
+        asked = {"environment": environment, "model": model}
+        operations: dict[str, list[ModelOperation]] = {}
+        with _explained(self._path, "read"), _transaction(self._db, "DEFERRED"):
+            configurations = self._rows(
+                """
+                SELECT * FROM model_configuration
+                WHERE environment = coalesce(:environment, environment) AND model = coalesce(:model, model)
+                ORDER BY saved_at DESC, rowid DESC
+                """,
+                asked,
+            )
+            rows = self._rows(
+                """
+                SELECT model_operation.*, signature.document
+                FROM model_configuration
+                JOIN model_operation ON model_operation.model_configuration = model_configuration.key
+                JOIN signature ON signature.key = model_operation.signature
+                WHERE environment = coalesce(:environment, environment) AND model = coalesce(:model, model)
+                ORDER BY position
+                """,
+                asked,
+            )
+        for row in rows:
+            operations.setdefault(row["model_configuration"], []).append(self._operation(row))
+        return [_model(row, tuple(operations.get(row["key"], ()))) for row in configurations]
+
+    def _operation(self, row: Row) -> ModelOperation:
+        return ModelOperation(
+            signature=self._signature(row["document"]),
+            multiplicity=row["multiplicity"],
+            layers=tuple(json.loads(row["layers"])),
+            origins=tuple((role, dtype, tuple(shape)) for role, dtype, shape in json.loads(row["origins"])),
+        )
+
+    def _signature(self, document: str) -> Signature:
+        try:
+            return Signature.from_json(json.loads(document))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatabaseError(
+                f"latency DB {self._path} holds a signature that this version of pytest-dooly cannot read ({error}): "
+                f"{document}; upgrade pytest-dooly, or name another file"
+            ) from error
+
+
+def _outcome(row: Row) -> Measurement | Failure:
+    if row["reason"] is not None:
+        return Failure(row["reason"])
+    return Measurement(**{field.name: row[field.name] for field in dataclasses.fields(Measurement)})
+
+
+def _model(row: Row, operations: tuple[ModelOperation, ...]) -> ServedModel:
+    return ServedModel(
+        key=row["model"],
+        name=row["name"],
+        architecture=row["architecture"],
+        limits=Limits(**{field.name: row[field.name] for field in dataclasses.fields(Limits)}),
+        operations=operations,
+    )
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether there is a latency DB at `path`, by the first bytes alone; False for nothing or an empty file.
+
+    Raises:
+        DatabaseError: there is something else.
+    """
+    try:
+        with path.open("r+b") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return False
+    if header and not header.startswith(_MAGIC):
+        raise DatabaseError(f"{path} is no latency DB, nor any other SQLite file: name another file")
+    if 0 < len(header) < _HEADER_BYTES:
+        raise DatabaseError(f"{path} is damaged, only {len(header)} bytes are left of it: name another file")
+    if header and int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise DatabaseError(f"{path} is an SQLite file of another program, no latency DB: name another file")
+    return bool(header)
+
+
+def _check_content(path: Path) -> None:
+    """Checks the schema's version and every page, without a change to the file.
+
+    Raises:
+        DatabaseError: a page is damaged, or the schema is of a newer version.
+    """
+    # A write-ahead log that a killed process left is merged into the file by whoever may write: look only. Where there
+    # is none, only a connection that may write tidies up behind itself.
+    left_behind = path.with_name(f"{path.name}-wal").exists()
+    known = {migration.name for migration in MIGRATIONS.pending(Database(memory=True))}
+    with closing(_connect(path, "ro" if left_behind else "rw")) as db:
+        newer = sorted({migration.name for migration in MIGRATIONS.applied(db)} - known)
+        if newer:
+            raise DatabaseError(
+                f"latency DB {path} was written by a newer version of pytest-dooly (it has {', '.join(newer)}): "
+                "upgrade pytest-dooly, or name another file"
+            )
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise DatabaseError(f"latency DB {path} is damaged ({damage}): restore a copy, or name another file")
+
+
+def _connect(path: Path, mode: str) -> Database:
+    """A connection; `mode` is SQLite's: `ro`, `rw`, or `rwc` to create the file."""
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    return Database(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S), execute_plugins=False)
+
+
+def _prepare(db: Database) -> None:
+    """Brings the schema up to date and sets what SQLite forgets between connections."""
+    if MIGRATIONS.pending(db):
+        with _transaction(db):
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            MIGRATIONS.apply(db)
+    # Only now: write-ahead mode makes a file of its own accord, which a kill would leave without our mark.
+    db.enable_wal()
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA foreign_keys = ON")
+
+
+@contextmanager
+def _transaction(db: Database, mode: str = "IMMEDIATE") -> Iterator[None]:
+    """One transaction; IMMEDIATE waits for other writers at its start, where waiting is still possible."""
+    db.execute(f"BEGIN {mode}")
+    try:
+        yield
+        db.commit()
+    finally:
+        db.rollback()
+
+
+@contextmanager
+def _explained(path: Path, doing: str) -> Iterator[None]:
+    """Turns errors of SQLite and of the file system into a DatabaseError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise DatabaseError(
+            f"cannot {doing} latency DB {path}: {error.strerror or error}; name a file that can be read and written"
+        ) from error
+    except sqlite3.Error as error:
+        remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "if this stays, name another file")
+        raise DatabaseError(f"cannot {doing} latency DB {path}: {error}; {remedy}") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,127 @@
+"""Versions of the latency DB's schema, in order; a published one is never edited.
+
+Keys are content hashes: equal things have equal keys in every latency DB. A `name` is for people, never looked up.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS"]
+
+APPLICATION_ID = int.from_bytes(b"DOOL", "big")
+"""Marks an SQLite file as a latency DB, in its header."""
+
+MIGRATIONS = Migrations("pytest-dooly")
+
+
+@MIGRATIONS()
+def m001_latencies(db: Database) -> None:
+    """Environments, signatures, sweep points and their measurements."""
+    db.executescript(
+        """
+        CREATE TABLE environment (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            device TEXT NOT NULL,
+            device_count INTEGER NOT NULL,
+            driver TEXT NOT NULL,
+            engine TEXT NOT NULL,
+            engine_version TEXT NOT NULL,
+            torch_version TEXT NOT NULL,
+            clock TEXT NOT NULL,
+            cache_mode TEXT NOT NULL,
+            execution TEXT NOT NULL
+        );
+        CREATE TABLE signature (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            kernel TEXT NOT NULL,
+            swept TEXT NOT NULL,
+            document TEXT NOT NULL
+        );
+        CREATE TABLE sweep_point (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            num_tokens INTEGER,
+            num_reqs INTEGER
+        );
+        CREATE TABLE measurement (
+            environment TEXT NOT NULL REFERENCES environment (key),
+            signature TEXT NOT NULL REFERENCES signature (key),
+            sweep_point TEXT NOT NULL REFERENCES sweep_point (key),
+            rounds INTEGER,
+            min_s REAL,
+            median_s REAL,
+            mean_s REAL,
+            iqr_s REAL,
+            reason TEXT,
+            spent_s REAL NOT NULL,
+            measured_at TEXT NOT NULL,
+            PRIMARY KEY (environment, signature, sweep_point),
+            CONSTRAINT latencies_or_reason CHECK (
+                CASE WHEN reason IS NULL
+                THEN rounds + min_s + median_s + mean_s + iqr_s IS NOT NULL
+                ELSE coalesce(rounds, min_s, median_s, mean_s, iqr_s) IS NULL
+                END
+            )
+        ) WITHOUT ROWID;
+        CREATE VIEW latency AS
+            SELECT
+                signature.kind, signature.name AS signature, sweep_point.name AS sweep_point,
+                sweep_point.num_tokens, sweep_point.num_reqs,
+                measurement.median_s, measurement.min_s, measurement.mean_s, measurement.iqr_s, measurement.rounds,
+                measurement.reason, environment.name AS environment, measurement.measured_at
+            FROM measurement
+            JOIN environment ON environment.key = measurement.environment
+            JOIN signature ON signature.key = measurement.signature
+            JOIN sweep_point ON sweep_point.key = measurement.sweep_point;
+        """
+    )
+
+
+@MIGRATIONS()
+def m002_models(db: Database) -> None:
+    """Models as they are served, with the origins of their dimensions for people."""
+    db.executescript(
+        """
+        CREATE TABLE model_configuration (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            model TEXT NOT NULL,
+            environment TEXT NOT NULL REFERENCES environment (key),
+            architecture TEXT NOT NULL,
+            max_num_tokens INTEGER NOT NULL,
+            max_num_seqs INTEGER NOT NULL,
+            max_model_len INTEGER NOT NULL,
+            saved_at TEXT NOT NULL
+        );
+        CREATE TABLE model_operation (
+            model_configuration TEXT NOT NULL REFERENCES model_configuration (key) ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            signature TEXT NOT NULL REFERENCES signature (key),
+            multiplicity INTEGER NOT NULL,
+            layers TEXT NOT NULL,
+            origins TEXT NOT NULL,
+            PRIMARY KEY (model_configuration, position)
+        ) WITHOUT ROWID;
+        """
+    )
+
+
+@MIGRATIONS()
+def m003_regressors(db: Database) -> None:
+    """Fitted regressors, their parameters as JSON."""
+    db.executescript(
+        """
+        CREATE TABLE regressor (
+            environment TEXT NOT NULL REFERENCES environment (key),
+            signature TEXT NOT NULL REFERENCES signature (key),
+            error REAL NOT NULL,
+            document TEXT NOT NULL,
+            fitted_at TEXT NOT NULL,
+            PRIMARY KEY (environment, signature)
+        ) WITHOUT ROWID;
+        """
+    )

@@ -1,0 +1,121 @@
+"""One forward pass -> the operations that it runs, with the origin of every dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.engine.base import Engine, Layer
+from pytest_dooly.errors import TraceError
+from pytest_dooly.forward import ForwardObserver
+from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, check_trace
+from pytest_dooly.origin import OriginsToSymInts, Symbols
+
+__all__ = ["trace"]
+
+# Values that the engine's own branches see: primes that no model has as a size.
+_NUM_TOKENS, _NUM_REQS = 37, 5
+
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+
+
+def trace(
+    engine: Engine, configuration: ModelConfiguration, *, num_tokens: int = _NUM_TOKENS, num_reqs: int = _NUM_REQS
+) -> tuple[Trace, Limits]:
+    """Every operation of one forward pass and the engine's bounds of a batch; needs no weights and no GPU.
+
+    Args:
+        engine: adapter of the serving engine.
+        configuration: what is served.
+        num_tokens: what `num_tokens` counts as wherever the engine decides by it.
+        num_reqs: the same for `num_reqs`.
+
+    Raises:
+        ConfigurationError: the engine refuses the configuration.
+        TraceError: an operation or the architecture cannot be traced; names it.
+    """
+    symbols = Symbols()
+    fake = FakeTensorMode(shape_env=symbols.shape_env, allow_non_fake_inputs=True)
+
+    @contextmanager
+    def building() -> Iterator[None]:
+        with fake, OriginsToSymInts():
+            yield
+
+    with engine.skeleton(configuration, symbols.configuration, building) as skeleton:
+        record = _Record(symbols)
+        observer = ForwardObserver(
+            skeleton.modules(), skeleton.describe, on_layer=record.layer, on_operation=record.operation
+        )
+        tokens, reqs = symbols.request("num_tokens", num_tokens), symbols.request("num_reqs", num_reqs)
+        try:
+            with torch.inference_mode(), building(), observer:
+                skeleton.forward(tokens, reqs)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "no message")
+            raise TraceError(
+                f"cannot trace {skeleton.architecture} of {configuration.name}: {observer.where()} failed with "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        traced = Trace(
+            architecture=skeleton.architecture,
+            symbols=dict(symbols.values),
+            operations=(*record.operations, *skeleton.overheads()),
+            ops_inside=observer.ops_inside,
+            ops_outside=observer.ops_outside,
+        )
+        limits = skeleton.limits
+    check_trace(traced)
+    return traced, limits
+
+
+class _Record:
+    """Turns calls of a forward pass into operations."""
+
+    def __init__(self, symbols: Symbols) -> None:
+        self.operations: list[Operation] = []
+        self._symbols = symbols
+
+    def layer(self, path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:
+        inputs = [
+            self._tensor(name, tensor)
+            for argument, value in arguments.items()
+            if argument not in layer.ignored
+            for name, tensor in _named_tensors(argument, value)
+        ]
+        weights = [
+            self._tensor(name, weight)
+            for value in arguments.values()
+            if isinstance(value, torch.nn.Module)
+            for name, weight in value.named_parameters(recurse=False)
+        ]
+        parameters = [self._tensor(name, weight) for name, weight in layer.parameters.items()]
+        self.operations.append(
+            Operation(layer.kind, layer.name, tuple(inputs), (*weights, *parameters), layer.attributes, path)
+        )
+
+    def operation(self, place: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        leaves = enumerate(tree_leaves((args, kwargs)))
+        inputs = tuple(self._tensor(f"arg{i}", leaf) for i, leaf in leaves if isinstance(leaf, torch.Tensor))
+        name = func._schema.name.replace("::", ".")
+        attributes = (("overload", func._overloadname),)
+        self.operations.append(Operation(OperationKind.OTHER, name, inputs, (), attributes, place))
+
+    def _tensor(self, name: str, tensor: torch.Tensor) -> TensorSpec:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return TensorSpec(name, tuple(map(self._symbols.expression, tensor.shape)), _DTYPES.get(dtype, dtype))
+
+
+def _named_tensors(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _named_tensors(f"{name}{i}", item)
