@@ -11,7 +11,7 @@ from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["Batch", "Limits", "Request", "SweepPoint"]
 
-_GROUP = re.compile(r"(?:(\d+)x)?(\d+)(?:\+(\d+))?")
+_GROUP = re.compile(r"(?:([1-9]\d*)x)?(\d+)(?:\+(\d+))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -69,8 +69,8 @@ class Batch:
             ConfigurationError: the text is not of that form.
         """
         requests: list[Request] = []
-        for group in text.replace(" ", "").split(","):
-            match = _GROUP.fullmatch(group)
+        for group in text.split(","):
+            match = _GROUP.fullmatch(group.strip())
             if match is None:
                 raise ConfigurationError(
                     f"cannot read {group!r} as a batch: write [NUMx]QUERY_LEN[+CONTEXT_LEN], as in 8x1+512,128"

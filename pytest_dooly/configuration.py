@@ -13,36 +13,39 @@ from typing import Any
 from pytest_dooly.environment import content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
 
-__all__ = ["ModelConfiguration", "ServingOptions", "aliases", "resolve"]
+__all__ = ["ModelConfiguration", "ServingOptions", "aliases", "parse_options", "resolve"]
 
 _SHIPPED = Path(__file__).parent / "models"
+
+
+def _option(flag: str, description: str, default: int | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"flag": flag, "help": description})
 
 
 @dataclass(frozen=True)
 class ServingOptions:
     """Options of the engine; None leaves the engine's own default.
 
-    Attributes:
-        device: `cpu` or `cuda`.
-        dtype: of weights and activations (`bfloat16`).
-        attention_backend: the engine's name of the backend (`FLASH_ATTN`).
-        kv_cache_dtype: `auto`, `fp8`, ...
-        block_size: tokens per KV-cache block.
-        tensor_parallel_size: ranks that share each layer.
-        max_num_tokens: most tokens of one step.
-        max_num_seqs: most requests of one step.
-        max_model_len: most tokens of one request.
+    Each is an option of the plugin (`--dooly-FLAG`) and of the CLI (`--FLAG`), with the flag in the field's metadata.
     """
 
-    device: str | None = None
-    dtype: str | None = None
-    attention_backend: str | None = None
-    kv_cache_dtype: str | None = None
-    block_size: int | None = None
-    tensor_parallel_size: int = 1
-    max_num_tokens: int | None = None
-    max_num_seqs: int | None = None
-    max_model_len: int | None = None
+    device: str | None = _option("device", "device to serve on: cpu or cuda")
+    dtype: str | None = _option("dtype", "dtype of weights and activations, as in bfloat16")
+    attention_backend: str | None = _option("attention-backend", "the engine's attention backend, as in FLASH_ATTN")
+    kv_cache_dtype: str | None = _option("kv-cache-dtype", "dtype of the KV cache, as in fp8")
+    block_size: int | None = _option("block-size", "tokens per KV-cache block")
+    tensor_parallel_size: int = _option("tp", "tensor-parallel size: ranks that share each layer", 1)
+    max_num_tokens: int | None = _option("max-num-tokens", "most tokens of one step")
+    max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
+    max_model_len: int | None = _option("max-model-len", "most tokens of one request, prompt and output together")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigurationError(f"{field.metadata['flag']} must be at least 1, got {value}")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,26 @@ class ModelConfiguration:
     @property
     def slug(self) -> str:
         """The name as a part of a file name."""
-        return Path(self.name).name if self.directory else self.name.replace("/", "--")
+        return self.directory.resolve().name if self.directory else self.name.replace("/", "--")
+
+
+def parse_options(texts: Mapping[str, str | None]) -> ServingOptions:
+    """The options given as text by flag; None and a missing flag leave the default.
+
+    Raises:
+        ConfigurationError: a value is no number where one is needed, or out of range.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(ServingOptions):
+        flag = field.metadata["flag"]
+        text = texts.get(flag)
+        if text is None:
+            continue
+        try:
+            values[field.name] = int(text) if "int" in str(field.type) else text
+        except ValueError as error:
+            raise ConfigurationError(f"{flag} must be a whole number, got {text!r}") from error
+    return ServingOptions(**values)
 
 
 def aliases() -> dict[str, Path]:
@@ -90,7 +112,7 @@ def resolve(name: str, options: ServingOptions | None = None) -> ModelConfigurat
     """
     options = options or ServingOptions()
     directory = aliases().get(name)
-    if directory is None and Path(name).is_dir():
+    if directory is None and name and Path(name).is_dir():
         directory = Path(name)
     if directory is None and not _is_hub_id(name):
         raise UnknownModelError(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from collections.abc import Iterator
 
-__all__ = ["HostClock"]
+from pytest_dooly.engine.base import IsolatedCall
+
+__all__ = ["HostClock", "rounds_for"]
+
+_WARM_UP = 3
+_MIN_ROUNDS, _MAX_ROUNDS = 9, 101
+# Beyond this a case's median moves less than the machine's own noise.
+_CASE_S = 0.4
 
 
 class HostClock:
@@ -32,3 +37,18 @@ class HostClock:
         self._depth -= 1
         if self._depth == 0:
             self._stopped_s += time.perf_counter() - self._stopped_at
+
+
+def rounds_for(call: IsolatedCall) -> int:
+    """How many rounds fit into a case's time, after a warm-up that finds out what one takes.
+
+    Args:
+        call: the operation, ready to be timed.
+    """
+    start = time.perf_counter()
+    for _ in range(_WARM_UP):
+        if call.before is not None:
+            call.before()
+        call.run()
+    round_s = (time.perf_counter() - start) / _WARM_UP
+    return max(_MIN_ROUNDS, min(_MAX_ROUNDS, int(_CASE_S / round_s)))

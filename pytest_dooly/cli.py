@@ -1,0 +1,262 @@
+"""`dooly trace | predict | validate | models`: parses, wires and prints; decides nothing.
+
+Exits 0 when it did what was asked, 2 for wrong usage, 1 for the rest. With --json, standard output holds one document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pytest_dooly.batch import Batch
+from pytest_dooly.configuration import ModelConfiguration, ServingOptions, parse_options, resolve
+from pytest_dooly.errors import ConfigurationError, DoolyError, MissingMeasurements, OutOfRangeWarning, UnknownModelError
+
+if TYPE_CHECKING:
+    from pytest_dooly.engine.base import Engine
+    from pytest_dooly.environment import Environment
+    from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.regress import Regressor
+    from pytest_dooly.signature import ServedModel
+
+__all__ = ["main", "parser"]
+
+_OK, _FAILED, _WRONG_USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    trace = _command(commands, "trace", "the operations of a model, with the origin of every dimension")
+    trace.set_defaults(run=_trace)
+
+    predict = _command(commands, "predict", "a step's latency, or TTFT and TPOT of a workload")
+    asked = predict.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
+    asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
+    predict.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
+    predict.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
+    predict.set_defaults(run=_predict)
+
+    validate = _command(commands, "validate", "predictions against the real engine, over a grid of workloads")
+    validate.add_argument("--prompt", type=_positive, nargs="+", default=[32, 128, 512, 1024], help="prompt lengths")
+    validate.add_argument("--batch", type=_positive, nargs="+", default=[1, 4, 8], help="numbers of requests at once")
+    validate.add_argument("--output", type=_positive, nargs="+", default=[16], help="output lengths")
+    validate.add_argument("--repeats", type=_positive, default=5, help="rounds over the grid, after a warm-up (5)")
+    validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
+    validate.set_defaults(run=_validate)
+
+    models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
+    _common(models)
+    models.set_defaults(run=_models)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    arguments = parser().parse_args(argv)
+    with _clean_stdout() as out:
+        try:
+            document, lines = arguments.run(arguments)
+        except (UnknownModelError, ConfigurationError) as error:
+            return _complain(error, _WRONG_USAGE)
+        except DoolyError as error:
+            return _complain(error, _FAILED)
+        except KeyboardInterrupt:
+            return _complain("interrupted", _FAILED)
+        text = json.dumps(document, indent=2) if arguments.json else "\n".join(lines)
+        out.write(text + "\n")
+    return int(document.get("status", _OK)) if isinstance(document, dict) else _OK
+
+
+def _trace(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.report import format_operations
+
+    with _opened(arguments) as (engine, configuration, db):
+        model, _ = _served(engine, configuration, db)
+    operations = [
+        {
+            "label": operation.signature.label,
+            "multiplicity": operation.multiplicity,
+            "signature": operation.signature.to_json(),
+            "origins": [{"tensor": r, "dtype": d, "shape": list(shape)} for r, d, shape in operation.origins],
+            "layers": list(operation.layers),
+        }
+        for operation in model.operations
+    ]
+    document = {"model": model.name, "architecture": model.architecture, "limits": dataclasses.asdict(model.limits)}
+    return {**document, "operations": operations}, [format_operations(model)]
+
+
+def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.predict import Workload, predict_step, predict_workload
+    from pytest_dooly.report import format_step
+    from pytest_dooly.terminal import workload_line
+
+    with _opened(arguments) as (engine, configuration, db):
+        model, environment = _served(engine, configuration, db)
+        regressors = _regressors(model, db, environment)
+    lines: list[str]
+    if arguments.batch is not None:
+        step = predict_step(model, regressors, arguments.batch)
+        _warn(step.out_of_range)
+        operations = [dataclasses.asdict(operation) for operation in step.operations]
+        document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
+        return {**document, "out_of_range": step.out_of_range}, [format_step(step)]
+    prediction = predict_workload(model, regressors, Workload(arguments.prompt, arguments.output, arguments.concurrency))
+    _warn(prediction.out_of_range)
+    lines = [workload_line(prediction)]
+    return dataclasses.asdict(prediction), lines
+
+
+def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.profiling import model_report
+    from pytest_dooly.report import format_validation, write_report
+    from pytest_dooly.validate import grid, validate
+
+    if arguments.repeats < 2:
+        raise ConfigurationError(f"--repeats must be at least 2 to show the noise floor, got {arguments.repeats}")
+    with _opened(arguments) as (engine, configuration, db):
+        model, environment = _served(engine, configuration, db)
+        regressors = _regressors(model, db, environment)
+        workloads = grid(model.limits, arguments.prompt, arguments.batch, arguments.output)
+        if not workloads:
+            raise ConfigurationError(f"no workload of that grid fits {model.limits}")
+        _progress(f"starting {engine.name} {engine.version} for {len(workloads)} workloads")
+        session = engine.open(configuration, kv_tokens=max(w.concurrency * (w.prompt_len + w.output_len) for w in workloads))
+        try:
+            validation = validate(
+                session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress
+            )
+        finally:
+            session.close()
+        report = model_report(model, db, environment, regressors, validation=validation)
+        path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
+    passed = validation.passes()
+    document = {
+        "model": model.name,
+        "rows": [dataclasses.asdict(row) for row in validation.rows],
+        "passed": passed,
+        "report": str(path),
+        "status": _OK if passed else _FAILED,
+    }
+    return document, [format_validation(validation), f"report: {path}"]
+
+
+def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.configuration import aliases
+    from pytest_dooly.terminal import model_lines
+
+    return {"shipped": list(aliases())}, model_lines()
+
+
+def _served(engine: Engine, configuration: ModelConfiguration, db: LatencyDB) -> tuple[ServedModel, Environment]:
+    from pytest_dooly.profiling import serve
+
+    environment = engine.environment(configuration)
+    return serve(engine, configuration, db, environment), environment
+
+
+def _regressors(model: ServedModel, db: LatencyDB, environment: Environment) -> dict[str, Regressor]:
+    from pytest_dooly.regress import Regressor
+
+    documents = db.load_regressors(environment)
+    missing = [o.signature.label for o in model.operations if o.signature.key not in documents]
+    if missing:
+        raise MissingMeasurements(
+            f"{model.name} has no regressor for {', '.join(missing)} on {environment}: "
+            f"run pytest --dooly-model={model.name} with the same options first"
+        )
+    return {key: Regressor.from_json(document) for key, document in documents.items()}
+
+
+@contextlib.contextmanager
+def _opened(arguments: argparse.Namespace) -> Iterator[tuple[Engine, ModelConfiguration, LatencyDB]]:
+    from pytest_dooly.engine import load_engine
+    from pytest_dooly.latency_db import LatencyDB
+
+    options = parse_options({field.metadata["flag"]: getattr(arguments, field.name) for field in _fields()})
+    configuration = resolve(arguments.model, options)
+    engine = load_engine(arguments.engine)
+    with LatencyDB.open(Path(arguments.db)) as db:
+        yield engine, configuration, db
+
+
+def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+    command.add_argument("model", help="an alias, a directory with config.json or a hub id")
+    _common(command)
+    command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
+    for field in _fields():
+        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, help=field.metadata["help"])
+    return command
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--db", default=".dooly/latency.db", metavar="FILE", help="latency DB (.dooly/latency.db)")
+    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def _fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(ServingOptions)
+
+
+def _batch(text: str) -> Batch:
+    try:
+        return Batch.parse(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+@contextlib.contextmanager
+def _clean_stdout() -> Iterator[TextIO]:
+    """Standard output for our own lines; what an engine writes there goes to standard error."""
+    try:
+        kept = os.dup(sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # captured: there is no file to redirect
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        with os.fdopen(os.dup(kept), "w") as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, sys.stdout.fileno())
+        os.close(kept)
+
+
+def _progress(line: str) -> None:
+    sys.stderr.write(f"dooly: {line}\n")
+
+
+def _warn(out_of_range: Sequence[str]) -> None:
+    for line in out_of_range:
+        sys.stderr.write(f"{OutOfRangeWarning.__name__}: {line}\n")
+
+
+def _complain(error: object, status: int) -> int:
+    sys.stderr.write(f"dooly: {error}\n")
+    return status
+
+
+if __name__ == "__main__":
+
+    sys.exit(main())

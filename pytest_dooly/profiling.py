@@ -1,0 +1,287 @@
+"""A profiling run: models -> plan -> timed cases -> latency DB -> regressors. Called by the plugin and the CLI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pytest_dooly.batch import Batch, Limits
+from pytest_dooly.environment import Environment, content_hash
+from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.plan import Case, Plan, make_plan
+from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
+from pytest_dooly.regress import Regressor, fit
+from pytest_dooly.report import ModelReport, OperationReport, write_report
+from pytest_dooly.signature import ServedModel, model_operations
+from pytest_dooly.sweep import kv_tokens
+
+if TYPE_CHECKING:
+    from pytest_dooly.configuration import ModelConfiguration
+    from pytest_dooly.engine.base import Engine, Session
+    from pytest_dooly.validation import Validation
+
+__all__ = [
+    "Profiling",
+    "Rounds",
+    "Summary",
+    "fit_regressors",
+    "model_report",
+    "serve",
+    "standard_batches",
+    "standard_workloads",
+]
+
+_TRACE_FORMAT = 1
+"""Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
+
+
+class Rounds(Protocol):
+    """Runs a function for several rounds and returns the seconds of each; pytest-benchmark's fixture, adapted."""
+
+    def __call__(self, run: Callable[[], object], before: Callable[[], None] | None, rounds: int, /) -> Sequence[float]:
+        """Seconds of every round; empty where timing is disabled."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a profiling run has come to.
+
+    Attributes:
+        plan: the cases as they were planned.
+        timed: number of cases measured.
+        failed: number of cases that failed.
+        spent_s: seconds spent on timing.
+        regressors: by signature key.
+        lacking: one line for each operation with too few measurements to fit.
+        workloads: predictions of the standard workloads by model name.
+        reports: path of every report written.
+    """
+
+    plan: Plan
+    timed: int
+    failed: int
+    spent_s: float
+    regressors: Mapping[str, Regressor]
+    lacking: Sequence[str]
+    workloads: Mapping[str, Sequence[WorkloadPrediction]]
+    reports: Sequence[Path]
+
+
+def serve(
+    engine: Engine, configuration: ModelConfiguration, db: LatencyDB, environment: Environment, *, refresh: bool = False
+) -> ServedModel:
+    """The configuration's operations: from the latency DB where this version traced it before, else from a trace.
+
+    Raises:
+        ConfigurationError: the engine refuses the configuration.
+        TraceError: an operation or the architecture cannot be traced.
+    """
+    key = content_hash([configuration.key, environment.engine, environment.engine_version, _TRACE_FORMAT])
+    known = None if refresh else db.load_model(key, environment)
+    if known is not None:
+        return known
+    from pytest_dooly.trace import trace
+
+    traced, limits = trace(engine, configuration)
+    model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
+    db.save_model(model, environment)
+    return model
+
+
+class Profiling:
+    """Times what the latency DB lacks; every case is committed as it ends.
+
+    Attributes:
+        plan: the cases.
+        db: where measurements are and go to.
+    """
+
+    def __init__(
+        self, engine: Engine, configurations: Sequence[ModelConfiguration], db: LatencyDB, *, refresh: bool = False
+    ) -> None:
+        """Traces the models and plans the cases.
+
+        Args:
+            engine: adapter of the serving engine.
+            configurations: what to profile.
+            db: where measurements are and go to.
+            refresh: time every case again.
+        """
+        from pytest_dooly.measure import HostClock
+
+        self.db = db
+        self._engine = engine
+        self._clock = HostClock()
+        self._session: tuple[str, Session] | None = None
+        self._spent_s = 0.0
+        self._timed = self._failed = 0
+        environment = engine.environment(configurations[0])
+        models = [serve(engine, configuration, db, environment) for configuration in configurations]
+        self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
+        self.plan = make_plan(models, environment, db, refresh=refresh)
+
+    @property
+    def timer(self) -> Callable[[], float]:
+        """Reads the device's clock, in seconds."""
+        return self._clock.now
+
+    def time(self, case: Case, rounds: Rounds) -> Failure | None:
+        """Times a case and commits its outcome, unless the rounds were disabled.
+
+        Returns:
+            why the case could not be timed; a failing operation is stored as such, only an interrupt passes through.
+        """
+        start = time.perf_counter()
+        outcome: Measurement | Failure
+        try:
+            samples_s = self._samples(case, rounds)
+            if not samples_s:
+                return None
+            outcome = Measurement.of(samples_s)
+        except Exception as error:  # noqa: BLE001 - whatever an operation raises is its outcome
+            outcome = Failure(_reason(error))
+        spent_s = time.perf_counter() - start
+        self.db.record(case.operation.signature, self.plan.environment, case.point, outcome, spent_s=spent_s)
+        self._spent_s += spent_s
+        if isinstance(outcome, Failure):
+            self._failed += 1
+            return outcome
+        self._timed += 1
+        return None
+
+    def summarise(self, reports: Path) -> Summary:
+        """Fits the regressors, predicts the standard workloads and writes one report a model under `reports`."""
+        environment = self.plan.environment
+        regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
+        workloads, paths = {}, []
+        for model in self.plan.models:
+            report = model_report(model, self.db, environment, regressors, plan=self.plan, spent_s=self._spent_s)
+            workloads[model.name] = report.workloads
+            paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
+        return Summary(self.plan, self._timed, self._failed, self._spent_s, regressors, lacking, workloads, paths)
+
+    def close(self) -> None:
+        """Ends the engine's session."""
+        if self._session is not None:
+            _, session = self._session
+            self._session = None
+            session.close()
+
+    def _samples(self, case: Case, rounds: Rounds) -> Sequence[float]:
+        from pytest_dooly.measure import rounds_for
+
+        with self._session_for(case.model).isolate(case.operation, case.point, self._clock) as call:
+            return rounds(call.run, call.before, rounds_for(call))
+
+    def _session_for(self, model: ServedModel) -> Session:
+        if self._session is None or self._session[0] != model.key:
+            self.close()
+            operations = list(dict.fromkeys(case.operation for case in self.plan.new if case.model.key == model.key))
+            session = self._engine.open(
+                self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)
+            )
+            self._session = model.key, session
+        return self._session[1]
+
+
+def fit_regressors(
+    models: Sequence[ServedModel], db: LatencyDB, environment: Environment
+) -> tuple[Mapping[str, Regressor], Sequence[str]]:
+    """One regressor an operation, stored in the latency DB.
+
+    Returns:
+        regressors by signature key, and one line for each operation that has too few measurements.
+    """
+    outcomes = db.outcomes(environment)
+    regressors: dict[str, Regressor] = {}
+    lacking: list[str] = []
+    for signature in {operation.signature for model in models for operation in model.operations}:
+        measured = {
+            point: outcome
+            for point, outcome in outcomes.get(signature.key, {}).items()
+            if isinstance(outcome, Measurement)
+        }
+        try:
+            regressor = fit(signature, measured)
+        except MissingMeasurements as error:
+            lacking.append(str(error))
+            continue
+        regressors[signature.key] = regressor
+        db.save_regressor(signature.key, environment, regressor.to_json(), error=regressor.error)
+    return regressors, sorted(lacking)
+
+
+def model_report(
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    regressors: Mapping[str, Regressor],
+    *,
+    plan: Plan | None = None,
+    spent_s: float = 0.0,
+    validation: Validation | None = None,
+) -> ModelReport:
+    """Everything that a report shows of a model, as far as the latency DB has it.
+
+    Args:
+        model: what is served.
+        db: where measurements are.
+        environment: what they are true for.
+        regressors: by signature key.
+        plan: of the run that is reported; None where nothing was timed.
+        spent_s: seconds that the run spent on timing.
+        validation: of the predictions against the engine.
+    """
+    outcomes = db.outcomes(environment)
+    cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
+    operations = []
+    for operation in model.operations:
+        known = outcomes.get(operation.signature.key, {})
+        mine = [case for case in cases if case.operation.signature == operation.signature]
+        operations.append(
+            OperationReport(
+                operation=operation,
+                points=tuple((point, outcome) for point, outcome in known.items() if isinstance(outcome, Measurement)),
+                failures=tuple((point, outcome) for point, outcome in known.items() if isinstance(outcome, Failure)),
+                regressor=regressors.get(operation.signature.key),
+                reused=sum(case.reused for case in mine),
+                new=sum(not case.reused for case in mine),
+            )
+        )
+    predictable = all(operation.signature.key in regressors for operation in model.operations)
+    steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
+    return ModelReport(
+        model=model,
+        environment=environment,
+        operations=tuple(operations),
+        steps=tuple(predict_step(model, regressors, batch) for batch in steps) if predictable else (),
+        workloads=tuple(predict_workload(model, regressors, workload) for workload in workloads) if predictable else (),
+        validation=validation,
+        spent_s=spent_s,
+        saved_s=sum(case.spent_s for case in cases if case.reused),
+    )
+
+
+def standard_workloads(limits: Limits) -> tuple[Workload, ...]:
+    """One request and eight at once, of 512 prompt and 64 output tokens as far as the limits allow."""
+    output_len = max(2, min(64, limits.max_model_len // 4))
+    prompt_len = min(512, limits.max_model_len - output_len)
+    return tuple(Workload(prompt_len, output_len, num) for num in sorted({1, min(8, limits.max_num_seqs)}))
+
+
+def standard_batches(limits: Limits) -> tuple[Batch, ...]:
+    """A prefill, a decode and a mixed step."""
+    prompt_len = min(512, limits.max_num_tokens // 2, limits.max_model_len // 2)
+    num = min(8, limits.max_num_seqs - 1)
+    decodes = [(1, prompt_len)] * max(1, num)
+    return Batch.uniform(1, prompt_len), Batch.of(decodes), Batch.of([*decodes, (prompt_len // 2, 0)])
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

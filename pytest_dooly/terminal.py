@@ -1,0 +1,125 @@
+"""What the plugin and the CLI say in a terminal: lines of text, at most 100 columns where the content allows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_dooly.configuration import aliases, resolve
+from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.plan import Case, Plan
+from pytest_dooly.predict import WorkloadPrediction
+from pytest_dooly.profiling import Summary
+from pytest_dooly.report import format_latency
+
+__all__ = ["header_lines", "model_lines", "plan_lines", "skip_reason", "summary_lines", "workload_line"]
+
+
+def model_lines() -> list[str]:
+    """One line for each shipped model."""
+    lines = []
+    for alias in aliases():
+        document = resolve(alias).document
+        lines.append(
+            f"{alias:20} {document['architectures'][0]:28} hidden {document['hidden_size']:>5}, "
+            f"{document['num_hidden_layers']:>3} layers, vocabulary {document['vocab_size']:>6}"
+        )
+    return lines
+
+
+def header_lines(plan: Plan, db: Path) -> list[str]:
+    """Model, environment, latency DB and how many cases are new."""
+    return [
+        *(
+            f"dooly: {model.name} ({model.architecture}), {len(model.operations)} operations"
+            for model in plan.models
+        ),
+        f"dooly: on {plan.environment}",
+        f"dooly: {db}: {counts(plan)}",
+    ]
+
+
+def counts(plan: Plan) -> str:
+    """How many cases are to be timed, about how long that takes, and how many are reused."""
+    about = f" (about {_duration(plan.estimate_s)})" if plan.new else ""
+    return f"{len(plan.new)} to time{about}, {len(plan.reused)} reused"
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What is missing, operation by operation, and about how long it would take."""
+    lines = [*(f"{model.name} ({model.architecture})" for model in plan.models), f"on {plan.environment}", ""]
+    lines.append(f"{'operation':44} {'swept over':12} {'new':>5} {'reused':>7} {'failed':>7} {'about':>8}")
+    for operation in dict.fromkeys(case.operation for case in plan.cases):
+        cases = [case for case in plan.cases if case.operation == operation]
+        new = [case for case in cases if not case.reused]
+        failed = sum(isinstance(case.outcome, Failure) for case in new)
+        about = _duration(sum(case.spent_s for case in new)) if new else "-"
+        label = operation.signature.label
+        lines.append(
+            f"{label:44} {operation.signature.swept:12} {len(new):5} {len(cases) - len(new):7} {failed:7} {about:>8}"
+        )
+    return [*lines, "", counts(plan)]
+
+
+def skip_reason(case: Case, db: str) -> str:
+    """Why a case is not timed; empty where it is."""
+    if not isinstance(case.outcome, Measurement) or not case.reused:
+        return ""
+    return f"measured: {format_latency(case.outcome.median_s)} in {db}; --dooly-refresh times it again"
+
+
+def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
+    """What a profiling run has come to."""
+    plan = summary.plan
+    signatures = {operation.signature for model in plan.models for operation in model.operations}
+    failed = f", {summary.failed} failed" if summary.failed else ""
+    lines = [
+        f"{len(signatures)} operations, {len(plan.cases)} cases: {summary.timed} timed in {_duration(summary.spent_s)}"
+        f"{failed}, {len(plan.reused)} reused, which saved {_duration(plan.saved_s)}"
+    ]
+    if summary.regressors:
+        errors = [regressor.error for regressor in summary.regressors.values()]
+        lines.append(
+            f"{len(summary.regressors)} regressors, held-out error: median {statistics.median(errors):.1%}, "
+            f"worst {max(errors):.1%}"
+        )
+    if verbosity >= 0:
+        lines += [f"  {line}" for line in _regressor_lines(summary)]
+    lines += summary.lacking
+    for name, predictions in summary.workloads.items():
+        lines += [f"{name}: {workload_line(prediction)}" for prediction in predictions]
+    return [*lines, *(f"report: {path}" for path in summary.reports)]
+
+
+def workload_line(prediction: WorkloadPrediction) -> str:
+    """TTFT and TPOT of a workload."""
+    workload = prediction.workload
+    tpot = "" if prediction.tpot_s is None else f", TPOT {format_latency(prediction.tpot_s)}"
+    return (
+        f"prompt {workload.prompt_len}, output {workload.output_len}, {workload.concurrency} at once: "
+        f"TTFT {format_latency(prediction.ttft_s)}{tpot}"
+    )
+
+
+def _regressor_lines(summary: Summary) -> Sequence[str]:
+    labels = {
+        operation.signature.key: operation.signature.label
+        for model in summary.plan.models
+        for operation in model.operations
+    }
+    rows = sorted((labels[key], regressor) for key, regressor in summary.regressors.items())
+    lines = []
+    for label, regressor in rows:
+        others = sorted(error for name, error in regressor.candidates if name != regressor.method)
+        runner_up = f", next best {others[0]:.1%}" if others else ""
+        lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {regressor.error:.1%}{runner_up}")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
