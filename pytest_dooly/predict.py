@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
 
-from pytest_dooly.batch import Batch
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.batch import Batch, Limits, SweepPoint
+from pytest_dooly.environment import Environment
+from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.regress import Regressor
+from pytest_dooly.signature import ModelOperation, ServedModel, SweptSymbol
 
-__all__ = ["OperationLatency", "StepPrediction", "Workload", "WorkloadPrediction"]
+__all__ = [
+    "OperationLatency",
+    "ScheduledStep",
+    "StepPrediction",
+    "Workload",
+    "WorkloadPrediction",
+    "predict",
+    "predict_step",
+    "predict_workload",
+    "regressors_of",
+    "schedule",
+]
+
+ADMISSION = "admission"
+"""Name of the overhead that a request costs once, before its first step."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,25 @@ class Workload:
     output_len: int
     concurrency: int
 
+    def __post_init__(self) -> None:
+        if min(self.prompt_len, self.output_len, self.concurrency) < 1:
+            raise ConfigurationError(f"prompt_len, output_len and concurrency must be at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class ScheduledStep:
+    """One step of the virtual scheduler.
+
+    Attributes:
+        batch: what the step works on.
+        first: number of the requests (0 is the first to arrive) that get their first token at its end.
+        last: number of the requests that get their last token at its end.
+    """
+
+    batch: Batch
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class WorkloadPrediction:
@@ -79,3 +124,216 @@ class WorkloadPrediction:
     tpot_s: float | None
     num_steps: int
     out_of_range: tuple[str, ...] = ()
+
+
+def predict_step(model: ServedModel, regressors: Mapping[str, Regressor], batch: Batch) -> StepPrediction:
+    """Latency of one engine step, operation by operation.
+
+    Args:
+        model: what is served.
+        regressors: by signature key.
+        batch: what the step works on.
+
+    Raises:
+        MissingMeasurements: an operation has no regressor; names all of them.
+    """
+    operations = _step_operations(model)
+    _check(model, operations, regressors)
+    latencies, out_of_range = [], []
+    for operation in operations:
+        regressor, point = regressors[operation.signature.key], _point(operation.signature.swept, batch)
+        latency_s = operation.multiplicity * float(regressor.predict_s([point])[0])
+        signature = operation.signature
+        latencies.append(OperationLatency(signature.label, signature.kind, operation.multiplicity, latency_s))
+        line = regressor.out_of_range(point)
+        if line is not None:
+            out_of_range.append(f"{signature.label}: {line}")
+    return StepPrediction(batch, tuple(latencies), tuple(out_of_range))
+
+
+def schedule(workload: Workload, limits: Limits) -> Iterator[ScheduledStep]:
+    """The steps that vLLM's V1 scheduler makes of a workload.
+
+    Each step first gives every running request what it lacks, a decode one token and a begun prompt its next chunk,
+    then admits waiting requests in the order of arrival, while max_num_tokens and max_num_seqs allow.
+
+    Raises:
+        ConfigurationError: a request would be longer than max_model_len.
+    """
+    if workload.prompt_len + workload.output_len > limits.max_model_len:
+        raise ConfigurationError(
+            f"prompt and output of {workload.prompt_len} + {workload.output_len} tokens exceed "
+            f"max_model_len {limits.max_model_len}"
+        )
+    waiting, running = list(range(workload.concurrency)), list[int]()
+    computed = [0] * workload.concurrency
+    while waiting or running:
+        budget, parts, first, last = limits.max_num_tokens, list[tuple[int, int]](), list[int](), list[int]()
+        candidates = [*running, *waiting[: limits.max_num_seqs - len(running)]]
+        for request in candidates:
+            query_len = min(budget, max(1, workload.prompt_len - computed[request]))
+            if query_len == 0:
+                break
+            if request not in running:
+                running.append(request)
+                waiting.remove(request)
+            parts.append((query_len, computed[request]))
+            budget -= query_len
+            computed[request] += query_len
+            generated = computed[request] - workload.prompt_len + 1
+            first += [request] if generated == 1 else []
+            last += [request] if generated == workload.output_len else []
+        running = [request for request in running if request not in last]
+        yield ScheduledStep(Batch.of(parts), tuple(first), tuple(last))
+
+
+def predict_workload(
+    model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload
+) -> WorkloadPrediction:
+    """TTFT and TPOT of a workload whose requests arrive together at an idle engine.
+
+    Requests are admitted one after the other, each one's clock starting with its own admission, before the first step.
+
+    Args:
+        model: what is served.
+        regressors: by signature key.
+        workload: equal requests.
+
+    Raises:
+        ConfigurationError: a request would be longer than max_model_len.
+        MissingMeasurements: an operation has no regressor; names all of them.
+    """
+    steps = list(schedule(workload, model.limits))
+    latencies_s, out_of_range = _predict_steps(model, regressors, [step.batch for step in steps])
+    admission_s = _admission_s(model, regressors, workload)
+    ends_s = np.cumsum(latencies_s) + workload.concurrency * admission_s
+    first_s, last_s = np.zeros(workload.concurrency), np.zeros(workload.concurrency)
+    for step, end_s in zip(steps, ends_s, strict=True):
+        first_s[list(step.first)] = end_s
+        last_s[list(step.last)] = end_s
+    arrivals_s = admission_s * np.arange(workload.concurrency)
+    tpot_s = float((last_s - first_s).mean()) / (workload.output_len - 1) if workload.output_len > 1 else None
+    return WorkloadPrediction(workload, float((first_s - arrivals_s).mean()), tpot_s, len(steps), out_of_range)
+
+
+@overload
+def predict(
+    model: str, *, batch: str | Batch, db: str | Path = ..., environment: Environment | None = ...
+) -> StepPrediction: ...
+@overload
+def predict(
+    model: str, *, workload: Workload, db: str | Path = ..., environment: Environment | None = ...
+) -> WorkloadPrediction: ...
+def predict(
+    model: str,
+    *,
+    batch: str | Batch | None = None,
+    workload: Workload | None = None,
+    db: str | Path = ".dooly/latency.db",
+    environment: Environment | None = None,
+) -> StepPrediction | WorkloadPrediction:
+    """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
+
+    Args:
+        model: name that it was profiled by; the latest profile counts.
+        batch: of one step, as a Batch or as text (`8x1+512,128`).
+        workload: equal requests that arrive together.
+        db: path of the latency DB.
+        environment: what the latencies are true for; may be left out where the DB has the model in one only.
+
+    Returns:
+        StepPrediction for a batch, WorkloadPrediction for a workload.
+
+    Raises:
+        ConfigurationError: not exactly one of batch and workload is given, or it cannot be read.
+        DatabaseError: there is no latency DB, or it cannot be read.
+        MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments.
+
+    Warns:
+        OutOfRangeWarning: an operation was asked outside of its measured range.
+    """
+    if (batch is None) == (workload is None):
+        raise ConfigurationError("name either a batch or a workload")
+    with LatencyDB.open(Path(db), create=False) as opened:
+        served, regressors = _profiled(opened, model, environment)
+    prediction: StepPrediction | WorkloadPrediction
+    if workload is not None:
+        prediction = predict_workload(served, regressors, workload)
+    else:
+        prediction = predict_step(served, regressors, Batch.parse(batch) if isinstance(batch, str) else batch)  # type: ignore[arg-type]
+    for line in prediction.out_of_range:
+        warnings.warn(line, OutOfRangeWarning, stacklevel=2)
+    return prediction
+
+
+def regressors_of(db: LatencyDB, environment: Environment) -> dict[str, Regressor]:
+    """Every regressor of an environment, by signature key."""
+    return {key: Regressor.from_json(document) for key, document in db.load_regressors(environment).items()}
+
+
+def _profiled(db: LatencyDB, name: str, environment: Environment | None) -> tuple[ServedModel, dict[str, Regressor]]:
+    known = db.environments() if environment is None else [environment]
+    found = [(each, model) for each in known for model in db.models(each) if model.name == name]
+    if not found:
+        names = sorted({model.name for model in db.models()})
+        raise MissingMeasurements(
+            f"the latency DB has no model {name!r}, only {', '.join(names) or 'none'}: run pytest --dooly-model={name}"
+        )
+    if len({each for each, _ in found}) > 1:
+        environments = "; ".join(sorted({str(each) for each, _ in found}))
+        raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {environments}")
+    each, model = found[0]
+    return model, regressors_of(db, each)
+
+
+def _step_operations(model: ServedModel) -> list[ModelOperation]:
+    return [operation for operation in model.operations if not _is_admission(operation)]
+
+
+def _is_admission(operation: ModelOperation) -> bool:
+    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == ADMISSION
+
+
+def _check(model: ServedModel, operations: Sequence[ModelOperation], regressors: Mapping[str, Regressor]) -> None:
+    missing = [o.signature.label for o in operations if o.signature.key not in regressors]
+    if missing:
+        raise MissingMeasurements(
+            f"{model.name} has no regressor for {', '.join(missing)}: "
+            f"run pytest --dooly-model={model.name} with the same options first"
+        )
+
+
+def _predict_steps(
+    model: ServedModel, regressors: Mapping[str, Regressor], batches: Sequence[Batch]
+) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range."""
+    operations = _step_operations(model)
+    _check(model, operations, regressors)
+    total = np.zeros(len(batches))
+    out_of_range = []
+    for operation in operations:
+        regressor = regressors[operation.signature.key]
+        points = [_point(operation.signature.swept, batch) for batch in batches]
+        distinct = list(dict.fromkeys(points))
+        latencies = dict(zip(distinct, regressor.predict_s(distinct), strict=True))
+        total += operation.multiplicity * np.array([latencies[point] for point in points])
+        lines = [line for line in map(regressor.out_of_range, distinct) if line is not None]
+        if lines:
+            out_of_range.append(f"{operation.signature.label}: {lines[-1]}")
+    return total, tuple(out_of_range)
+
+
+def _admission_s(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> float:
+    admissions = [operation for operation in model.operations if _is_admission(operation)]
+    _check(model, admissions, regressors)
+    point = SweepPoint(num_tokens=workload.prompt_len)
+    return sum(float(regressors[operation.signature.key].predict_s([point])[0]) for operation in admissions)
+
+
+def _point(swept: SweptSymbol, batch: Batch) -> SweepPoint:
+    if swept == "num_tokens":
+        return SweepPoint(num_tokens=batch.num_tokens)
+    if swept == "num_reqs":
+        return SweepPoint(num_reqs=batch.num_reqs)
+    return SweepPoint(batch=batch)
+

@@ -18,6 +18,18 @@ SweptSymbol = Literal["num_tokens", "num_reqs", "batch"]
 Attribute = tuple[str, str | int | float | bool]
 TensorIdentity = tuple[str, str, tuple[int | str, ...]]
 
+_DETAILS = {
+    "method": "{}",
+    "sliding_window": "w{}",
+    "soft_cap": "cap{:g}",
+    "kv_cache_dtype": "kv_{}",
+    "architecture": "{}",
+}
+"""Attributes that a label shows, and how."""
+
+_USUAL = frozenset({"unquantized", "kv_auto"})
+"""Parts that a label leaves out."""
+
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
 
 
@@ -68,19 +80,20 @@ class Signature:
 
     @property
     def label(self) -> str:
-        """Readable and stable, not always unique: `linear-4096x6144-bf16`."""
+        """Readable and stable, nearly always unique: `linear-4096x6144-bf16`, `attention-32h8kv128-bf16-w4096`."""
         shapes = {role: [dim for dim in shape if isinstance(dim, int)] for role, _, shape in self.tensors}
-        sizes: str
-        if self.kind is OperationKind.ATTENTION and {"query", "key"} <= shapes.keys():
-            attributes = dict(self.attributes)
-            sizes = f"{attributes['num_heads']}h{attributes['num_kv_heads']}kv{attributes['head_size']}"
+        attributes = dict(self.attributes)
+        name = f"fused_add_{self.name}" if "residual" in shapes else self.name
+        if self.kind is OperationKind.ATTENTION:
+            sizes = "{num_heads}h{num_kv_heads}kv{head_size}".format(**attributes)
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:
             sizes = "x".join(map(str, next(filter(None, shapes.values()), [])))
-        name = f"fused_add_{self.name}" if "residual" in shapes else self.name
         dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
-        return "-".join(part for part in (name, sizes, *dtypes[:1]) if part)
+        details = [text.format(attributes[key]) for key, text in _DETAILS.items() if key in attributes]
+        kept = (name, sizes, *dtypes[:1], "bias" if "bias" in shapes else "", *details)
+        return "-".join(part for part in kept if part and part not in _USUAL)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class VllmEngine:
             from vllm.model_executor.model_loader.utils import initialize_model
             from vllm.utils.torch_utils import set_default_torch_dtype
 
-            config = _engine_config(configuration)
+            with _inspecting_here():
+                config = _engine_config(configuration)
             _plant(config.model_config.hf_text_config, plant)
             with (
                 set_current_vllm_config(config),
@@ -219,6 +220,15 @@ def _without_compiler() -> Iterator[None]:
     import torch._dynamo
 
     with torch._dynamo.config.patch(disable=True):
+        yield
+
+
+@contextmanager
+def _inspecting_here() -> Iterator[None]:
+    """vLLM looks at an architecture it has not met in a process of its own, which takes as long as all the rest."""
+    from vllm.model_executor.models import registry
+
+    with mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -81,7 +82,7 @@ class LayerCatalogue:
         if kind is OperationKind.ROTARY:
             attributes |= {key: int(getattr(layer, key)) for key in ("head_size", "rotary_dim") if hasattr(layer, key)}
             attributes["neox"] = bool(getattr(layer, "is_neox_style", True))
-        return Layer(kind, name, _pairs(attributes), parameters, called_as=layer._forward_method)
+        return Layer(kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer))
 
 
 def outermost_leaves(
@@ -171,6 +172,16 @@ def _defining_class(layer: Any) -> type:
     """The class that a CustomOp's kernel comes from: a subclass that only computes another table has the same one."""
     classes = [cls for cls in type(layer).__mro__ if any(name.startswith("forward_") for name in vars(cls))]
     return classes[0] if classes else type(layer)
+
+
+def _named_forward(layer: Any) -> Callable[..., Any]:
+    """The first of the layer's forwards that names its arguments: dispatching ones take `*args`."""
+    forwards: list[Callable[..., Any]] = [layer._forward_method, layer.forward_native]
+    for forward in forwards:
+        kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            return forward
+    return forwards[0]
 
 
 def _pairs(attributes: Mapping[str, str | int | float | bool | None]) -> tuple[Attribute, ...]:

@@ -1,0 +1,128 @@
+"""What every engine adapter must do; the real engine where it is installed, the fake always."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.batch import Batch, SweepPoint
+from pytest_dooly.configuration import ModelConfiguration, ServingOptions, resolve
+from pytest_dooly.engine import load_engine
+from pytest_dooly.engine.base import Engine, Session
+from pytest_dooly.errors import ConfigurationError, EngineError
+from pytest_dooly.measure import HostClock
+from pytest_dooly.operation import OperationKind, evaluate
+from pytest_dooly.signature import ModelOperation, model_operations
+from pytest_dooly.trace import trace
+from tests.models import LLAMA, write
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+OPTIONS = ServingOptions(device="cpu", max_model_len=256, max_num_tokens=256, max_num_seqs=4)
+POINTS = {
+    "num_tokens": [SweepPoint(num_tokens=1), SweepPoint(num_tokens=48)],
+    "num_reqs": [SweepPoint(num_reqs=3)],
+    "batch": [SweepPoint(batch=Batch.parse(text)) for text in ("2x1+16", "64")],
+}
+
+
+@pytest.fixture(scope="module", params=["fake", pytest.param("vllm", marks=needs_vllm)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return load_engine(request.param)
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> ModelConfiguration:
+    return resolve(str(write(tmp_path_factory.mktemp("llama"), LLAMA)), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def operations(engine: Engine, configuration: ModelConfiguration) -> tuple[ModelOperation, ...]:
+    return model_operations(trace(engine, configuration)[0])
+
+
+@pytest.fixture(scope="module")
+def session(
+    engine: Engine, configuration: ModelConfiguration, operations: tuple[ModelOperation, ...]
+) -> Iterator[Session]:
+    session = engine.open(configuration, isolating=operations, kv_tokens=1024)
+    yield session
+    session.close()
+
+
+def test_environment_is_stable_and_complete(engine: Engine, configuration: ModelConfiguration) -> None:
+    environment = engine.environment(configuration)
+    assert environment == engine.environment(configuration)
+    assert environment.engine == engine.name
+    assert all(str(value) for value in vars(environment).values())
+
+
+def test_limits_are_those_asked_for(engine: Engine, configuration: ModelConfiguration) -> None:
+    _, limits = trace(engine, configuration)
+    assert (limits.max_num_tokens, limits.max_num_seqs, limits.max_model_len) == (256, 4, 256)
+
+
+def test_a_trace_finds_every_kind_and_names_every_size(engine: Engine, configuration: ModelConfiguration) -> None:
+    recorded, _ = trace(engine, configuration)
+    kinds = {operation.kind for operation in recorded.operations}
+    assert {"embedding", "norm", "linear", "attention", "activation", "sampler", "overhead"} <= kinds
+    down = next(o for o in recorded.operations if o.layer.endswith("layers.1.mlp.down_proj") or o.layer.endswith("1.down_proj"))
+    assert [str(dim) for dim in down.inputs[0].shape] == ["num_tokens", "intermediate_size"]
+    assert [str(dim) for dim in down.parameters[0].shape] == ["hidden_size", "intermediate_size"]
+    request = {"num_tokens": 7, "num_reqs": 3}
+    sizes = {evaluate(dim, recorded.symbols | request) for o in recorded.operations for t in o.inputs for dim in t.shape}
+    assert sizes <= {3, 7, 64, 128, 256, 512, 704, 1408, 2048}
+
+
+def test_tracing_twice_gives_the_same(engine: Engine, configuration: ModelConfiguration) -> None:
+    assert trace(engine, configuration) == trace(engine, configuration)
+
+
+def test_every_operation_runs_alone_and_again(
+    session: Session, operations: tuple[ModelOperation, ...]
+) -> None:
+    clock = HostClock()
+    for operation in operations:
+        for point in POINTS[operation.signature.swept]:
+            with session.isolate(operation, point, clock) as call:
+                for _ in range(3):
+                    if call.before:
+                        call.before()
+                    start = clock.now()
+                    call.run()
+                    assert clock.now() >= start, operation.signature.label
+
+
+def test_an_isolated_layer_computes_what_it_is_for(session: Session, operations: tuple[ModelOperation, ...]) -> None:
+    down = next(o for o in operations if "down_proj" in o.layers[0])
+    with session.isolate(down, SweepPoint(num_tokens=7), HostClock()) as call:
+        if call.before:
+            call.before()
+        output = call.run()
+    output = output[0] if isinstance(output, tuple) else output
+    assert tuple(output.shape) == (7, 256)  # type: ignore[attr-defined]
+
+
+def test_generate_reports_every_request(session: Session) -> None:
+    timings = session.generate(prompt_len=16, output_len=4, concurrency=3)
+    assert len(timings) == 3
+    for timing in timings:
+        assert timing.ttft_s > 0
+        assert timing.tpot_s is not None
+        assert timing.tpot_s > 0
+    assert session.generate(prompt_len=16, output_len=1, concurrency=1)[0].tpot_s is None
+
+
+def test_a_broken_configuration_is_one_clear_error(engine: Engine, tmp_path: Path) -> None:
+    broken = {key: value for key, value in LLAMA.items() if key != "vocab_size"} | {"num_attention_heads": "many"}
+    configuration = resolve(str(write(tmp_path, broken)), OPTIONS)
+    with pytest.raises((ConfigurationError, EngineError)) as error:
+        trace(engine, configuration)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_kinds_are_pytest_markers() -> None:
+    assert all(kind.value.isidentifier() for kind in OperationKind)

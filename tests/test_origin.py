@@ -1,0 +1,107 @@
+"""Origins: arithmetic of the engine's constructors, and the way through torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pytest_dooly.operation import evaluate
+from pytest_dooly.origin import Origin, OriginsToSymInts, Symbols
+
+SIZES = st.integers(1, 5000)
+
+
+
+@given(hidden=SIZES, heads=SIZES, constant=SIZES)
+def test_arithmetic_keeps_value_and_expression(hidden: int, heads: int, constant: int) -> None:
+    symbols = Symbols()
+    a, b = symbols.configuration("hidden_size", hidden), symbols.configuration("num_heads", heads)
+    for result, value in [
+        (a + b, hidden + heads),
+        (constant + a, constant + hidden),
+        (a * 2 - b, hidden * 2 - heads),
+        (a // b, hidden // heads),
+        (constant // a, constant // hidden),
+        (a % b, hidden % heads),
+        ((a + 63) // 64 * 64, (hidden + 63) // 64 * 64),
+    ]:
+        assert result == value
+        assert isinstance(result, Origin)
+        assert evaluate(symbols.expression(result), {"hidden_size": hidden, "num_heads": heads}) == value
+
+
+def test_expression_reads_as_python_writes_it() -> None:
+    symbols = Symbols()
+    vocabulary = symbols.configuration("vocab_size", 32000)
+    assert str(symbols.expression((vocabulary + 63) // 64 * 64)) == "64*((vocab_size + 63) // 64)"
+
+
+def test_equal_values_of_different_names_stay_apart() -> None:
+    symbols = Symbols()
+    a, b = symbols.configuration("hidden_size", 64), symbols.configuration("head_dim", 64)
+    assert str(symbols.expression(a + b)) == "head_dim + hidden_size"
+
+
+def test_one_name_with_two_values_is_two_symbols() -> None:
+    symbols = Symbols()
+    symbols.configuration("head_dim", 64)
+    assert str(symbols.expression(symbols.configuration("head_dim", 128))) == "head_dim_2"
+    assert str(symbols.expression(symbols.configuration("head_dim", 64))) == "head_dim"
+    assert symbols.values == {"head_dim": 64, "head_dim_2": 128}
+
+
+def test_an_origin_is_an_int_wherever_it_leaves_the_process() -> None:
+    origin = Symbols().configuration("hidden_size", 64)
+    assert json.dumps({"hidden": origin}) == '{"hidden": 64}'
+    assert type(pickle.loads(pickle.dumps(origin))) is int  # noqa: S301 - our own object, to see what leaves
+    assert copy.deepcopy(origin) is origin
+    assert copy.copy(origin) is origin
+
+
+def test_arithmetic_with_other_numbers_is_plain() -> None:
+    origin = Symbols().configuration("head_dim", 64)
+    assert origin**-0.5 == 64**-0.5
+    assert origin * 0.5 == 32.0
+    assert not isinstance(origin * 0.5, Origin)
+    assert origin.__add__("x") is NotImplemented
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_an_origin_meets_a_symint(swap: bool) -> None:
+    symbols = Symbols()
+    tokens, hidden = symbols.request("num_tokens", 37), symbols.configuration("hidden_size", 64)
+    assert str(symbols.expression(hidden * tokens if swap else tokens * hidden)) == "hidden_size*num_tokens"
+    assert str(symbols.expression(hidden - tokens if swap else tokens - hidden)).count("num_tokens") == 1
+
+
+def test_torch_carries_origins_through_operators() -> None:
+    symbols = Symbols()
+    tokens, hidden, out = symbols.request("num_tokens", 37), *map(symbols.configuration, ("hidden", "out"), (64, 96))
+    with FakeTensorMode(shape_env=symbols.shape_env), OriginsToSymInts():
+        x, weight = torch.empty(tokens, hidden), torch.empty(2 * out, hidden)
+        y = torch.nn.functional.linear(x, weight)
+        gate = y[:, :out]
+        heads = y.view(tokens, -1, out)
+    assert [str(symbols.expression(dim)) for dim in y.shape] == ["num_tokens", "2*out"]
+    assert [str(symbols.expression(dim)) for dim in gate.shape] == ["num_tokens", "out"]
+    assert [str(symbols.expression(dim)) for dim in heads.shape] == ["num_tokens", "2", "out"]
+
+
+def test_no_branch_replaces_a_symbol_by_its_number() -> None:
+    symbols = Symbols()
+    tokens, head = symbols.request("num_tokens", 37), symbols.configuration("head_dim", 128)
+    with FakeTensorMode(shape_env=symbols.shape_env), OriginsToSymInts():
+        x = torch.empty(tokens, head)
+        assert x.shape[1] == 128
+        assert x.shape[0] < 100
+        torch._check(x.shape[1] == 128)
+        y = x.flatten()
+    assert [str(symbols.expression(dim)) for dim in x.shape] == ["num_tokens", "head_dim"]
+    assert str(symbols.expression(y.shape[0])) == "head_dim*num_tokens"
