@@ -1,0 +1,56 @@
+"""Latency prediction for LLM serving; see README.md.
+
+Public names are resolved when they are used: this package is loaded in every project that has the plugin installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_dooly.batch import Batch, Request
+    from pytest_dooly.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.errors import DoolyError, OutOfRangeWarning
+    from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.predict import StepPrediction, Workload, WorkloadPrediction, predict
+
+__all__ = [
+    "Batch",
+    "DoolyError",
+    "LatencyDB",
+    "OutOfRangeWarning",
+    "Request",
+    "ServingOptions",
+    "StepPrediction",
+    "Workload",
+    "WorkloadPrediction",
+    "aliases",
+    "predict",
+    "resolve",
+]
+
+_ROOMS = {
+    "Batch": "batch",
+    "DoolyError": "errors",
+    "LatencyDB": "latency_db",
+    "OutOfRangeWarning": "errors",
+    "Request": "batch",
+    "ServingOptions": "configuration",
+    "StepPrediction": "predict",
+    "Workload": "predict",
+    "WorkloadPrediction": "predict",
+    "aliases": "configuration",
+    "predict": "predict",
+    "resolve": "configuration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,20 +11,18 @@ import dataclasses
 import json
 import os
 import sys
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_dooly.batch import Batch
 from pytest_dooly.configuration import ModelConfiguration, ServingOptions, parse_options, resolve
-from pytest_dooly.errors import ConfigurationError, DoolyError, MissingMeasurements, OutOfRangeWarning, UnknownModelError
+from pytest_dooly.errors import ConfigurationError, DoolyError, OutOfRangeWarning, UnknownModelError
 
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.environment import Environment
     from pytest_dooly.latency_db import LatencyDB
-    from pytest_dooly.regress import Regressor
     from pytest_dooly.signature import ServedModel
 
 __all__ = ["main", "parser"]
@@ -98,13 +96,13 @@ def _trace(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    from pytest_dooly.predict import Workload, predict_step, predict_workload
+    from pytest_dooly.predict import Workload, predict_step, predict_workload, regressors_of
     from pytest_dooly.report import format_step
     from pytest_dooly.terminal import workload_line
 
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
-        regressors = _regressors(model, db, environment)
+        regressors = regressors_of(db, environment)
     lines: list[str]
     if arguments.batch is not None:
         step = predict_step(model, regressors, arguments.batch)
@@ -112,13 +110,16 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         operations = [dataclasses.asdict(operation) for operation in step.operations]
         document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
         return {**document, "out_of_range": step.out_of_range}, [format_step(step)]
-    prediction = predict_workload(model, regressors, Workload(arguments.prompt, arguments.output, arguments.concurrency))
+    prediction = predict_workload(
+        model, regressors, Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    )
     _warn(prediction.out_of_range)
     lines = [workload_line(prediction)]
     return dataclasses.asdict(prediction), lines
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.predict import regressors_of
     from pytest_dooly.profiling import model_report
     from pytest_dooly.report import format_validation, write_report
     from pytest_dooly.validate import grid, validate
@@ -127,16 +128,16 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         raise ConfigurationError(f"--repeats must be at least 2 to show the noise floor, got {arguments.repeats}")
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
-        regressors = _regressors(model, db, environment)
+        regressors = regressors_of(db, environment)
         workloads = grid(model.limits, arguments.prompt, arguments.batch, arguments.output)
         if not workloads:
             raise ConfigurationError(f"no workload of that grid fits {model.limits}")
         _progress(f"starting {engine.name} {engine.version} for {len(workloads)} workloads")
-        session = engine.open(configuration, kv_tokens=max(w.concurrency * (w.prompt_len + w.output_len) for w in workloads))
+        session = engine.open(
+            configuration, kv_tokens=max(w.concurrency * (w.prompt_len + w.output_len) for w in workloads)
+        )
         try:
-            validation = validate(
-                session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress
-            )
+            validation = validate(session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress)
         finally:
             session.close()
         report = model_report(model, db, environment, regressors, validation=validation)
@@ -164,19 +165,6 @@ def _served(engine: Engine, configuration: ModelConfiguration, db: LatencyDB) ->
 
     environment = engine.environment(configuration)
     return serve(engine, configuration, db, environment), environment
-
-
-def _regressors(model: ServedModel, db: LatencyDB, environment: Environment) -> dict[str, Regressor]:
-    from pytest_dooly.regress import Regressor
-
-    documents = db.load_regressors(environment)
-    missing = [o.signature.label for o in model.operations if o.signature.key not in documents]
-    if missing:
-        raise MissingMeasurements(
-            f"{model.name} has no regressor for {', '.join(missing)} on {environment}: "
-            f"run pytest --dooly-model={model.name} with the same options first"
-        )
-    return {key: Regressor.from_json(document) for key, document in documents.items()}
 
 
 @contextlib.contextmanager
@@ -258,5 +246,4 @@ def _complain(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
-
     sys.exit(main())

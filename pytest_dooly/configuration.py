@@ -136,7 +136,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}; a model directory holds config.json") from error
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}; a model directory holds config.json"
+        ) from error
     except ValueError as error:
         raise ConfigurationError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlite_utils import Database
 
@@ -87,7 +87,7 @@ class LatencyDB:
         """Closes the file; a closed latency DB cannot be used again."""
         self._db.close()
 
-    def __enter__(self) -> LatencyDB:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -9,7 +9,7 @@ from pytest_dooly.engine.base import IsolatedCall
 __all__ = ["HostClock", "rounds_for"]
 
 _WARM_UP = 3
-_MIN_ROUNDS, _MAX_ROUNDS = 9, 101
+_MIN_ROUNDS, _MAX_ROUNDS = 15, 101
 # Beyond this a case's median moves less than the machine's own noise.
 _CASE_S = 0.4
 

@@ -178,5 +178,3 @@ def _symint(value: Any) -> Any:
     if isinstance(value, slice):
         return slice(_symint(value.start), _symint(value.stop), _symint(value.step))
     return value.symbols.to_symint(value) if isinstance(value, Origin) else value
-
-

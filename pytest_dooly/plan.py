@@ -86,9 +86,7 @@ class Plan:
         return sum(case.spent_s for case in self.reused)
 
 
-def make_plan(
-    models: Sequence[ServedModel], environment: Environment, db: LatencyDB, *, refresh: bool = False
-) -> Plan:
+def make_plan(models: Sequence[ServedModel], environment: Environment, db: LatencyDB, *, refresh: bool = False) -> Plan:
     """The cases that the models need, with what the latency DB holds of them.
 
     Args:

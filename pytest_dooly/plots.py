@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pytest_dooly.report import ModelReport, OperationReport
+    from pytest_dooly.findings import ModelReport, OperationReport
 
 __all__ = [
     "fitted_against_measured",
@@ -38,6 +39,8 @@ _COLOURS = {
     OperationKind.OVERHEAD: "#999999",
 }
 """Okabe and Ito's palette, which colour-blind people can tell apart; one colour a kind in every plot."""
+
+_OTHER = "#444444"
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -107,7 +110,9 @@ def fitted_against_measured(report: ModelReport) -> str:
             points, measured = zip(*row.points, strict=True)
             fitted = row.regressor.predict_s(points)
             kind = row.operation.signature.kind
-            axes[0].scatter([m.median_s * 1e3 for m in measured], fitted * 1e3, s=9, alpha=0.7, color=_COLOURS.get(kind, "#444444"))
+            axes[0].scatter(
+                [m.median_s * 1e3 for m in measured], fitted * 1e3, s=9, alpha=0.7, color=_COLOURS.get(kind, _OTHER)
+            )
             drawn = True
         _with_band(axes[0], "fitted against measured, every point", "ms")
         return _svg(figure) if drawn else ""
@@ -124,15 +129,21 @@ def save_overview(report: ModelReport, path: Path) -> None:
         for ax, row in zip(top.subplots(2, 3).flat, rows, strict=False):
             _curve(ax, row)
         _breakdown(bottom.subplots(1, 1), report)
-        figure.suptitle(f"{report.model.name} on {report.environment.device}, {report.environment.engine} "
-                        f"{report.environment.engine_version}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            f"{report.model.name} on {report.environment.device}, {report.environment.engine} "
+            f"{report.environment.engine_version}",
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
         figure.savefig(path, dpi=1600 / 12)
         plt.close(figure)
 
 
 def _curve(ax: Axes, row: OperationReport) -> None:
     signature = row.operation.signature
-    colour = _COLOURS.get(signature.kind, "#444444")
+    colour = _COLOURS.get(signature.kind, _OTHER)
     ax.set_title(f"{signature.label}  ×{row.operation.multiplicity}")
     if signature.swept == "batch":
         _batch_curves(ax, row, colour)
@@ -140,8 +151,7 @@ def _curve(ax: Axes, row: OperationReport) -> None:
         xs = [point.num_tokens or point.num_reqs or 0 for point, _ in row.points]
         _measured(ax, xs, row, colour)
         if row.regressor is not None:
-            line = sorted(xs)
-            fine = sorted({*line, *(round(a * (b / a) ** (i / 6)) for a, b in zip(line, line[1:], strict=False) for i in range(6))})
+            fine = sorted({round(a * (b / a) ** (i / 6)) for a, b in itertools.pairwise(sorted(xs)) for i in range(7)})
             fitted = row.regressor.predict_s([_like(row.points[0][0], x) for x in fine])
             ax.plot(fine, fitted * 1e3, color=colour, linewidth=1.4)
         ax.set_xlabel("tokens in the step" if signature.swept == "num_tokens" else "requests in the step")
@@ -155,7 +165,9 @@ def _curve(ax: Axes, row: OperationReport) -> None:
 def _batch_curves(ax: Axes, row: OperationReport, colour: str) -> None:
     """Prefills over the query length, decodes over the context length with one line a number of requests."""
     batches = {point.batch: outcome for point, outcome in row.points if point.batch is not None}
-    prefills = sorted((b for b in batches if b.num_reqs == 1 and b.requests[0].context_len == 0), key=lambda b: b.num_tokens)
+    prefills = sorted(
+        (b for b in batches if b.num_reqs == 1 and b.requests[0].context_len == 0), key=lambda b: b.num_tokens
+    )
     _line(ax, row, prefills, [b.num_tokens for b in prefills], batches, "#333333", "prefill")
     decodes: dict[int, list[Batch]] = {}
     for batch in batches:
@@ -171,7 +183,14 @@ def _batch_curves(ax: Axes, row: OperationReport, colour: str) -> None:
 
 
 def _line(
-    ax: Axes, row: OperationReport, batches: Sequence[Batch], xs: Sequence[int], outcomes: Any, colour: str, name: str, alpha: float = 1.0
+    ax: Axes,
+    row: OperationReport,
+    batches: Sequence[Batch],
+    xs: Sequence[int],
+    outcomes: Any,
+    colour: str,
+    name: str,
+    alpha: float = 1.0,
 ) -> None:
     if not batches:
         return
@@ -194,11 +213,26 @@ def _breakdown(ax: Axes, report: ModelReport) -> None:
     left = [0.0] * len(report.steps)
     for kind in kinds:
         shares = [sum(o.latency_s for o in step.operations if o.kind is kind) / step.latency_s for step in report.steps]
-        ax.barh(names, [100 * share for share in shares], left=left, color=_COLOURS.get(kind, "#444444"), label=kind, height=0.62)
+        ax.barh(
+            names,
+            [100 * share for share in shares],
+            left=left,
+            color=_COLOURS.get(kind, _OTHER),
+            label=kind,
+            height=0.62,
+        )
         for y, (share, start) in enumerate(zip(shares, left, strict=True)):
             if share > 0.045:
                 light = kind in (OperationKind.ACTIVATION, OperationKind.NORM, OperationKind.ROTARY)
-                ax.text(start + 50 * share, y, f"{share:.0%}", ha="center", va="center", fontsize=8, color="black" if light else "white")
+                ax.text(
+                    start + 50 * share,
+                    y,
+                    f"{share:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if light else "white",
+                )
         left = [start + 100 * share for start, share in zip(left, shares, strict=True)]
     for y, step in enumerate(report.steps):
         ax.text(101, y, f"{step.latency_s * 1e3:.3g} ms", va="center", fontsize=9, fontweight="bold")
@@ -207,7 +241,8 @@ def _breakdown(ax: Axes, report: ModelReport) -> None:
     ax.grid(visible=False)
     ax.set_xlabel("share of the step, %")
     ax.set_title("where a step's time goes")
-    ax.legend(ncols=len(kinds), fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.28 if len(report.steps) > 1 else -0.5), handlelength=1)
+    below = -0.28 if len(report.steps) > 1 else -0.5
+    ax.legend(ncols=len(kinds), fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, below), handlelength=1)
 
 
 def _diagonal(ax: Axes, pairs: Iterable[tuple[float, float]], name: str, colour: str) -> None:
@@ -223,7 +258,9 @@ def _with_band(ax: Axes, title: str, unit: str) -> None:
     ax.set_yscale("log")
     low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([low, high], [low, high], color="#888888", linewidth=1)
-    ax.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="#888888", alpha=0.15, label="±10 %")
+    ax.fill_between(
+        [low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="#888888", alpha=0.15, label="±10 %"
+    )
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     ax.set_title(title)
@@ -243,7 +280,9 @@ def _like(point: SweepPoint, size: int) -> SweepPoint:
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained"
+    )
     return figure, list(axes.flat)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -24,6 +24,11 @@ __all__ = ["DoolyPlugin"]
 
 _PLUGIN = "dooly-session"
 _DB = ".dooly/latency.db"
+_KINDS = (
+    *("linear", "norm", "rotary", "activation", "attention", "moe", "mixer", "embedding"),
+    *("logits", "sampler", "collective", "other", "overhead"),
+)
+"""Values of OperationKind, whose room imports sympy; a test compares the two."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,7 +72,18 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the session's plugin where a model is named."""
-    for kind in ("linear", "norm", "rotary", "activation", "attention", "moe", "mixer", "embedding", "logits", "sampler"):
+    for kind in (
+        "linear",
+        "norm",
+        "rotary",
+        "activation",
+        "attention",
+        "moe",
+        "mixer",
+        "embedding",
+        "logits",
+        "sampler",
+    ):
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
     for kind in ("collective", "other", "overhead"):
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
@@ -97,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def dooly_time(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case], None]:
     """Times a case through pytest-benchmark and commits its outcome to the latency DB."""
-    plugin: DoolyPlugin = request.config.pluginmanager.get_plugin(_PLUGIN)
+    plugin = cast("DoolyPlugin", request.config.pluginmanager.get_plugin(_PLUGIN))
 
     def rounds(run: Callable[[], object], before: Callable[[], None] | None, count: int) -> Sequence[float]:
         benchmark.pedantic(run, setup=before, rounds=count)
@@ -105,7 +121,9 @@ def dooly_time(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case
 
     def time(case: Case) -> None:
         benchmark.extra_info.update(
-            signature=case.operation.signature.key, point=str(case.point), environment=plugin.profiling.plan.environment.key
+            signature=case.operation.signature.key,
+            point=str(case.point),
+            environment=plugin.profiling.plan.environment.key,
         )
         failure = plugin.profiling.time(case, rounds)
         if failure is not None:

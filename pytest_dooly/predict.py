@@ -187,9 +187,7 @@ def schedule(workload: Workload, limits: Limits) -> Iterator[ScheduledStep]:
         yield ScheduledStep(Batch.of(parts), tuple(first), tuple(last))
 
 
-def predict_workload(
-    model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload
-) -> WorkloadPrediction:
+def predict_workload(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> WorkloadPrediction:
     """TTFT and TPOT of a workload whose requests arrive together at an idle engine.
 
     Requests are admitted one after the other, each one's clock starting with its own admission, before the first step.
@@ -336,4 +334,3 @@ def _point(swept: SweptSymbol, batch: Batch) -> SweepPoint:
     if swept == "num_reqs":
         return SweepPoint(num_reqs=batch.num_reqs)
     return SweepPoint(batch=batch)
-

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.plan import Case, Plan, make_plan
 from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.regress import Regressor, fit
-from pytest_dooly.report import ModelReport, OperationReport, write_report
+from pytest_dooly.report import write_report
 from pytest_dooly.signature import ServedModel, model_operations
 from pytest_dooly.sweep import kv_tokens
 

@@ -6,22 +6,17 @@ import os
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_dooly.batch import SweepPoint
-from pytest_dooly.environment import Environment
 from pytest_dooly.errors import DoolyError
-from pytest_dooly.measurement import Failure, Measurement
-from pytest_dooly.predict import StepPrediction, WorkloadPrediction
+from pytest_dooly.findings import ModelReport
+from pytest_dooly.predict import StepPrediction
 from pytest_dooly.regress import Regressor
-from pytest_dooly.signature import ModelOperation, ServedModel
+from pytest_dooly.signature import ServedModel
 from pytest_dooly.validation import Validation, ValidationRow
 
 __all__ = [
-    "ModelReport",
-    "OperationReport",
     "format_latency",
     "format_operations",
     "format_step",
@@ -30,52 +25,6 @@ __all__ = [
 ]
 
 _COLUMNS = 100
-
-
-@dataclass(frozen=True)
-class OperationReport:
-    """One operation of a model.
-
-    Attributes:
-        operation: as the model uses it.
-        points: what was measured.
-        failures: what could not be.
-        regressor: fitted to the points; None where they are too few.
-        reused: cases of this run that the latency DB had.
-        new: cases of this run that it had not.
-    """
-
-    operation: ModelOperation
-    points: tuple[tuple[SweepPoint, Measurement], ...]
-    failures: tuple[tuple[SweepPoint, Failure], ...]
-    regressor: Regressor | None
-    reused: int
-    new: int
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """Everything that a report shows of a model.
-
-    Attributes:
-        model: what is served.
-        environment: what the latencies are true for.
-        operations: in the order of execution.
-        steps: predicted steps, for the breakdown.
-        workloads: predicted TTFT and TPOT.
-        validation: of the predictions against the engine; None where it was not run.
-        spent_s: seconds that this run spent on timing.
-        saved_s: seconds that reused cases had taken.
-    """
-
-    model: ServedModel
-    environment: Environment
-    operations: tuple[OperationReport, ...]
-    steps: tuple[StepPrediction, ...]
-    workloads: tuple[WorkloadPrediction, ...]
-    validation: Validation | None
-    spent_s: float
-    saved_s: float
 
 
 def write_report(report: ModelReport, directory: Path) -> Path:
@@ -137,7 +86,9 @@ def format_operations(model: ServedModel) -> str:
 
 def format_step(step: StepPrediction) -> str:
     """A table of a step's operations and their shares."""
-    lines = [f"step of {step.batch.num_reqs} requests, {step.batch.num_tokens} tokens: {format_latency(step.latency_s)}"]
+    lines = [
+        f"step of {step.batch.num_reqs} requests, {step.batch.num_tokens} tokens: {format_latency(step.latency_s)}"
+    ]
     lines += ["", f"{'times':>5}  {'operation':48} {'together':>10} {'share':>7}"]
     for operation in sorted(step.operations, key=lambda operation: -operation.latency_s):
         share = operation.latency_s / step.latency_s if step.latency_s else 0.0

@@ -48,9 +48,7 @@ def _prefills(limits: Limits) -> list[Batch]:
         for query in _powers(32, longest, 4)
     ]
     several = [
-        Batch.uniform(num, query, 0)
-        for num in _powers(4, limits.max_num_seqs, 4)
-        for query in _powers(16, longest, 8)
+        Batch.uniform(num, query, 0) for num in _powers(4, limits.max_num_seqs, 4) for query in _powers(16, longest, 8)
     ]
     return single + chunked + several
 
@@ -81,7 +79,9 @@ def _overhead(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
         prefills = [Batch.uniform(1, query, 0) for query in _powers(64, longest, 8)]
         several = [Batch.uniform(num, 64, 0) for num in _powers(4, limits.max_num_seqs, 4)]
         return _points(decodes + prefills + several, limits)
-    return tuple(SweepPoint(num_tokens=num) for num in _powers(1, min(limits.max_num_tokens, limits.max_model_len - 1), 8))
+    return tuple(
+        SweepPoint(num_tokens=num) for num in _powers(1, min(limits.max_num_tokens, limits.max_model_len - 1), 8)
+    )
 
 
 def _points(batches: list[Batch], limits: Limits) -> tuple[SweepPoint, ...]:

@@ -31,10 +31,7 @@ def model_lines() -> list[str]:
 def header_lines(plan: Plan, db: Path) -> list[str]:
     """Model, environment, latency DB and how many cases are new."""
     return [
-        *(
-            f"dooly: {model.name} ({model.architecture}), {len(model.operations)} operations"
-            for model in plan.models
-        ),
+        *(f"dooly: {model.name} ({model.architecture}), {len(model.operations)} operations" for model in plan.models),
         f"dooly: on {plan.environment}",
         f"dooly: {db}: {counts(plan)}",
     ]
@@ -113,7 +110,9 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
     for label, regressor in rows:
         others = sorted(error for name, error in regressor.candidates if name != regressor.method)
         runner_up = f", next best {others[0]:.1%}" if others else ""
-        lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {regressor.error:.1%}{runner_up}")
+        lines.append(
+            f"{label:44} {regressor.num_points:4} points  {regressor.method}: {regressor.error:.1%}{runner_up}"
+        )
     return lines
 
 

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Engine, Layer
+from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
-from pytest_dooly.forward import ForwardObserver
 from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, check_trace
 from pytest_dooly.origin import OriginsToSymInts, Symbols
 

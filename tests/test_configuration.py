@@ -98,7 +98,7 @@ def test_every_option_is_part_of_the_key(option: str) -> None:
 
 def test_the_key_sees_the_config_and_not_where_it_lies(tmp_path: Path) -> None:
     shipped = resolve("llama3")
-    copy = write_config(tmp_path / "copy", json.dumps(dict(reversed(shipped.document.items()))))
+    copy = write_config(tmp_path / "copy", json.dumps(dict(reversed(list(shipped.document.items())))))
     changed = write_config(tmp_path / "changed", json.dumps({**shipped.document, "hidden_size": 1}))
     assert resolve(str(copy)).key == shipped.key != resolve(str(changed)).key
     assert resolve("organisation/one").key != resolve("organisation/other").key

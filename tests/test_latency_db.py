@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlite_utils import Database
 
 from pytest_dooly import latency_db
 from pytest_dooly.batch import Batch, Limits, SweepPoint
@@ -340,7 +341,7 @@ def test_a_link_is_followed(recorded: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("create", [False, True])
 @pytest.mark.parametrize("content", [b"\n", b"name: llama3\n" * 100, b"SQLite format 2\x00" * 100])
-def test_a_file_of_another_kind_is_refused(path: Path, content: bytes, create: bool) -> None:  # noqa: FBT001
+def test_a_file_of_another_kind_is_refused(path: Path, content: bytes, create: bool) -> None:
     path.write_bytes(content)
     assert "is no latency DB, nor any other SQLite file: name another file" in refusal(path, create=create)
 
@@ -377,7 +378,7 @@ def test_a_killed_db_of_a_newer_version_is_refused(recorded: Path, tmp_path: Pat
 
 def test_a_db_of_an_older_version_is_brought_up_to_date(path: Path) -> None:
     with sqlite(path) as connection:
-        older = latency_db.Database(connection, execute_plugins=False)
+        older = Database(connection, execute_plugins=False)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         MIGRATIONS.apply(older, stop_before="m003_regressors")
     with LatencyDB.open(path, create=False) as db:

@@ -59,15 +59,15 @@ def test_request_symbols_make_a_dimension_request_dependent() -> None:
 
 
 @pytest.mark.parametrize("parameter", [False, True])
-def test_a_sound_trace_passes(parameter: bool) -> None:  # noqa: FBT001 - a test parameter
-    assert check_trace(trace_of(num_tokens, 3 * hidden_size, sympy.Integer(4), parameter=parameter)) is None
+def test_a_sound_trace_passes(parameter: bool) -> None:
+    check_trace(trace_of(num_tokens, 3 * hidden_size, sympy.Integer(4), parameter=parameter))
 
 
 @pytest.mark.parametrize("parameter", [False, True])
 @pytest.mark.parametrize(
     "dimension", [sympy.Symbol("unheard_of"), hidden_size - 8, hidden_size - 9, hidden_size / 3, sympy.Integer(0)]
 )
-def test_a_dimension_without_size_is_named(dimension: sympy.Expr, parameter: bool) -> None:  # noqa: FBT001
+def test_a_dimension_without_size_is_named(dimension: sympy.Expr, parameter: bool) -> None:
     with pytest.raises(TraceError) as raised:
         check_trace(trace_of(num_tokens, dimension, parameter=parameter))
     role = "weight" if parameter else "input"

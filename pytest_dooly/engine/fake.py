@@ -100,7 +100,7 @@ class _FakeSession:
                 return
             layers = [self._modules[path] for path in operation.layers if path in self._modules]
             for layer in layers:
-                layer.batch = point.batch  # type: ignore[assignment]
+                layer.batch = point.batch
             rotation = itertools.cycle(layers or [_operator(operation)])
             arguments = _inputs(operation, point)
             yield IsolatedCall(lambda: next(rotation)(*arguments))
@@ -121,7 +121,7 @@ class _FakeSession:
     def _step(self, batch: Batch) -> None:
         _bookkeeping(batch)
         for module in self._model.modules():
-            module.batch = batch  # type: ignore[assignment]
+            module.batch = batch
         hidden = self._model(torch.ones(batch.num_tokens, dtype=torch.int64))
         self._model.sampler(self._model.lm_head(hidden[: batch.num_reqs]))
 
@@ -147,7 +147,9 @@ class _Attention(nn.Module):
         if self.batch is None:
             return torch.empty_like(query)
         outputs = []
-        for request, rows in zip(self.batch.requests, query.split([r.query_len for r in self.batch.requests]), strict=True):
+        for request, rows in zip(
+            self.batch.requests, query.split([r.query_len for r in self.batch.requests]), strict=True
+        ):
             q = rows.view(request.query_len, self.num_heads, self.head_size).transpose(0, 1)
             keys = q.new_ones(self.num_heads, request.seq_len, self.head_size)
             attended = nn.functional.scaled_dot_product_attention(q, keys, keys)
@@ -163,7 +165,9 @@ class _Sampler(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        hidden, heads, kv_heads = (sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+        hidden, heads, kv_heads = (
+            sizes[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+        )
         head_size = hidden // heads
         self.norm = _Norm(hidden)
         self.qkv_proj = nn.Linear(hidden, heads * head_size + 2 * kv_heads * head_size, bias=False)
@@ -218,7 +222,7 @@ def _operator(operation: ModelOperation) -> Callable[..., object]:
     packet = getattr(getattr(torch.ops, namespace), name, None)
     if packet is None:
         raise EngineError(f"no layer {operation.layers[0]!r} and no operator {operation.signature.name!r} to isolate")
-    return getattr(packet, dict(operation.signature.attributes)["overload"])  # type: ignore[no-any-return, arg-type]
+    return getattr(packet, dict(operation.signature.attributes)["overload"])  # type: ignore[arg-type]
 
 
 def _inputs(operation: ModelOperation, point: SweepPoint) -> list[torch.Tensor]:
@@ -240,7 +244,7 @@ def _bookkeeping(batch: Batch | None) -> None:
 def _sizes(configuration: ModelConfiguration) -> dict[str, int]:
     missing = [name for name in (*_SIZES, "num_hidden_layers") if not isinstance(configuration.document.get(name), int)]
     if missing:
-        raise ConfigurationError(f"the fake engine needs {', '.join(missing)} in the config.json of {configuration.name}")
+        raise ConfigurationError(f"the fake engine needs {', '.join(missing)} in config.json of {configuration.name}")
     return {name: configuration.document[name] for name in _SIZES}
 
 
@@ -248,5 +252,3 @@ def _limits(configuration: ModelConfiguration) -> Limits:
     options = configuration.options
     longest = options.max_model_len or configuration.document.get("max_position_embeddings", 2048)
     return Limits(options.max_num_tokens or min(longest, 512), options.max_num_seqs or 8, longest)
-
-

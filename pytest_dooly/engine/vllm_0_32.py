@@ -225,7 +225,7 @@ def _without_compiler() -> Iterator[None]:
 
 @contextmanager
 def _inspecting_here() -> Iterator[None]:
-    """vLLM looks at an architecture it has not met in a process of its own, which takes as long as all the rest."""
+    """VLLM looks at an architecture it has not met in a process of its own, which takes as long as all the rest."""
     from vllm.model_executor.models import registry
 
     with mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()):

@@ -105,7 +105,7 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 
 def greedy_sampling(device: torch.device) -> Any:
-    """vLLM's sampling metadata of temperature 0 without penalties."""
+    """VLLM's sampling metadata of temperature 0 without penalties."""
     from vllm.v1.sample.logits_processor import LogitsProcessors
     from vllm.v1.sample.metadata import SamplingMetadata
 

@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, RequestTiming
+from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, outermost_leaves
 from pytest_dooly.errors import EngineError
-from pytest_dooly.forward import ForwardObserver
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import ModelOperation
 
@@ -109,7 +109,7 @@ class VllmSession:
         self._files = ExitStack()
         arguments = dict(arguments)
         if isolating:
-            arguments["model"] = str(self._with_layers(configuration, _layers_needed(configuration, isolating)))
+            arguments["model"] = str(self._with_layers(configuration, _layers_needed(isolating)))
         self._llm = _start(arguments, kv_tokens)
         self._runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self._model: torch.nn.Module = self._runner.model
@@ -139,11 +139,12 @@ class VllmSession:
                 with self._layer_call(operation, point) as call, self._untimed(self._leaves, clock):
                     yield call
             elif name == "admission":
-                yield self._admission_call(point)
+                with self._requests_of_its_own():
+                    yield self._admission_call(point)
             elif name == "step":
                 model, sampler = _Untimed(self._model, clock), _Untimed(self._runner.sampler, clock)
                 patches = mock.patch.multiple(self._runner, model=model, sampler=sampler)
-                with patches, self._untimed(self._logits_processors(), clock):
+                with self._requests_of_its_own(), patches, self._untimed(self._logits_processors(), clock):
                     yield self._step_call(point)
             else:
                 raise EngineError(f"cannot isolate {name!r}: this adapter does not know that overhead")
@@ -250,7 +251,9 @@ class VllmSession:
         with ExitStack() as hooks, torch.inference_mode(), self._forward_context(batch):
             for path, module in self._modules.items():
                 if module in self._leaves:
-                    hooks.callback(module.register_forward_pre_hook(partial(lambda path, *_: order.append(path), path)).remove)
+                    hooks.callback(
+                        module.register_forward_pre_hook(partial(lambda path, *_: order.append(path), path)).remove
+                    )
             self._forward(batch)
         return order
 
@@ -269,7 +272,8 @@ class VllmSession:
         from vllm.config import set_current_vllm_config
         from vllm.forward_context import set_forward_context
 
-        metadata, slots = {}, {}
+        metadata: dict[str, Any] = {}
+        slots: dict[str, torch.Tensor] = {}
         for groups in self._runner.attn_groups:
             for group in groups:
                 built, slot_mapping = _attention_metadata(group, batch, self._runner.device)
@@ -326,7 +330,7 @@ class VllmSession:
             for parent in self._model.modules():
                 for name, child in parent._modules.items():
                     if id(child) in wanted:
-                        swaps.enter_context(mock.patch.dict(parent._modules, {name: _Untimed(child, clock)}))  # type: ignore[dict-item]
+                        swaps.enter_context(mock.patch.dict(parent._modules, {name: _Untimed(child, clock)}))
             yield
 
     def _logits_processors(self) -> list[torch.nn.Module]:
@@ -344,6 +348,14 @@ class VllmSession:
 
     def _room_for_a_token(self) -> bool:
         return all(request.num_tokens + 2 < self.limits.max_model_len for request in self._scheduler.running)
+
+    @contextmanager
+    def _requests_of_its_own(self) -> Iterator[None]:
+        """No request outlives the case that made it."""
+        try:
+            yield
+        finally:
+            self._abort_everything()
 
     def _abort_everything(self) -> None:
         engine = self._llm.llm_engine
@@ -377,7 +389,7 @@ def at_depth(document: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     return {**document, **resized, "num_hidden_layers": num_layers}
 
 
-def _layers_needed(configuration: ModelConfiguration, operations: Sequence[ModelOperation]) -> int:
+def _layers_needed(operations: Sequence[ModelOperation]) -> int:
     """Layers that hold every operation, and enough weights that none stays in the cache between two uses."""
     last = max((int(part) for o in operations for part in o.layers[0].split(".") if part.isdigit()), default=0)
     layer_bytes = [

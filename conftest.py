@@ -1,0 +1,16 @@
+"""Hypothesis profiles and pytester, for the project's own tests."""
+
+from hypothesis import HealthCheck, Phase, settings
+
+pytest_plugins = ["pytester"]
+
+# No deadline: the machine is shared. No shrinking by default: a failing trace takes seconds to repeat.
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=30,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", deadline=None, max_examples=500)
+settings.load_profile("default")
