@@ -389,7 +389,8 @@ def _check_content(path: Path) -> None:
                 f"latency DB {path} was written by a newer version of pytest-dooly (it has {', '.join(newer)}): "
                 "upgrade pytest-dooly, or name another file"
             )
-        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        # SQLite heads its findings with a line of its own.
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0].splitlines()[-1]
         # SQLite reads the missing end of the last page as zeros.
         if damage == "ok" and not left_behind and file.stat().st_size % db.execute("PRAGMA page_size").fetchone()[0]:
             damage = "its end is missing"

@@ -463,6 +463,7 @@ def test_a_lock_while_opening_is_explained(path: Path, monkeypatch: pytest.Monke
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(DatabaseError, match="cannot open latency DB .*: database is locked"):
             LatencyDB.open(path)
+        other.rollback()
     LatencyDB.open(path).close()
 
 
