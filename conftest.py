@@ -1,8 +1,6 @@
-"""Hypothesis profiles and pytester, for the project's own tests."""
+"""Hypothesis profiles for the project's own tests."""
 
 from hypothesis import HealthCheck, Phase, settings
-
-pytest_plugins = ["pytester"]
 
 # No deadline: the machine is shared. No shrinking by default: a failing trace takes seconds to repeat.
 settings.register_profile(

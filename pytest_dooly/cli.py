@@ -1,4 +1,4 @@
-"""`dooly trace | predict | validate | models`: parses, wires and prints; decides nothing.
+"""`dooly trace | predict | validate | report | models`: parses, wires and prints; decides nothing.
 
 Exits 0 when it did what was asked, 2 for wrong usage, 1 for the rest. With --json, standard output holds one document.
 """
@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--repeats", type=_positive, default=5, help="rounds over the grid, after a warm-up (5)")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     validate.set_defaults(run=_validate)
+
+    report = _command(commands, "report", "the report of what the latency DB has of a model")
+    report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
+    report.add_argument("--png", metavar="FILE", help="an overview picture as well")
+    report.set_defaults(run=_report)
 
     models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
     _common(models)
@@ -151,6 +156,21 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         "status": _OK if passed else _FAILED,
     }
     return document, [format_validation(validation), f"report: {path}"]
+
+
+def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.plots import save_overview
+    from pytest_dooly.predict import regressors_of
+    from pytest_dooly.profiling import model_report
+    from pytest_dooly.report import write_report
+
+    with _opened(arguments) as (engine, configuration, db):
+        model, environment = _served(engine, configuration, db)
+        report = model_report(model, db, environment, regressors_of(db, environment))
+    path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
+    if arguments.png is not None:
+        save_overview(report, Path(arguments.png))
+    return {"report": str(path), "png": arguments.png}, [f"report: {path}"]
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:

@@ -155,6 +155,8 @@ def _curve(ax: Axes, row: OperationReport) -> None:
             fitted = row.regressor.predict_s([_like(row.points[0][0], x) for x in fine])
             ax.plot(fine, fitted * 1e3, color=colour, linewidth=1.4)
         ax.set_xlabel("tokens in the step" if signature.swept == "num_tokens" else "requests in the step")
+    medians_ms = [outcome.median_s * 1e3 for _, outcome in row.points]
+    ax.set_ylim(0.6 * min(medians_ms), 1.7 * max(medians_ms))  # else equal latencies leave the axis without a height
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_ylabel("latency, ms")
@@ -179,7 +181,8 @@ def _batch_curves(ax: Axes, row: OperationReport, colour: str) -> None:
         shade = 0.35 + 0.65 * (i + 1) / len(chosen)
         _line(ax, row, group, [b.requests[0].context_len for b in group], batches, colour, f"{num} decodes", shade)
     ax.set_xlabel("query length (prefill), context length (decode)")
-    ax.legend(fontsize=7, loc="upper left", handlelength=1.2)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=7, loc="upper left", handlelength=1.2)
 
 
 def _line(

@@ -74,7 +74,6 @@ _FEATURES: Mapping[str, _Feature] = {
     "pairs": lambda work, window: work.sum(_pairs(work, window)),
     "prompt_pairs": lambda work, window: work.sum(np.where(work.query_lens > 1, _pairs(work, window), 0)),
     "kv_tokens": lambda work, window: work.sum(_read(work, window)),
-    "decode_kv_tokens": lambda work, window: work.sum(np.where(work.query_lens > 1, 0, _read(work, window))),
     "longest_kv": lambda work, window: np.maximum.reduceat(_read(work, window), work.starts),
 }
 """Work features by name: (work, attention window) -> shape (points,).
@@ -212,8 +211,8 @@ def _candidates(signature: Signature, num_points: int) -> list[tuple[str, tuple[
     else:
         sets = {
             "roofline": ("num_reqs", "num_tokens", "pairs", "kv_tokens"),
-            "phases": ("num_reqs", "prompt_tokens", "prompt_pairs", "decode_kv_tokens", "kv_tokens"),
-            "longest": ("num_reqs", "prompt_tokens", "prompt_pairs", "decode_kv_tokens", "kv_tokens", "longest_kv"),
+            "phases": ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens"),
+            "longest": ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens", "longest_kv"),
         }
     counts = [1, 3, 6] + ([num_points] if signature.swept != "batch" else [])
     ways = {1: "affine", 3: "3 ramps", 6: "6 ramps"}

@@ -74,7 +74,9 @@ def _mixtures(limits: Limits) -> list[Batch]:
 
 def _overhead(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
     if signature.swept == "batch":
-        decodes = [Batch.uniform(num, 1, 16) for num in _powers(1, limits.max_num_seqs, 2)]
+        # Bookkeeping hardly depends on the context, which a case must first compute.
+        context = min(16, limits.max_model_len - 1)
+        decodes = [Batch.uniform(num, 1, context) for num in _powers(1, limits.max_num_seqs, 2)]
         longest = min(limits.max_num_tokens, limits.max_model_len - 2)
         prefills = [Batch.uniform(1, query, 0) for query in _powers(64, longest, 8)]
         several = [Batch.uniform(num, 64, 0) for num in _powers(4, limits.max_num_seqs, 4)]

@@ -1,0 +1,168 @@
+"""`dooly` as its users run it, on the fake engine: output, exit status and messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly import cli
+from tests.models import LLAMA, write
+
+SMALL = ("--engine=fake", "--max-num-tokens=16", "--max-model-len=32", "--max-num-seqs=2")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
+    return tmp_path
+
+
+@pytest.fixture
+def profiled(place: Path) -> Path:
+    flags = [f"--dooly-{flag.removeprefix('--')}" for flag in SMALL]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cov", "--dooly-model=model", "-q", *flags]
+    subprocess.run(command, check=True, cwd=place, stdout=subprocess.DEVNULL)
+    return place
+
+
+def test_trace_prints_every_operation_with_its_origins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", "model", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "model (FakeForCausalLM)" in out
+    assert "weight fp32 [intermediate_size, hidden_size]" in out
+    assert "input fp32 [num_reqs, hidden_size]" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_trace_as_json_is_one_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", "model", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["limits"]["max_model_len"] == 32
+    up = next(o for o in document["operations"] if o["label"] == "linear-64x96-fp32")
+    assert up["multiplicity"] == 2
+    assert up["origins"][1] == {"tensor": "weight", "dtype": "fp32", "shape": ["intermediate_size", "hidden_size"]}
+
+
+def test_predict_needs_measurements_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=1+8", *SMALL]) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "run pytest --dooly-model=model with the same options first" in streams.err
+
+
+def test_predict_a_step_and_a_workload(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=1+8,4", *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("step of 2 requests, 5 tokens: ")
+    assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--concurrency=2", *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("prompt 16, output 8, 2 at once: TTFT ")
+    assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--json", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out)["tpot_s"] > 0
+
+
+def test_a_request_out_of_range_is_answered_with_a_warning(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=4000", "--json", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["out_of_range"]
+    assert "OutOfRangeWarning: linear-64x96-fp32: size 4,000 is outside of the measured 1 to 16" in streams.err
+
+
+def test_validate_compares_with_the_engine(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "validate",
+        "model",
+        "--prompt",
+        "8",
+        "16",
+        "--batch",
+        "1",
+        "--output",
+        "1",
+        "4",
+        "--repeats",
+        "2",
+        *SMALL,
+    ]
+    status = cli.main([*arguments, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [row["workload"]["prompt_len"] for row in document["rows"]] == [8, 8, 16, 16]
+    assert document["rows"][0]["measured_tpot_s"] is None
+    assert document["rows"][1]["measured_tpot_s"] > 0
+    assert status == (0 if document["passed"] else 1)
+    assert "noise floor" in Path(document["report"]).read_text(encoding="utf-8")
+    cli.main(arguments)
+    assert "TTFT: median error" in capsys.readouterr().out
+
+
+def test_report_writes_page_and_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "model", "--reports=here", "--png=picture.png", *SMALL]) == 0
+    assert "report: here/model-fake-cpu/index.html" in capsys.readouterr().out
+    assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    assert "llama3.2-1b" in capsys.readouterr().out
+    assert cli.main(["models", "--json"]) == 0
+    assert "llama-300m" in json.loads(capsys.readouterr().out)["shipped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", "nonsense", "--engine=fake"], "unknown model 'nonsense'"),
+        (["trace", "model", "--engine=fake", "--tp=none"], "tp must be a whole number, got 'none'"),
+        (["validate", "model", "--repeats=1", *SMALL], "--repeats must be at least 2"),
+        (["validate", "model", "--prompt", "99", *SMALL], "no workload of that grid fits"),
+    ],
+)
+def test_wrong_usage_exits_2(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli.main(arguments) == 2
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert "Traceback" not in streams.err
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["predict", "model"], ["predict", "model", "--batch=x"], ["predict", "model", "--prompt=0"]],
+)
+def test_a_line_that_cannot_be_parsed_exits_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2
+
+
+def test_other_failures_exit_1(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "notes").write_text("mine")
+    assert cli.main(["trace", "model", "--db=notes", *SMALL]) == 1
+    assert "no latency DB" in capsys.readouterr().err
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_models", interrupt)
+    assert cli.main(["models"]) == 1
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_what_an_engine_prints_does_not_reach_standard_output(place: Path) -> None:
+    program = (
+        "import os, sys\nfrom pytest_dooly import cli\nfrom pytest_dooly.engine.fake import FakeEngine\n"
+        "environment = FakeEngine.environment\n"
+        "def noisy(self, configuration):\n    os.write(1, b'noise')\n    return environment(self, configuration)\n"
+        "FakeEngine.environment = noisy\n"
+        f"sys.exit(cli.main(['trace', 'model', '--json', *{SMALL!r}]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=place, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["model"] == "model"
+    assert "noise" in result.stderr

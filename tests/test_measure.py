@@ -1,0 +1,67 @@
+"""Clocks that can be stopped, and how many rounds a case gets; time is faked, never asserted."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_dooly import measure
+from pytest_dooly.engine.base import IsolatedCall
+from pytest_dooly.measure import HostClock, rounds_for
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(measure, "time", fake)
+    return fake
+
+
+def test_a_stopped_clock_does_not_count(time: Time) -> None:
+    clock = HostClock()
+    start = clock.now()
+    time.passes(1)
+    clock.pause()
+    time.passes(10)
+    clock.resume()
+    time.passes(2)
+    assert clock.now() - start == 3
+
+
+def test_pauses_nest(time: Time) -> None:
+    clock = HostClock()
+    start = clock.now()
+    clock.pause()
+    clock.pause()
+    time.passes(5)
+    clock.resume()
+    time.passes(5)
+    clock.resume()
+    time.passes(1)
+    assert clock.now() - start == 1
+
+
+@pytest.mark.parametrize(("round_s", "rounds"), [(1e-6, 101), (0.01, 40), (1.0, 15)])
+def test_rounds_fit_into_a_case(time: Time, round_s: float, rounds: int) -> None:
+    assert abs(rounds_for(IsolatedCall(lambda: time.passes(round_s))) - rounds) <= 1
+
+
+def test_what_runs_before_a_round_takes_time_too(time: Time) -> None:
+    calls: list[str] = []
+
+    def before() -> None:
+        calls.append("before")
+        time.passes(0.01)
+
+    assert abs(rounds_for(IsolatedCall(lambda: calls.append("run"), before)) - 40) <= 1
+    assert calls == ["before", "run"] * 3

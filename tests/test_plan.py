@@ -1,0 +1,66 @@
+"""Plans: what is measured is reused, what failed or is missing is new, whoever measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.measurement import Failure
+from pytest_dooly.plan import make_plan
+from pytest_dooly.sweep import sweep
+from tests.samples import ATTENTION, ENVIRONMENT, LIMITS, LINEAR, SAMPLER, measured, served, uses
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[LatencyDB]:
+    with LatencyDB.open(tmp_path / "latency.db") as opened:
+        yield opened
+
+
+def test_every_signature_and_point_is_one_case_however_many_models_use_it(db: LatencyDB) -> None:
+    first = served(uses(LINEAR, 3), uses(SAMPLER), name="first")
+    second = served(uses(LINEAR, 9, layer="layers.7.y"), uses(ATTENTION), name="second")
+    plan = make_plan([first, second], ENVIRONMENT, db)
+    expected = sum(len(sweep(signature, LIMITS)) for signature in (LINEAR, SAMPLER, ATTENTION))
+    assert len(plan.cases) == len(plan.new) == expected
+    assert {case.model.name for case in plan.cases if case.operation.signature == LINEAR} == {"first"}
+    assert len({case.id for case in plan.cases}) == expected
+
+
+def test_measured_is_reused_and_what_it_took_is_saved(db: LatencyDB) -> None:
+    points = sweep(LINEAR, LIMITS)
+    db.record(LINEAR, ENVIRONMENT, points[0], measured(1e-3), spent_s=2.0)
+    db.record(LINEAR, ENVIRONMENT, points[1], Failure("out of memory"), spent_s=4.0)
+    plan = make_plan([served(uses(LINEAR))], ENVIRONMENT, db)
+    assert [case.point for case in plan.reused] == [points[0]]
+    assert plan.saved_s == 2.0
+    assert len(plan.new) == len(points) - 1
+    assert plan.estimate_s == pytest.approx(4.0 + 3.0 * (len(points) - 2))
+
+
+def test_another_environment_has_measured_nothing(db: LatencyDB) -> None:
+    db.record(LINEAR, replace(ENVIRONMENT, engine_version="2"), sweep(LINEAR, LIMITS)[0], measured(1e-3), spent_s=2.0)
+    assert make_plan([served(uses(LINEAR))], ENVIRONMENT, db).reused == ()
+
+
+def test_refresh_times_everything_again(db: LatencyDB) -> None:
+    db.record(LINEAR, ENVIRONMENT, sweep(LINEAR, LIMITS)[0], measured(1e-3), spent_s=2.0)
+    assert make_plan([served(uses(LINEAR))], ENVIRONMENT, db, refresh=True).reused == ()
+
+
+def test_larger_limits_time_only_what_lies_beyond(db: LatencyDB) -> None:
+    for point in sweep(LINEAR, LIMITS):
+        db.record(LINEAR, ENVIRONMENT, point, measured(1e-3), spent_s=1.0)
+    plan = make_plan([served(uses(LINEAR), limits=Limits(2048, 8, 2048))], ENVIRONMENT, db)
+    assert [str(case.point) for case in plan.new] == ["T1024", "T2048"]
+
+
+def test_ids_are_readable(db: LatencyDB) -> None:
+    ids = [case.id for case in make_plan([served(uses(LINEAR), uses(ATTENTION))], ENVIRONMENT, db).cases]
+    assert "linear-64x128-bf16-T128" in ids
+    assert "attention-4h2kv16-bf16-8x1+16" in ids

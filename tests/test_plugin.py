@@ -1,0 +1,293 @@
+"""The plugin as its users run it, on the fake engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.models import LLAMA, write
+
+SMALL = ("--dooly-engine=fake", "--dooly-max-num-tokens=16", "--dooly-max-model-len=32", "--dooly-max-num-seqs=2")
+
+
+@pytest.fixture(autouse=True)
+def model(pytester: pytest.Pytester) -> Path:
+    return write(pytester.path / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
+
+
+def run(pytester: pytest.Pytester, *args: str, model: str = "model", apart: bool = False) -> pytest.RunResult:
+    """A session; `apart` in a process of its own, for what would outlast it in this one."""
+    start = pytester.runpytest_subprocess if apart else pytester.runpytest_inprocess
+    return start("-p", "no:cov", f"--dooly-model={model}", *SMALL, *args)
+
+
+def counts(pytester: pytest.Pytester) -> tuple[int, int]:
+    """Measurements and failures in the latency DB."""
+    with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
+        return db.execute("SELECT count(*) FILTER (WHERE reason IS NULL), count(reason) FROM measurement").fetchone()
+
+
+def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> None:
+    first = run(pytester)
+    passed = first.parseoutcomes()["passed"]
+    first.stdout.fnmatch_lines(
+        [
+            "dooly: model (FakeForCausalLM), 12 operations",
+            "dooly: on fake CPU x*, fake 1, torch *",
+            f"dooly: *latency.db: {passed} to time (about *), 0 reused",
+            f"12 operations, {passed} cases: {passed} timed in * s, 0 reused, *",
+            "12 regressors, held-out error: median *%, worst *%",
+            "model: prompt 24, output 8, 1 at once: TTFT *, TPOT *",
+            "report: reports/model-fake-cpu/index.html",
+        ]
+    )
+    assert counts(pytester) == (passed, 0)
+    assert (pytester.path / "reports/model-fake-cpu/index.html").exists()
+    second = run(pytester, "-rs")
+    assert second.parseoutcomes() == {"skipped": passed}
+    second.stdout.fnmatch_lines(
+        [
+            f"dooly: *: 0 to time, {passed} reused",
+            "SKIPPED * measured: * in .dooly/latency.db; --dooly-refresh times it again",
+            f"12 operations, {passed} cases: 0 timed in 0.0 s, {passed} reused, which saved *",
+        ],
+        consecutive=False,
+    )
+    third = run(pytester, "--dooly-refresh", "-k", "sampler")
+    assert set(third.parseoutcomes()) == {"passed", "deselected"}
+
+
+def test_a_model_that_shares_sizes_reuses_what_the_first_measured(pytester: pytest.Pytester) -> None:
+    write(pytester.path / "deeper", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=256, num_hidden_layers=5)
+    run(pytester)
+    result = run(pytester, model="deeper")
+    outcomes = result.parseoutcomes()
+    assert outcomes["skipped"] > outcomes["passed"] > 0
+    result.stdout.re_match_lines([rf".*, {outcomes['skipped']} reused, which saved \d+\.\d s"])
+
+
+def test_two_models_at_once_share_their_cases(pytester: pytest.Pytester) -> None:
+    write(pytester.path / "deeper", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128, num_hidden_layers=5)
+    alone = run(pytester, "--collect-only", "-q").stdout.str().count("test_op[")
+    both = run(pytester, "--dooly-model=deeper")
+    assert both.parseoutcomes() == {"passed": alone}
+    assert (pytester.path / "reports/deeper-fake-cpu/summary.md").exists()
+
+
+def test_cases_are_readable_selectable_and_marked(pytester: pytest.Pytester) -> None:
+    listing = run(pytester, "--collect-only", "-q").stdout.str()
+    assert re.search(r"test_op\[linear-64x96-fp32-T16\]", listing)
+    assert re.search(r"test_op\[attention-4h2kv16-fp32-2x1\+16\]", listing)
+    assert "dooly ====" not in listing
+    assert run(pytester, "-k", "linear-64x96").parseoutcomes()["passed"] == 5
+    marked = run(pytester, "-m", "dooly_sampler").parseoutcomes()
+    assert marked["passed"] == 2
+    assert counts(pytester) == (7, 0)
+
+
+def test_ids_are_the_same_in_every_session(pytester: pytest.Pytester) -> None:
+    ids = [re.findall(r"test_op\[\S+", run(pytester, "--collect-only", "-q").stdout.str()) for _ in range(2)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == len(set(ids[0]))
+
+
+def test_a_plan_times_nothing(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "--dooly-plan")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["operation * swept over *", "linear-64x96-fp32 *num_tokens *5 *", "*to time (about *), 0 reused"]
+    )
+    assert counts(pytester) == (0, 0)
+
+
+def test_models_are_listed(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("--dooly-models")
+    assert result.ret == 0
+    result.stdout.re_match_lines([r"llama3 +LlamaForCausalLM +hidden  4096,  32 layers, vocabulary 128256"])
+
+
+def test_options_have_ini_twins(pytester: pytest.Pytester) -> None:
+    pytester.makeini("""
+        [pytest]
+        dooly_model = model
+        dooly_engine = fake
+        dooly_db = elsewhere/latency.db
+        dooly_max_num_tokens = 8
+        dooly_max_model_len = 32
+        dooly_max_num_seqs = 2
+    """)
+    result = pytester.runpytest_inprocess("-p", "no:cov", "-k", "embedding")
+    assert result.parseoutcomes()["passed"] == 4
+    assert (pytester.path / "elsewhere/latency.db").exists()
+
+
+def test_benchmark_writes_its_json_and_gates_on_drift(pytester: pytest.Pytester) -> None:
+    only = ("-k", "sampler", "--dooly-refresh")
+    run(pytester, *only, "--benchmark-json=out.json")
+    document = json.loads((pytester.path / "out.json").read_text())
+    assert {bench["group"] for bench in document["benchmarks"]} == {"sampler-128-fp32"}
+    assert all(bench["extra_info"]["signature"] and bench["stats"]["rounds"] >= 3 for bench in document["benchmarks"])
+    for bench in document["benchmarks"]:
+        bench["stats"]["median"] /= 1000
+    (pytester.path / "fast.json").write_text(json.dumps(document))
+    drifted = run(pytester, *only, "--benchmark-compare=fast.json", "--benchmark-compare-fail=median:50%")
+    assert drifted.ret != 0
+    drifted.stderr.fnmatch_lines(["*Performance has regressed*"])
+
+
+def test_disabled_benchmarks_measure_nothing(pytester: pytest.Pytester) -> None:
+    assert run(pytester, "-k", "sampler", "--benchmark-disable").parseoutcomes()["passed"] == 2
+    assert counts(pytester) == (0, 0)
+
+
+BREAKS_AT_16 = """
+    import pytest
+    from pytest_dooly.engine import fake
+
+    def breaks(self, logits, forward=fake._Sampler.forward):
+        if logits.shape[0] > 1:
+            raise MemoryError("no room for 2 rows")
+        return forward(self, logits)
+
+    fake._Sampler.forward = breaks
+"""
+
+
+def test_a_failed_case_is_stored_and_not_measured(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(BREAKS_AT_16)
+    result = run(pytester, "-k", "sampler", apart=True)
+    assert result.parseoutcomes() == {"passed": 1, "failed": 1, "deselected": result.parseoutcomes()["deselected"]}
+    result.stdout.fnmatch_lines(["*sampler-128-fp32-R2: MemoryError: no room for 2 rows"])
+    assert counts(pytester) == (1, 1)
+    assert run(pytester, "--lf", apart=True).parseoutcomes()["failed"] == 1
+    (pytester.path / "conftest.py").unlink()
+    mended = run(pytester, "-k", "sampler").parseoutcomes()
+    assert (mended["passed"], mended["skipped"]) == (1, 1)
+    assert counts(pytester) == (2, 0)
+
+
+def test_stopping_at_the_first_failure_keeps_what_was_measured(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(BREAKS_AT_16)
+    result = run(pytester, "-x", "-m", "dooly_sampler or dooly_overhead", apart=True)
+    assert result.parseoutcomes()["failed"] == 1
+    assert counts(pytester) == (1, 1)
+    result.stdout.fnmatch_lines(["*sampler-128-fp32 has 1 of the 3 measurements*", "report: *"])
+
+
+@pytest.mark.parametrize("flags", [("-p", "no:cacheprovider"), ("-q",), ("-qq",), ("-v",), ("-s",), ("-W", "error")])
+def test_it_is_right_under_other_flags(pytester: pytest.Pytester, flags: tuple[str, ...]) -> None:
+    result = run(pytester, "-k", "sampler", *flags, apart=True)
+    assert result.ret == 0
+    assert counts(pytester) == (2, 0)
+
+
+INTERRUPTS = """
+    import pytest
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(item):
+        if "silu-96-fp32-T4" in item.name:
+            {action}
+"""
+
+
+def test_an_interrupt_keeps_what_was_measured_and_the_next_run_goes_on(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(INTERRUPTS.format(action="raise KeyboardInterrupt"))
+    result = run(pytester)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    measured, _ = counts(pytester)
+    assert measured > 0
+    result.stdout.fnmatch_lines([f"12 operations, *: {measured} timed in *"])
+    (pytester.path / "conftest.py").unlink()
+    assert run(pytester).parseoutcomes()["skipped"] == measured
+
+
+def test_a_kill_loses_the_case_in_flight_at_most(pytester: pytest.Pytester) -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    pytester.makeconftest(INTERRUPTS.format(action=kill))
+    assert run(pytester, apart=True).ret == -signal.SIGKILL
+    measured, _ = counts(pytester)
+    (pytester.path / "conftest.py").unlink()
+    result = run(pytester)
+    assert result.parseoutcomes()["skipped"] == measured > 0
+
+
+def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(INTERRUPTS.format(action="open('reached', 'w').close(); import time; time.sleep(30)"))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cov", "--dooly-model=model", *SMALL]
+    with subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
+        while not (pytester.path / "reached").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert "report: " in out
+    assert counts(pytester)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--dooly-model=nonsense",), "unknown model 'nonsense': name one of * a directory that holds config.json*"),
+        (("--dooly-max-num-tokens=many",), "max-num-tokens must be a whole number, got 'many'"),
+        (("--dooly-tp=0",), "tp must be at least 1, got 0"),
+        (("--dooly-engine=triton",), "unknown engine 'triton': name one of vllm, fake"),
+        (("--dooly-device=tpu",), "unknown device 'tpu': name cpu or cuda"),
+        (("-p", "no:benchmark"), "--dooly-model needs pytest-benchmark, which is not loaded*"),
+    ],
+)
+def test_wrong_usage_is_one_line(pytester: pytest.Pytester, args: tuple[str, ...], message: str) -> None:
+    result = run(pytester, *args)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "*config.json is not valid JSON*"),
+        ("[]", "*config.json must hold a JSON object, not a list"),
+        ('{"hidden_size": 4}', "*config.json names no 'architectures'*"),
+        (json.dumps({"architectures": ["X"]}), "the fake engine needs hidden_size, *"),
+    ],
+)
+def test_a_broken_config_is_one_line(pytester: pytest.Pytester, content: str, message: str) -> None:
+    (pytester.path / "model/config.json").write_text(content)
+    result = run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_a_foreign_db_is_one_line_and_stays_untouched(pytester: pytest.Pytester) -> None:
+    foreign = pytester.path / "notes.txt"
+    foreign.write_text("my notes")
+    result = run(pytester, "--dooly-db=notes.txt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *notes.txt is no latency DB*name another file"])
+    assert foreign.read_text() == "my notes"
+
+
+def test_a_report_that_cannot_be_written_fails_the_run_and_keeps_the_measurements(pytester: pytest.Pytester) -> None:
+    (pytester.path / "taken").write_text("")
+    result = run(pytester, "-k", "sampler", "--dooly-reports=taken")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["cannot write the report to *taken*name another directory"])
+    assert counts(pytester) == (2, 0)
+
+
+def test_suites_without_a_model_are_skipped(pytester: pytest.Pytester) -> None:
+    import op_suites
+
+    result = pytester.runpytest_inprocess("-p", "no:cov", f"{op_suites.__path__[0]}/test_operations.py", "-rs")
+    assert result.parseoutcomes() == {"skipped": 1}
+    result.stdout.fnmatch_lines(["*no model named: use --dooly-model"])

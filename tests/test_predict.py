@@ -1,0 +1,176 @@
+"""Predictions against sums that are done by hand, and the virtual scheduler against steps written out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_dooly.batch import Batch, Limits
+from pytest_dooly.environment import Environment
+from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.predict import (
+    StepPrediction,
+    Workload,
+    WorkloadPrediction,
+    predict,
+    predict_step,
+    predict_workload,
+    schedule,
+)
+from tests.samples import ENVIRONMENT, LIMITS, LINEAR, model_and_regressors
+
+
+def batches(workload: Workload, limits: Limits = LIMITS) -> list[str]:
+    return [str(step.batch) for step in schedule(workload, limits)]
+
+
+def test_a_step_is_the_sum_of_its_operations() -> None:
+    model, regressors = model_and_regressors()
+    step = predict_step(model, regressors, Batch.parse("3x1+32,61"))
+    by_label = {operation.label: operation for operation in step.operations}
+    assert by_label["linear-64x128-bf16"].latency_s == pytest.approx(3 * 64 * 10e-6, rel=1e-3)
+    assert by_label["linear-64x128-bf16"].multiplicity == 3
+    assert by_label["attention-4h2kv16-bf16"].latency_s == pytest.approx(2 * 4e-6, rel=1e-2)
+    assert by_label["sampler-256-fp32"].latency_s == pytest.approx(4 * 2e-6, rel=1e-3)
+    assert "admission" not in by_label
+    assert step.latency_s == pytest.approx(sum(operation.latency_s for operation in step.operations))
+    assert step.out_of_range == ()
+
+
+def test_a_missing_regressor_is_named_with_what_to_run() -> None:
+    model, regressors = model_and_regressors()
+    del regressors[LINEAR.key]
+    with pytest.raises(MissingMeasurements, match=r"linear-64x128-bf16: run pytest --dooly-model=small"):
+        predict_step(model, regressors, Batch.uniform(1, 1))
+
+
+def test_one_request_is_prefilled_then_decoded() -> None:
+    assert batches(Workload(100, 3, 1)) == ["100+0", "1+100", "1+101"]
+
+
+def test_a_long_prompt_is_cut_into_chunks() -> None:
+    steps = list(schedule(Workload(600, 2, 1), LIMITS))
+    assert [str(step.batch) for step in steps] == ["512+0", "88+512", "1+600"]
+    assert [step.first for step in steps] == [(), (0,), ()]
+    assert [step.last for step in steps] == [(), (), (0,)]
+
+
+def test_requests_share_the_token_budget_in_order_of_arrival() -> None:
+    assert batches(Workload(300, 2, 2)) == ["300+0,212+0", "1+300,88+212", "1+300"]
+
+
+def test_requests_wait_for_a_seat() -> None:
+    limits = Limits(max_num_tokens=512, max_num_seqs=2, max_model_len=1024)
+    steps = list(schedule(Workload(10, 2, 3), limits))
+    assert [str(step.batch) for step in steps] == ["2x10+0", "2x1+10", "10+0", "1+10"]
+    assert [step.last for step in steps] == [(), (0, 1), (), (2,)]
+
+
+@given(st.integers(1, 900), st.integers(1, 60), st.integers(1, 20), st.integers(1, 600), st.integers(1, 9))
+def test_every_schedule_does_all_work_within_the_limits(
+    prompt_len: int, output_len: int, concurrency: int, budget: int, seats: int
+) -> None:
+    limits = Limits(max(budget, seats), seats, 1024)
+    steps = list(schedule(Workload(prompt_len, output_len, concurrency), limits))
+    assert sum(step.batch.num_tokens for step in steps) == concurrency * (prompt_len + output_len - 1)
+    assert all(step.batch.num_tokens <= limits.max_num_tokens and step.batch.num_reqs <= seats for step in steps)
+    assert sorted(request for step in steps for request in step.first) == list(range(concurrency))
+    assert sorted(request for step in steps for request in step.last) == list(range(concurrency))
+
+
+def test_a_request_longer_than_the_model_allows_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"1000 \+ 25 tokens exceed max_model_len 1024"):
+        list(schedule(Workload(1000, 25, 1), LIMITS))
+
+
+def test_a_workload_needs_something_to_do() -> None:
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        Workload(0, 1, 1)
+
+
+def test_ttft_and_tpot_add_up() -> None:
+    model, regressors = model_and_regressors()
+    prediction = predict_workload(model, regressors, Workload(100, 3, 2))
+    prefill = 3 * 200 * 10e-6 + 2 * 2e-6 + 2 * 2e-6 + 100e-6
+    decode = 3 * 2 * 10e-6 + 2 * 2e-6 + 2 * 2e-6 + 100e-6
+    admissions = (2 * 50e-6 + 1 * 50e-6) / 2  # the first request waits for both admissions, the second for its own
+    assert prediction.num_steps == 3
+    assert prediction.ttft_s == pytest.approx(admissions + prefill, rel=1e-2)
+    assert prediction.tpot_s == pytest.approx(decode, rel=2e-2)
+
+
+def test_one_token_has_no_tpot() -> None:
+    model, regressors = model_and_regressors()
+    assert predict_workload(model, regressors, Workload(100, 1, 1)).tpot_s is None
+
+
+def test_out_of_range_is_told_once_for_each_operation() -> None:
+    model, regressors = model_and_regressors()
+    prediction = predict_workload(model, regressors, Workload(900, 20, 8))
+    assert [line.partition(":")[0] for line in prediction.out_of_range] == [
+        "attention-4h2kv16-bf16",
+        "step",
+        "admission",
+    ][: len(prediction.out_of_range)]
+    step = predict_step(model, regressors, Batch.uniform(1, 2000))
+    assert any(line.startswith("linear-64x128-bf16: ") for line in step.out_of_range)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    path = tmp_path / "latency.db"
+    model, regressors = model_and_regressors()
+    with LatencyDB.open(path) as opened:
+        opened.save_model(model, ENVIRONMENT)
+        for key, regressor in regressors.items():
+            signature = next(o.signature for o in model.operations if o.signature.key == key)
+            opened.record(signature, ENVIRONMENT, *_case(signature.swept), spent_s=1.0)
+            opened.save_regressor(key, ENVIRONMENT, regressor.to_json(), error=regressor.error)
+    return path
+
+
+def _case(swept: str):  # type: ignore[no-untyped-def]
+    from tests.samples import BATCHES, REQUESTS, TOKENS, measured
+
+    return {"num_tokens": TOKENS, "num_reqs": REQUESTS, "batch": BATCHES}[swept][0], measured(1.0)
+
+
+def test_predict_reads_a_db_alone(db: Path) -> None:
+    step = predict("small", batch="2x1+32", db=db)
+    assert isinstance(step, StepPrediction)
+    assert step == predict("small", batch=Batch.uniform(2, 1, 32), db=db, environment=ENVIRONMENT)
+    assert isinstance(predict("small", workload=Workload(64, 4, 2), db=db), WorkloadPrediction)
+
+
+def test_predict_warns_out_of_range(db: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predict("small", batch="2000", db=db)
+    assert {warning.category for warning in caught} == {OutOfRangeWarning}
+    assert "linear-64x128-bf16: size 2,000 is outside of the measured 1 to 512" in [str(w.message) for w in caught]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict("small", batch="1+32", db=db)
+
+
+def test_predict_refuses_what_it_cannot_answer(db: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="either a batch or a workload"):
+        predict("small", db=db)  # type: ignore[call-overload]
+    with pytest.raises(MissingMeasurements, match=r"no model 'big', only small: run pytest --dooly-model=big"):
+        predict("big", batch="1", db=db)
+    with pytest.raises(DatabaseError, match="no latency DB"):
+        predict("small", batch="1", db=tmp_path / "none.db")
+
+
+def test_several_environments_must_be_told_apart(db: Path) -> None:
+    other = Environment("GPU", 1, "1", "fake", "1", "2", "cuda_event", "rotated", "eager")
+    model, _ = model_and_regressors()
+    with LatencyDB.open(db) as opened:
+        opened.save_model(model, other)
+    with pytest.raises(MissingMeasurements, match="several environments, name one"):
+        predict("small", batch="1", db=db)

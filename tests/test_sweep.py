@@ -1,0 +1,53 @@
+"""Sweep grids: up to the engine's limits, never beyond, shared between limits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.signature import Signature
+from pytest_dooly.sweep import kv_tokens, sweep
+from tests.samples import ADMISSION, ATTENTION, LIMITS, LINEAR, SAMPLER, STEP
+
+EVERY = [LINEAR, SAMPLER, ATTENTION, STEP, ADMISSION]
+limits_of_engines = st.builds(Limits, st.integers(8, 20_000), st.integers(1, 8), st.integers(8, 140_000))
+
+
+def test_tokens_double_up_to_the_limit_itself() -> None:
+    assert [str(point) for point in sweep(LINEAR, Limits(12, 2, 64))] == ["T1", "T2", "T4", "T8", "T12"]
+
+
+def test_requests_double_up_to_the_limit_itself() -> None:
+    assert [str(point) for point in sweep(SAMPLER, LIMITS)] == ["R1", "R2", "R4", "R8"]
+
+
+def test_attention_is_swept_over_prefills_decodes_and_mixtures() -> None:
+    batches = [point.batch for point in sweep(ATTENTION, LIMITS) if point.batch]
+    assert any(b.num_reqs == 1 and b.requests[0].query_len == 512 for b in batches)
+    assert any(b.num_reqs == 1 and b.requests[0].query_len > 1 and b.requests[0].context_len for b in batches)
+    assert any(b.num_reqs == 8 and b.num_tokens == 8 and b.requests[0].context_len == 1023 for b in batches)
+    assert any({r.query_len > 1 for r in b.requests} == {True, False} for b in batches)
+
+
+@pytest.mark.parametrize("signature", EVERY)
+@given(limits=limits_of_engines)
+def test_no_point_exceeds_a_limit_and_none_comes_twice(signature: Signature, limits: Limits) -> None:
+    points = sweep(signature, limits)
+    assert points
+    assert len(points) == len(set(points))
+    for point in points:
+        assert (point.num_tokens or 1) <= limits.max_num_tokens
+        assert (point.num_reqs or 1) <= limits.max_num_seqs
+        if point.batch:
+            assert point.batch.num_tokens <= limits.max_num_tokens
+            assert point.batch.num_reqs <= limits.max_num_seqs
+            assert all(request.seq_len <= limits.max_model_len for request in point.batch.requests)
+            assert sum(request.seq_len for request in point.batch.requests) <= kv_tokens(limits)
+
+
+@pytest.mark.parametrize("signature", [LINEAR, SAMPLER])
+def test_larger_limits_share_the_points_of_smaller_ones(signature: Signature) -> None:
+    small, large = set(sweep(signature, Limits(512, 8, 1024))), set(sweep(signature, Limits(2048, 32, 4096)))
+    assert small <= large

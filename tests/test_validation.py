@@ -1,0 +1,101 @@
+"""Validation: errors, noise floors, order of the runs, and when it passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.engine.base import RequestTiming
+from pytest_dooly.predict import Workload, predict_workload
+from pytest_dooly.validate import grid, noise_floor, validate
+from pytest_dooly.validation import Validation, ValidationRow
+from tests.samples import LIMITS, model_and_regressors
+
+
+def row(ttft: float, tpot: float | None, noise: float = 0.01) -> ValidationRow:
+    known = None if tpot is None else noise
+    return ValidationRow(
+        Workload(8, 8, 1), 1 + ttft, 1.0, noise, None if tpot is None else 2 * (1 + tpot), tpot and 2.0, known
+    )
+
+
+def test_errors_are_signed_and_medians_absolute() -> None:
+    validation = Validation((row(-0.10, 0.2), row(0.02, -0.1), row(0.04, None)))
+    assert [round(r.ttft_error, 6) for r in validation.rows] == [-0.10, 0.02, 0.04]
+    assert validation.rows[2].tpot_error is None
+    assert validation.ttft.median == pytest.approx(0.04)
+    assert validation.ttft.mape == pytest.approx(0.16 / 3)
+    assert validation.tpot is not None
+    assert validation.tpot.median == pytest.approx(0.15)
+    assert (validation.ttft.count, validation.tpot.count) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tpot", "noise", "passes"),
+    [
+        (0.09, 0.14, 0.01, True),
+        (0.11, 0.14, 0.01, False),
+        (0.09, 0.16, 0.01, False),
+        (0.17, 0.17, 0.12, True),
+        (0.19, 0.17, 0.12, False),
+        (0.09, None, 0.01, True),
+    ],
+)
+def test_it_passes_within_target_or_near_the_noise(ttft: float, tpot: float | None, noise: float, passes: bool) -> None:
+    assert Validation((row(ttft, tpot, noise),)).passes() is passes
+
+
+def test_the_noise_floor_predicts_each_repeat_by_the_others() -> None:
+    assert noise_floor([1.0, 1.0, 1.0]) == 0
+    assert noise_floor([1.0, 1.25]) == pytest.approx((0.25 + 0.2) / 2)
+    assert noise_floor([1.0, 1.1, 1.2, 5.0]) > noise_floor([1.0, 1.1, 1.2, 1.3]) > 0
+
+
+def test_the_grid_leaves_out_what_the_engine_cannot_run() -> None:
+    assert grid(Limits(512, 4, 128), [32, 120], [1, 8], [16, 2]) == (
+        Workload(32, 16, 1),
+        Workload(32, 2, 1),
+        Workload(120, 2, 1),
+    )
+
+
+class ExactSession:
+    """An engine that takes just as long as predicted, on every other run twice as long."""
+
+    def __init__(self) -> None:
+        self.asked: list[Workload] = []
+        self.model, self.regressors = model_and_regressors()
+
+    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
+        workload = Workload(prompt_len, output_len, concurrency)
+        self.asked.append(workload)
+        predicted = predict_workload(self.model, self.regressors, workload)
+        return (RequestTiming(predicted.ttft_s, predicted.tpot_s),) * concurrency
+
+
+def test_workloads_are_interleaved_and_an_exact_engine_has_no_error() -> None:
+    session = ExactSession()
+    workloads = grid(LIMITS, [16, 64, 256], [1, 4], [1, 8])
+    said: list[str] = []
+    validation = validate(session, session.model, session.regressors, workloads, repeats=3, progress=said.append)  # type: ignore[arg-type]
+    assert [r.workload for r in validation.rows] == list(workloads)
+    rounds = [session.asked[i : i + len(workloads)] for i in range(0, len(session.asked), len(workloads))]
+    assert len(rounds) == 4
+    assert all(set(each) == set(workloads) for each in rounds)
+    assert len({tuple(map(str, each)) for each in rounds}) > 1
+    assert said == ["warm-up", "round 1 of 3", "round 2 of 3", "round 3 of 3"]
+    assert validation.ttft.mape == pytest.approx(0, abs=1e-9)
+    assert validation.passes()
+    assert all((r.tpot_error is None) == (r.workload.output_len == 1) for r in validation.rows)
+
+
+def test_a_slow_engine_is_an_error() -> None:
+    class Slow(ExactSession):
+        def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
+            timings = super().generate(prompt_len, output_len, concurrency)
+            return tuple(RequestTiming(2 * t.ttft_s, t.tpot_s and 2 * t.tpot_s) for t in timings)
+
+    session = Slow()
+    validation = validate(session, session.model, session.regressors, [Workload(16, 4, 1)], repeats=2)  # type: ignore[arg-type]
+    assert validation.rows[0].ttft_error == pytest.approx(-0.5)
+    assert not validation.passes()
