@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from pytest_dooly.predict import Workload
 
-__all__ = ["Accuracy", "Validation", "ValidationRow"]
+__all__ = ["NOISE_FACTOR", "TPOT_TARGET", "TTFT_TARGET", "Accuracy", "Validation", "ValidationRow"]
+
+TTFT_TARGET = 0.10
+"""Largest median absolute relative error of TTFT that passes."""
+
+TPOT_TARGET = 0.15
+"""Largest median absolute relative error of TPOT that passes."""
+
+NOISE_FACTOR = 1.5
+"""A median error within this multiple of the noise floor passes too: no predictor could do much better."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Validation:
     """A grid of workloads, predicted and measured.
 
     Attributes:
-        rows: one a workload.
+        rows: one a workload, at least one.
     """
 
     rows: tuple[ValidationRow, ...]
@@ -88,7 +97,13 @@ class Validation:
         pairs = [(error, noise) for error, noise in known if error is not None and noise is not None]
         return _accuracy(pairs) if pairs else None
 
-    def passes(self, *, ttft_target: float = 0.10, tpot_target: float = 0.15, noise_factor: float = 1.5) -> bool:
+    def passes(
+        self,
+        *,
+        ttft_target: float = TTFT_TARGET,
+        tpot_target: float = TPOT_TARGET,
+        noise_factor: float = NOISE_FACTOR,
+    ) -> bool:
         """Whether both medians are within their target, or within a multiple of the noise floor."""
         tpot = self.tpot
         return self.ttft.passes(ttft_target, noise_factor) and (tpot is None or tpot.passes(tpot_target, noise_factor))
