@@ -1,78 +1,140 @@
-"""Plots of a report, as SVG text to be put into a page."""
+"""Plots of a report: SVG text for a page, a PNG for the README."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_dooly.batch import Batch, SweepPoint
+from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure, SubFigure
 
     from pytest_dooly.findings import ModelReport, OperationReport
+    from pytest_dooly.predict import StepPrediction
 
 __all__ = [
     "fitted_against_measured",
+    "format_latency",
     "latency_curves",
     "predicted_against_measured",
     "save_overview",
     "step_breakdown",
+    "step_name",
 ]
 
 _COLOURS = {
-    OperationKind.LINEAR: "#0072B2",
-    OperationKind.ATTENTION: "#D55E00",
-    OperationKind.MOE: "#CC79A7",
-    OperationKind.NORM: "#56B4E9",
-    OperationKind.ACTIVATION: "#F0E442",
-    OperationKind.ROTARY: "#E69F00",
-    OperationKind.LOGITS: "#009E73",
-    OperationKind.SAMPLER: "#7A5195",
-    OperationKind.EMBEDDING: "#4B6A88",
-    OperationKind.OVERHEAD: "#999999",
+    OperationKind.LINEAR: "#0072b2",
+    OperationKind.NORM: "#56b4e9",
+    OperationKind.ROTARY: "#999933",
+    OperationKind.ACTIVATION: "#e69f00",
+    OperationKind.ATTENTION: "#d55e00",
+    OperationKind.MOE: "#cc79a7",
+    OperationKind.MIXER: "#aa4466",
+    OperationKind.EMBEDDING: "#6e8cab",
+    OperationKind.LOGITS: "#009e73",
+    OperationKind.SAMPLER: "#8a63a8",
+    OperationKind.COLLECTIVE: "#b07d62",
+    OperationKind.OTHER: "#777777",
+    OperationKind.OVERHEAD: "#a6a6a6",
 }
-"""Okabe and Ito's palette, which colour-blind people can tell apart; one colour a kind in every plot."""
+"""Okabe and Ito's palette for the kinds that cost most, muted ones beside it; one colour a kind in every plot."""
 
-_OTHER = "#444444"
+# Stand-ins that `_svg` turns into the page's own colours, so that a plot follows light and dark.
+_INK, _SOFT, _LINE, _BACK = "#1d2430", "#5b6573", "#e2e5ea", "#ffffff"
+_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line", _BACK: "--back"}
 
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,  # a name may hold a dollar sign
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
     "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "dooly",
-    "legend.frameon": False,
 }
+
+_MANTISSAS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+"""Ticks of a logarithmic axis within a decade, from few to many."""
+
+_PANEL_COLUMNS = 3
+
+
+_Pair = tuple[float, float, str]
+"""Measured and predicted latency in seconds, and a name."""
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Measured points along one size, and how to make any other point on the same line."""
+
+    name: str
+    sizes: tuple[int, ...]
+    outcomes: tuple[Measurement, ...]
+    point: Callable[[int], SweepPoint]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One small plot of an operation's latency."""
+
+    row: OperationReport
+    note: str
+    x_label: str
+    series: tuple[_Series, ...]
+
+
+def format_latency(seconds: float) -> str:
+    """Three significant digits in the unit that a person reads: `1.23 s`, `45.6 ms`, `0.20 µs`."""
+    # Chosen after rounding, so that 999.6 µs reads 1.00 ms and not 1000 µs.
+    rounded = float(f"{seconds:.2e}")
+    factor, unit = next((pair for pair in ((1.0, "s"), (1e3, "ms")) if rounded * pair[0] >= 1), (1e6, "µs"))
+    value = float(f"{rounded * factor:.3g}")
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def step_name(batch: Batch) -> str:
+    """What a step does, for people: `decode: 8 requests, 8 tokens`."""
+    decodes = sum(request.query_len == 1 and request.context_len > 0 for request in batch.requests)
+    phase = "decode" if decodes == batch.num_reqs else "mixed" if decodes else "prefill"
+    return f"{phase}: {_count(batch.num_reqs, 'request')}, {_count(batch.num_tokens, 'token')}"
 
 
 def latency_curves(report: ModelReport) -> str:
-    """Measured latencies with their fitted line, one small plot an operation; empty where nothing was measured."""
-    rows = [row for row in report.operations if row.points]
-    if not rows:
+    """Measured latencies with their fitted line, dearest operation first; empty where nothing was measured."""
+    panels = [panel for row in _dearest_first(report) for panel in _panels(row)]
+    if not panels:
         return ""
+    columns = min(_PANEL_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
     with _style():
-        columns = min(3, len(rows))
-        figure, axes = _grid(math.ceil(len(rows) / columns), columns, 3.4, 2.5)
-        for ax, row in zip(axes, rows, strict=False):
-            _curve(ax, row)
-        for ax in axes[len(rows) :]:
-            ax.set_visible(False)
-        return _svg(figure)
+        figure = _figure(3.75 * columns, 2.6 * rows)
+        _draw_panels(figure.subplots(rows, columns, squeeze=False).flat, panels)
+        return _svg(figure, "Latency of every operation: measured medians and fitted lines")
 
 
 def step_breakdown(report: ModelReport) -> str:
@@ -80,226 +142,324 @@ def step_breakdown(report: ModelReport) -> str:
     if not report.steps:
         return ""
     with _style():
-        figure, axes = _grid(1, 1, 9.6, 0.75 * len(report.steps) + 1.0)
-        _breakdown(axes[0], report)
-        return _svg(figure)
+        figure = _figure(11.25, 0.55 * len(report.steps) + 0.6)
+        _draw_breakdown(figure, report)
+        return _svg(figure, "Share of each kind of operation in a step's latency")
 
 
 def predicted_against_measured(report: ModelReport) -> str:
-    """TTFT and TPOT of the validation on the diagonal; empty without one."""
+    """TTFT and TPOT of the validation around the diagonal; empty without a validation."""
     if report.validation is None:
         return ""
+    ttfts, tpots = [], []
+    for row in report.validation.rows:
+        name = f"{row.workload.prompt_len} × {row.workload.concurrency}"
+        ttfts.append((row.measured_ttft_s, row.predicted_ttft_s, name))
+        if row.measured_tpot_s is not None and row.predicted_tpot_s is not None:
+            tpots.append((row.measured_tpot_s, row.predicted_tpot_s, name))
+    plots = [("TTFT", ttfts, OperationKind.LINEAR), ("TPOT", tpots, OperationKind.ATTENTION)]
+    plots = [plot for plot in plots if plot[1]]
     with _style():
-        figure, axes = _grid(1, 2, 4.4, 4.0)
-        rows = report.validation.rows
-        _diagonal(axes[0], [(row.measured_ttft_s, row.predicted_ttft_s) for row in rows], "TTFT", "#0072B2")
-        tpots = [(row.measured_tpot_s, row.predicted_tpot_s) for row in rows]
-        known = [(measured, predicted) for measured, predicted in tpots if measured and predicted]
-        _diagonal(axes[1], known, "TPOT", "#D55E00")
-        return _svg(figure)
+        figure = _figure(5.0 * len(plots), 4.4)
+        for ax, (name, pairs, kind) in zip(figure.subplots(1, len(plots), squeeze=False).flat, plots, strict=True):
+            ax.set_title(name, fontweight="bold")
+            ax.scatter(*_milliseconds(pairs), color=_COLOURS[kind], s=28, alpha=0.85, linewidths=0, zorder=3)
+            _diagonal(ax, pairs, "predicted, ms")
+        return _svg(figure, "Predicted against measured TTFT and TPOT")
 
 
 def fitted_against_measured(report: ModelReport) -> str:
-    """Every measured point against its fit; empty where nothing was fitted."""
-    with _style():
-        figure, axes = _grid(1, 1, 4.6, 4.2)
-        drawn = False
-        for row in report.operations:
-            if row.regressor is None or not row.points:
-                continue
-            points, measured = zip(*row.points, strict=True)
+    """Every measured point against its fit, around the diagonal; empty where nothing was fitted."""
+    pairs: dict[OperationKind, list[_Pair]] = {}
+    for row in report.operations:
+        if row.regressor is not None and row.points:
+            points, outcomes = zip(*row.points, strict=True)
             fitted = row.regressor.predict_s(points)
-            kind = row.operation.signature.kind
-            axes[0].scatter(
-                [m.median_s * 1e3 for m in measured], fitted * 1e3, s=9, alpha=0.7, color=_COLOURS.get(kind, _OTHER)
+            found = pairs.setdefault(row.operation.signature.kind, [])
+            found += [(outcome.median_s, float(fit), "") for outcome, fit in zip(outcomes, fitted, strict=True)]
+    if not pairs:
+        return ""
+    with _style():
+        figure = _figure(4.9, 4.6)
+        ax = figure.subplots()
+        for kind, found in pairs.items():
+            ax.scatter(
+                *_milliseconds(found), s=11, alpha=0.75, linewidths=0, color=_COLOURS[kind], label=kind, zorder=3
             )
-            drawn = True
-        _with_band(axes[0], "fitted against measured, every point", "ms")
-        return _svg(figure) if drawn else ""
+        _diagonal(ax, [pair for found in pairs.values() for pair in found], "fitted, ms")
+        ax.legend(loc="lower right", fontsize=8, handletextpad=0.1, labelspacing=0.25)
+        return _svg(figure, "Fitted against measured latency of every sweep point")
 
 
 def save_overview(report: ModelReport, path: Path) -> None:
-    """Writes a PNG, 1600 pixels wide, of the curves that cost most and of the steps' breakdown."""
-    rows = sorted((row for row in report.operations if row.points), key=_cost, reverse=True)[:6]
+    """Writes a PNG, 1600 pixels wide: curves of the dearest operations above the steps' breakdown."""
+    panels = [panel for row in _dearest_first(report) for panel in _panels(row)]
+    environment = report.environment
     with _style():
-        import matplotlib.pyplot as plt
-
-        figure = plt.figure(figsize=(12, 7.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, 1])
-        for ax, row in zip(top.subplots(2, 3).flat, rows, strict=False):
-            _curve(ax, row)
-        _breakdown(bottom.subplots(1, 1), report)
+        figure = _figure(12, 8.2)
         figure.suptitle(
-            f"{report.model.name} on {report.environment.device}, {report.environment.engine} "
-            f"{report.environment.engine_version}",
-            x=0.01,
+            f"{report.model.name} on {environment.device}, {environment.engine} {environment.engine_version}",
+            x=0.012,
             ha="left",
-            fontsize=12,
+            fontsize=13,
             fontweight="bold",
         )
-        figure.savefig(path, dpi=1600 / 12)
-        plt.close(figure)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1])
+        top, bottom = parts
+        _draw_panels(top.subplots(2, _PANEL_COLUMNS).flat, panels[: 2 * _PANEL_COLUMNS])
+        if report.steps:
+            _draw_breakdown(bottom, report, title="Where a step's time goes, as predicted")
+        figure.savefig(path, format="png", dpi=1600 / 12)
 
 
-def _curve(ax: Axes, row: OperationReport) -> None:
-    signature = row.operation.signature
-    colour = _COLOURS.get(signature.kind, _OTHER)
-    ax.set_title(f"{signature.label}  ×{row.operation.multiplicity}")
-    if signature.swept == "batch":
-        _batch_curves(ax, row, colour)
-    else:
-        xs = [point.num_tokens or point.num_reqs or 0 for point, _ in row.points]
-        _measured(ax, xs, row, colour)
-        if row.regressor is not None:
-            fine = sorted({round(a * (b / a) ** (i / 6)) for a, b in itertools.pairwise(sorted(xs)) for i in range(7)})
-            fitted = row.regressor.predict_s([_like(row.points[0][0], x) for x in fine])
-            ax.plot(fine, fitted * 1e3, color=colour, linewidth=1.4)
-        ax.set_xlabel("tokens in the step" if signature.swept == "num_tokens" else "requests in the step")
-    medians_ms = [outcome.median_s * 1e3 for _, outcome in row.points]
-    ax.set_ylim(0.6 * min(medians_ms), 1.7 * max(medians_ms))  # else equal latencies leave the axis without a height
+def _dearest_first(report: ModelReport) -> list[OperationReport]:
+    def cost(row: OperationReport) -> float:
+        return row.operation.multiplicity * sum(outcome.median_s for _, outcome in row.points) / len(row.points)
+
+    return sorted((row for row in report.operations if row.points), key=cost, reverse=True)
+
+
+def _panels(row: OperationReport) -> list[_Panel]:
+    """One panel; two where a whole batch decides, so that prefill and decode each get an axis of their own."""
+    swept = row.operation.signature.swept
+    if swept == "batch":
+        return _batch_panels(row)
+    pairs = [(point.num_tokens or point.num_reqs or 0, outcome) for point, outcome in row.points]
+    if swept == "num_reqs":
+        return [_Panel(row, "", "requests", (_series("", pairs, lambda size: SweepPoint(num_reqs=size)),))]
+    return [_Panel(row, "", "tokens", (_series("", pairs, lambda size: SweepPoint(num_tokens=size)),))]
+
+
+def _batch_panels(row: OperationReport) -> list[_Panel]:
+    """Prefills of one request without context, and decodes at equal contexts; mixed batches lie on no line."""
+    prefills: list[tuple[int, Measurement]] = []
+    decodes: dict[int, list[tuple[int, Measurement]]] = {}
+    for point, outcome in row.points:
+        assert point.batch is not None
+        first, num_reqs = point.batch.requests[0], point.batch.num_reqs
+        if num_reqs == 1 and first.context_len == 0:
+            prefills.append((first.query_len, outcome))
+        elif first.query_len == 1 and first.context_len > 0 and len(set(point.batch.requests)) == 1:
+            decodes.setdefault(num_reqs, []).append((first.context_len, outcome))
+    panels = []
+    if prefills:
+        line = _series("", prefills, lambda size: SweepPoint(batch=Batch.uniform(1, size)))
+        panels.append(_Panel(row, "prefill", "query_len of one request", (line,)))
+    if any(len(group) > 1 for group in decodes.values()):
+        lines = tuple(_decode_series(num_reqs, decodes[num_reqs]) for num_reqs in _spread(sorted(decodes)))
+        panels.append(_Panel(row, "decode", "context_len of each request", lines))
+    elif decodes:
+        context_len = next(iter(decodes.values()))[0][0]
+        pairs = [(num, group[0][1]) for num, group in decodes.items() if group[0][0] == context_len]
+        line = _series("", pairs, lambda size: SweepPoint(batch=Batch.uniform(size, 1, context_len)))
+        panels.append(_Panel(row, f"decode at context_len {context_len}", "requests", (line,)))
+    return panels
+
+
+def _decode_series(num_reqs: int, pairs: Iterable[tuple[int, Measurement]]) -> _Series:
+    name = _count(num_reqs, "request")
+    return _series(name, pairs, lambda size: SweepPoint(batch=Batch.uniform(num_reqs, 1, size)))
+
+
+def _series(name: str, pairs: Iterable[tuple[int, Measurement]], point: Callable[[int], SweepPoint]) -> _Series:
+    sizes, outcomes = zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)
+    return _Series(name, sizes, outcomes, point)
+
+
+def _spread(values: Sequence[int]) -> list[int]:
+    """At most four of the values, the first and the last among them: more lines cannot be told apart."""
+    if len(values) <= 4:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / 3)] for i in range(4)]
+
+
+def _draw_panels(axes: Iterable[Axes], panels: Iterable[_Panel]) -> None:
+    for ax, panel in itertools.zip_longest(axes, panels):
+        if panel is None:
+            ax.set_visible(False)
+        else:
+            _draw_panel(ax, panel)
+
+
+def _draw_panel(ax: Axes, panel: _Panel) -> None:
+    row = panel.row
+    medians = [outcome.median_s for series in panel.series for outcome in series.outcomes]
+    factor, unit = (1e3, "ms") if max(medians) >= 1e-3 else (1e6, "µs")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ax.set_ylabel("latency, ms")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    heights = []
+    for i, series in enumerate(panel.series):
+        heights += _draw_series(ax, panel, series, factor, alpha=(i + 2) / (len(panel.series) + 1))
+    ax.set_xlim(_power_axis(ax.xaxis, [size for series in panel.series for size in series.sizes]))
+    ax.set_ylim(_decimal_axis(ax.yaxis, heights))
+    ax.set_xlabel(panel.x_label)
+    ax.set_ylabel(f"latency, {unit}")
+    error = None if row.regressor is None else row.regressor.error
+    fit = "too few points" if error is None else f"held-out error {error:.1%}"
+    notes = [panel.note, f"{row.operation.multiplicity} per step", fit]
+    ax.set_title(_shorten(row.operation.signature.label, 40), fontweight="bold", pad=16)
+    _note(ax, " · ".join(filter(None, notes)), (0, 1), (0, 5), xycoords="axes fraction", fontsize=8, va="baseline")
 
 
-def _batch_curves(ax: Axes, row: OperationReport, colour: str) -> None:
-    """Prefills over the query length, decodes over the context length with one line a number of requests."""
-    batches = {point.batch: outcome for point, outcome in row.points if point.batch is not None}
-    prefills = sorted(
-        (b for b in batches if b.num_reqs == 1 and b.requests[0].context_len == 0), key=lambda b: b.num_tokens
-    )
-    _line(ax, row, prefills, [b.num_tokens for b in prefills], batches, "#333333", "prefill")
-    decodes: dict[int, list[Batch]] = {}
-    for batch in batches:
-        if all(r.query_len == 1 and r.context_len for r in batch.requests) and len(set(batch.requests)) == 1:
-            decodes.setdefault(batch.num_reqs, []).append(batch)
-    chosen = sorted(decodes)[:: max(1, len(decodes) // 3)]
-    for i, num in enumerate(chosen):
-        group = sorted(decodes[num], key=lambda b: b.requests[0].context_len)
-        shade = 0.35 + 0.65 * (i + 1) / len(chosen)
-        _line(ax, row, group, [b.requests[0].context_len for b in group], batches, colour, f"{num} decodes", shade)
-    ax.set_xlabel("query length (prefill), context length (decode)")
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=7, loc="upper left", handlelength=1.2)
+def _draw_series(ax: Axes, panel: _Panel, series: _Series, factor: float, *, alpha: float) -> list[float]:
+    """Draws points, interquartile bars and the fitted line; returns every height drawn."""
+    colour = _COLOURS[panel.row.operation.signature.kind]
+    medians = [outcome.median_s * factor for outcome in series.outcomes]
+    # The quartiles themselves are not kept, and a logarithmic axis has no room for a bar down to zero.
+    halves = [
+        min(outcome.iqr_s * factor / 2, 0.9 * median) for outcome, median in zip(series.outcomes, medians, strict=True)
+    ]
+    ax.errorbar(series.sizes, medians, yerr=halves, fmt="o", ms=4, mew=0, elinewidth=1, color=colour, alpha=alpha)
+    heights = [*medians, *(median + half for median, half in zip(medians, halves, strict=True))]
+    if panel.row.regressor is not None:
+        sizes = _between(series.sizes)
+        fitted = panel.row.regressor.predict_s([series.point(size) for size in sizes]) * factor
+        ax.plot(sizes, fitted, color=colour, linewidth=1.3, alpha=alpha)
+        heights += map(float, fitted)
+    if series.name:
+        _note(ax, series.name, (series.sizes[-1], medians[-1]), (6, 0))
+    return heights
 
 
-def _line(
-    ax: Axes,
-    row: OperationReport,
-    batches: Sequence[Batch],
-    xs: Sequence[int],
-    outcomes: Any,
-    colour: str,
-    name: str,
-    alpha: float = 1.0,
-) -> None:
-    if not batches:
-        return
-    ax.scatter(xs, [outcomes[batch].median_s * 1e3 for batch in batches], s=10, color=colour, alpha=alpha)
-    fitted = row.regressor.predict_s([SweepPoint(batch=batch) for batch in batches]) if row.regressor else None
-    if fitted is not None:
-        ax.plot(xs, fitted * 1e3, color=colour, linewidth=1.2, alpha=alpha, label=name)
-
-
-def _measured(ax: Axes, xs: Sequence[int], row: OperationReport, colour: str) -> None:
-    medians = [outcome.median_s * 1e3 for _, outcome in row.points]
-    halves = [outcome.iqr_s * 1e3 / 2 for _, outcome in row.points]
-    halves = [min(half, 0.9 * median) for half, median in zip(halves, medians, strict=True)]
-    ax.errorbar(xs, medians, yerr=halves, fmt="o", markersize=3.4, color=colour, elinewidth=0.9, alpha=0.85)
-
-
-def _breakdown(ax: Axes, report: ModelReport) -> None:
-    kinds = [kind for kind in OperationKind if any(o.kind is kind for step in report.steps for o in step.operations)]
-    names = [f"{step.batch.num_reqs} requests, {step.batch.num_tokens} tokens" for step in report.steps]
-    left = [0.0] * len(report.steps)
+def _draw_breakdown(figure: Figure | SubFigure, report: ModelReport, *, title: str = "") -> None:
+    ax = figure.subplots()
+    shares = [_shares(step) for step in report.steps]
+    kinds = sorted({kind for share in shares for kind in share}, key=lambda kind: -sum(s.get(kind, 0) for s in shares))
+    left = [0.0] * len(shares)
     for kind in kinds:
-        shares = [sum(o.latency_s for o in step.operations if o.kind is kind) / step.latency_s for step in report.steps]
-        ax.barh(
-            names,
-            [100 * share for share in shares],
-            left=left,
-            color=_COLOURS.get(kind, _OTHER),
-            label=kind,
-            height=0.62,
-        )
-        for y, (share, start) in enumerate(zip(shares, left, strict=True)):
-            if share > 0.045:
-                light = kind in (OperationKind.ACTIVATION, OperationKind.NORM, OperationKind.ROTARY)
-                ax.text(
-                    start + 50 * share,
-                    y,
-                    f"{share:.0%}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if light else "white",
-                )
-        left = [start + 100 * share for start, share in zip(left, shares, strict=True)]
+        widths = [share.get(kind, 0.0) for share in shares]
+        ax.barh(range(len(shares)), widths, 0.66, left, color=_COLOURS[kind], edgecolor=_BACK, lw=0.7, label=kind)
+        for y, (start, width) in enumerate(zip(left, widths, strict=True)):
+            text = f"{kind} {width:.0%}" if width >= 0.11 else f"{width:.0%}" if width >= 0.04 else ""
+            ax.text(
+                start + width / 2, y, text, ha="center", va="center", fontsize=8, color=_readable_on(_COLOURS[kind])
+            )
+        left = [start + width for start, width in zip(left, widths, strict=True)]
     for y, step in enumerate(report.steps):
-        ax.text(101, y, f"{step.latency_s * 1e3:.3g} ms", va="center", fontsize=9, fontweight="bold")
-    ax.set_xlim(0, 108)
+        ax.text(1.01, y, format_latency(step.latency_s), va="center", fontsize=9.5, fontweight="bold")
+    ax.set_yticks(range(len(shares)), [step_name(step.batch) for step in report.steps], color=_INK)
+    ax.set_xlim(0, 1.09)
+    ax.set_xticks([])
     ax.invert_yaxis()
     ax.grid(visible=False)
-    ax.set_xlabel("share of the step, %")
-    ax.set_title("where a step's time goes")
-    below = -0.28 if len(report.steps) > 1 else -0.5
-    ax.legend(ncols=len(kinds), fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, below), handlelength=1)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=len(kinds), fontsize=8, handlelength=0.9, handleheight=0.9)
 
 
-def _diagonal(ax: Axes, pairs: Iterable[tuple[float, float]], name: str, colour: str) -> None:
-    pairs = list(pairs)
-    if pairs:
-        measured, predicted = zip(*pairs, strict=True)
-        ax.scatter([m * 1e3 for m in measured], [p * 1e3 for p in predicted], color=colour, s=22, zorder=3)
-    _with_band(ax, f"{name}: predicted against measured", "ms")
+def _shares(step: StepPrediction) -> dict[OperationKind, float]:
+    total = step.latency_s or 1.0
+    shares: dict[OperationKind, float] = {}
+    for operation in step.operations:
+        shares[operation.kind] = shares.get(operation.kind, 0.0) + operation.latency_s / total
+    return shares
 
 
-def _with_band(ax: Axes, title: str, unit: str) -> None:
+def _diagonal(ax: Axes, pairs: Sequence[_Pair], y_label: str) -> None:
+    """Equal logarithmic axes, the diagonal, a band of ±10 % around it, and the names of points outside of it."""
+    values = [value for column in _milliseconds(pairs) for value in column]
     ax.set_xscale("log")
     ax.set_yscale("log")
-    low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
-    ax.plot([low, high], [low, high], color="#888888", linewidth=1)
-    ax.fill_between(
-        [low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="#888888", alpha=0.15, label="±10 %"
-    )
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    ax.set_title(title)
-    ax.set_xlabel(f"measured, {unit}")
-    ax.set_ylabel(f"predicted, {unit}")
-    ax.legend(loc="upper left", fontsize=8)
+    ax.set_aspect("equal")
+    _decimal_axis(ax.xaxis, values)
+    low, high = _decimal_axis(ax.yaxis, values)
+    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color=_SOFT, alpha=0.18, linewidth=0)
+    ax.plot([low, high], [low, high], color=_SOFT, linewidth=0.9)
+    ax.text(0.03, 0.96, "band: ±10 %", transform=ax.transAxes, va="top", fontsize=8, color=_SOFT)
+    for measured, predicted, name in pairs:
+        if name and abs(predicted / measured - 1) > 0.1:
+            _note(ax, name, (measured * 1e3, predicted * 1e3), (-3, 9 if predicted > measured else -9))
+    ax.set_xlabel("measured, ms")
+    ax.set_ylabel(y_label)
 
 
-def _cost(row: OperationReport) -> float:
-    return row.operation.multiplicity * sum(outcome.median_s for _, outcome in row.points) / len(row.points)
+def _note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """A remark beside a point, `offset` in typographic points away."""
+    style = {"va": "center", "fontsize": 7.5, "color": _SOFT, "annotation_clip": False, **style}
+    ax.annotate(text, at, xytext=offset, textcoords="offset points", **style)
 
 
-def _like(point: SweepPoint, size: int) -> SweepPoint:
-    return SweepPoint(num_tokens=size) if point.num_tokens is not None else SweepPoint(num_reqs=size)
+def _milliseconds(pairs: Iterable[_Pair]) -> tuple[list[float], list[float]]:
+    pairs = list(pairs)
+    return [measured * 1e3 for measured, _, _ in pairs], [predicted * 1e3 for _, predicted, _ in pairs]
 
 
-def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    import matplotlib.pyplot as plt
+def _limits(values: Iterable[float]) -> tuple[float, float]:
+    """Bounds of a logarithmic axis: a factor of 3 at least, lest noise fill a plot."""
+    positive = [max(value, 1e-9) for value in values]
+    low, high = min(positive), max(positive)
+    margin = max(1.25, math.sqrt(3 * low / high))
+    return low / margin, high * margin
 
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained"
-    )
-    return figure, list(axes.flat)
+
+def _decimal_axis(axis: Axis, values: Iterable[float]) -> tuple[float, float]:
+    low, high = _limits(values)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [
+        [m * 10.0**e for e in decades for m in mantissas if low <= m * 10.0**e <= high] for mantissas in _MANTISSAS
+    ]
+    _ticks(axis, next(ticks for ticks in choices if len(ticks) >= 3))
+    return low, high
+
+
+def _power_axis(axis: Axis, sizes: Sequence[int]) -> tuple[float, float]:
+    low, high = _limits(sizes)
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    _ticks(axis, [2.0**power for power in powers[:: math.ceil(len(powers) / 6)]])
+    return low, high
+
+
+def _ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:.10g}")
+
+
+def _between(sizes: Sequence[int]) -> list[int]:
+    """Sizes from the first to the last, 24 to each doubling, so that the steps of a kernel's tiles are seen."""
+    steps = math.ceil(24 * math.log2(sizes[-1] / sizes[0]))
+    return sorted({*sizes, *(round(sizes[0] * 2 ** (i / 24)) for i in range(steps))})
+
+
+def _readable_on(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fefefe"
+
+
+def _shorten(text: str, length: int) -> str:
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure as BareFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # A figure of its own, not pyplot's: the backend of the process that we are loaded into stays as it is.
+    return BareFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def _style() -> Any:
     import matplotlib as mpl
 
-    mpl.use("Agg")
     return mpl.rc_context(_STYLE)
 
 
-def _svg(figure: Figure) -> str:
-    import matplotlib.pyplot as plt
-
+def _svg(figure: Figure, title: str) -> str:
+    """SVG text to be put into a page that defines --ink, --soft, --line and --back."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=unsigned)
+    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to groups, and several plots share a page
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
