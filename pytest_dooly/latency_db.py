@@ -205,7 +205,7 @@ class LatencyDB:
         return self._models(None if environment is None else environment.key)
 
     def save_regressor(
-        self, signature_key: str, environment: Environment, document: dict[str, Any], *, error: float
+        self, signature_key: str, environment: Environment, document: dict[str, Any], *, error: float | None
     ) -> None:
         """Keeps the regressor of a recorded signature, in place of an earlier one.
 
@@ -213,7 +213,7 @@ class LatencyDB:
             signature_key: of a signature that was recorded before.
             environment: whose latencies it was fitted to.
             document: its parameters, as JSON.
-            error: relative error of its predictions, 0.1 for 10 %.
+            error: held-out relative error of its predictions, 0.1 for 10 %; None where it is unknown.
         """
         text = json.dumps(document, allow_nan=False)
         with self._writing():

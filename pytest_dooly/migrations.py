@@ -118,7 +118,7 @@ def m003_regressors(db: Database) -> None:
         CREATE TABLE regressor (
             environment TEXT NOT NULL REFERENCES environment (key),
             signature TEXT NOT NULL REFERENCES signature (key),
-            error REAL NOT NULL,
+            error REAL,
             document TEXT NOT NULL,
             fitted_at TEXT NOT NULL,
             PRIMARY KEY (environment, signature)

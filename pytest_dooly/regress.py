@@ -26,8 +26,9 @@ __all__ = ["Regressor", "Work", "features_of", "fit"]
 
 Array = npt.NDArray[np.float64]
 
-_MIN_POINTS = 3
 _FOLDS = 5
+_MIN_POINTS = 3
+"""Fewer leave none to hold out: the two that are always in the fit are the extremes."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Regressor:
         intercept: seconds without work, non-negative.
         window: attention window in tokens; None where all is attended.
         ranges: smallest and largest measured value of each feature.
-        error: held-out relative error of the winner, 0.05 for 5 %.
-        candidates: (name, held-out error) of every candidate.
+        error: held-out relative error of the winner, 0.05 for 5 %; None where the points are too few to hold one out.
+        candidates: (name, held-out error) of every candidate that was compared.
         num_points: measurements it was fitted to.
     """
 
@@ -117,7 +118,7 @@ class Regressor:
     intercept: float
     window: float | None
     ranges: tuple[tuple[float, float], ...]
-    error: float
+    error: float | None
     candidates: tuple[tuple[str, float], ...]
     num_points: int
 
@@ -169,22 +170,22 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
         outcomes: its measurements.
 
     Raises:
-        MissingMeasurements: fewer than 3 points.
+        MissingMeasurements: no point was measured.
     """
-    if len(outcomes) < _MIN_POINTS:
-        raise MissingMeasurements(
-            f"{signature.label} has {len(outcomes)} of the {_MIN_POINTS} measurements that a regressor takes at least"
-        )
+    if not outcomes:
+        raise MissingMeasurements(f"{signature.label} has no measurement to fit a regressor to")
     points = list(outcomes)
     work = Work.of(points)
     latencies_s = np.array([outcome.median_s for outcome in outcomes.values()])
     attribute = dict(signature.attributes).get("sliding_window")
     window = float(attribute) if attribute else None
+    candidates = _candidates(signature, len(points))
     tried: list[tuple[float, str, tuple[str, ...], int]] = []
-    for name, features, num_knots in _candidates(signature, len(points)):
-        matrix = features_of(work, features, window)
-        tried.append((_held_out_error(matrix, latencies_s, num_knots), name, features, num_knots))
-    error, name, features, num_knots = min(tried)
+    if len(points) >= _MIN_POINTS:
+        for name, features, num_knots in candidates:
+            matrix = features_of(work, features, window)
+            tried.append((_held_out_error(matrix, latencies_s, num_knots), name, features, num_knots))
+    error, name, features, num_knots = min(tried) if tried else (None, *candidates[0])
     matrix = features_of(work, features, window)
     knots, coefficients, intercept = _solve(matrix, latencies_s, num_knots)
     return Regressor(

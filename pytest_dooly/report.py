@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pytest_dooly import plots
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.findings import ModelReport
+from pytest_dooly.plots import format_latency, step_name
 from pytest_dooly.predict import StepPrediction
 from pytest_dooly.regress import Regressor
-from pytest_dooly.signature import ServedModel
-from pytest_dooly.validation import Validation, ValidationRow
+from pytest_dooly.signature import ModelOperation, ServedModel
+from pytest_dooly.validation import NOISE_FACTOR, TPOT_TARGET, TTFT_TARGET, Accuracy, Validation, ValidationRow
 
 __all__ = [
+    "ReportError",
     "format_latency",
     "format_operations",
     "format_step",
@@ -25,158 +29,269 @@ __all__ = [
 ]
 
 _COLUMNS = 100
+_LABEL = 64
+
+
+class ReportError(DoolyError):
+    """A report that cannot be written: name another directory."""
 
 
 def write_report(report: ModelReport, directory: Path) -> Path:
-    """Writes `index.html` (self-contained) and `summary.md` into the directory; returns the path of the page.
+    """Writes `index.html` (self-contained) and `summary.md` into the directory, each whole or not at all.
+
+    Returns:
+        path of the page.
 
     Raises:
-        DoolyError: the directory cannot be written.
+        ReportError: the directory cannot be written.
     """
-    from jinja2 import Environment as Templates
-    from jinja2 import PackageLoader, StrictUndefined
-
-    from pytest_dooly import plots
-
-    templates = Templates(loader=PackageLoader("pytest_dooly", "."), autoescape=True, undefined=StrictUndefined)
-    templates.filters.update(latency=format_latency, percent=_percent, signed=_signed)
-    page = templates.get_template("report.html.jinja").render(
-        report=report,
-        regressors=_regressors(report),
-        curves=plots.latency_curves(report),
-        breakdown=plots.step_breakdown(report),
-        accuracy=plots.predicted_against_measured(report),
-        fitted=plots.fitted_against_measured(report),
-        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
+    page, summary = _page(report), _summary(report)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / "summary.md", _summary(report))
+        _replace(directory / "summary.md", summary)
         _replace(directory / "index.html", page)
     except OSError as error:
-        raise DoolyError(f"cannot write the report to {directory}: {error.strerror}; name another directory") from error
+        reason = error.strerror or str(error)
+        raise ReportError(f"cannot write the report to {directory}: {reason}; name another directory") from error
     return directory / "index.html"
 
 
-def format_latency(seconds: float) -> str:
-    """Three significant digits in the unit that a person reads: `1.23 ms`, `45.6 µs`."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
-        value = seconds * factor
-        if value >= 1 or unit == "µs":
-            digits = max(0, 2 - len(str(int(value))) + 1)
-            return f"{value:.{digits}f} {unit}"
-    raise AssertionError("unreachable")
-
-
 def format_operations(model: ServedModel) -> str:
-    """A table of the model's operations with the origin of every dimension."""
-    lines = [f"{model.name} ({model.architecture})", ""]
-    lines.append(f"{'times':>5}  {'kind':10}  operation")
+    """A table of the model's operations with the origin of every dimension, at most 100 columns wide."""
+    lines = [f"{model.name} ({model.architecture})", "", f"{'kind':10}  {'times':>5}  operation"]
     for operation in model.operations:
         signature = operation.signature
-        lines.append(f"{operation.multiplicity:5}  {signature.kind:10}  {signature.label}  per {signature.swept}")
-        for role, dtype, shape in operation.origins:
-            text = f"{role} {dtype} [{', '.join(shape)}]"
-            lines += textwrap.wrap(text, _COLUMNS, initial_indent=" " * 19, subsequent_indent=" " * 23)
-        details = ", ".join(f"{name} {value}" for name, value in signature.attributes if name != "swept")
-        if details:
-            lines += textwrap.wrap(details, _COLUMNS, initial_indent=" " * 19, subsequent_indent=" " * 23)
+        head = f"{signature.kind:10}  {operation.multiplicity:5}  {signature.label} per {signature.swept}"
+        lines += _wrap(head, "", " " * 21)
+        for line in (*_tensors(operation), _details(operation)):
+            lines += _wrap(line, " " * 21, " " * 25)
     return "\n".join(lines)
 
 
 def format_step(step: StepPrediction) -> str:
-    """A table of a step's operations and their shares."""
-    lines = [
-        f"step of {step.batch.num_reqs} requests, {step.batch.num_tokens} tokens: {format_latency(step.latency_s)}"
-    ]
-    lines += ["", f"{'times':>5}  {'operation':48} {'together':>10} {'share':>7}"]
-    for operation in sorted(step.operations, key=lambda operation: -operation.latency_s):
+    """A table of a step's operations and their shares, the dearest first, at most 100 columns wide."""
+    operations = sorted(step.operations, key=lambda operation: -operation.latency_s)
+    labels = [_clip(operation.label) for operation in operations]
+    width = max(map(len, [*labels, "operation"]))
+    batch = step.batch
+    lines = [f"step of {batch.num_reqs} requests, {batch.num_tokens} tokens: {format_latency(step.latency_s)}", ""]
+    lines.append(f"{'times':>5}  {'operation':{width}}  {'together':>10}  {'share':>6}")
+    for operation, label in zip(operations, labels, strict=True):
         share = operation.latency_s / step.latency_s if step.latency_s else 0.0
         together = format_latency(operation.latency_s)
-        lines.append(f"{operation.multiplicity:5}  {operation.label:48} {together:>10} {share:7.1%}")
+        lines.append(f"{operation.multiplicity:5}  {label:{width}}  {together:>10}  {share:6.1%}")
     return "\n".join(lines)
 
 
 def format_validation(validation: Validation) -> str:
-    """A table of predicted and measured TTFT and TPOT, with the noise floor beside the error."""
+    """A table of predicted and measured TTFT and TPOT with the noise floor beside the error; 100 columns."""
+    half = f"{'predicted':>10} {'measured':>10} {'error':>8} {'noise':>6}"
     lines = [
-        f"{'workload':>22} | {'TTFT pred.':>10} {'measured':>10} {'error':>7} {'noise':>6}"
-        f" | {'TPOT pred.':>10} {'measured':>10} {'error':>7} {'noise':>6}",
-        f"{'prompt x batch -> out':>22} |" + " " * 37 + "|",
+        f"{'workload':>20} | {'TTFT':37} | {'TPOT':37}".rstrip(),
+        f"{'prompt x reqs -> out':>20} | {half} | {half}",
     ]
     lines += [_validation_line(row) for row in validation.rows]
     for name, accuracy in (("TTFT", validation.ttft), ("TPOT", validation.tpot)):
         if accuracy is not None:
-            lines.append(
-                f"{name}: median error {accuracy.median:.1%}, MAPE {accuracy.mape:.1%}, "
-                f"noise floor {accuracy.noise:.1%}, {accuracy.count} workloads"
-            )
+            lines.append(_accuracy_line(name, accuracy))
     return "\n".join(lines)
 
 
 def _validation_line(row: ValidationRow) -> str:
     workload = row.workload
     name = f"{workload.prompt_len} x {workload.concurrency} -> {workload.output_len}"
-    line = (
-        f"{name:>22} | {format_latency(row.predicted_ttft_s):>10} {format_latency(row.measured_ttft_s):>10} "
-        f"{row.ttft_error:+7.1%} {row.ttft_noise:6.1%}"
+    ttft, tpot = _cells(row)
+    return f"{name:>20} | {_right(ttft)} | {_right(tpot)}"
+
+
+def _right(cells: Sequence[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 10, 8, 6), strict=True))
+
+
+def _cells(row: ValidationRow) -> tuple[Sequence[str], Sequence[str]]:
+    """Predicted, measured, error and noise floor of TTFT and of TPOT; dashes for one output token."""
+    ttft = (
+        format_latency(row.predicted_ttft_s),
+        format_latency(row.measured_ttft_s),
+        _signed(row.ttft_error),
+        _percent(row.ttft_noise),
     )
     if row.predicted_tpot_s is None or row.measured_tpot_s is None or row.tpot_error is None or row.tpot_noise is None:
-        return f"{line} | {'-':>10}"
+        return ttft, ("-",) * 4
+    return ttft, (
+        format_latency(row.predicted_tpot_s),
+        format_latency(row.measured_tpot_s),
+        _signed(row.tpot_error),
+        _percent(row.tpot_noise),
+    )
+
+
+def _verdicts(validation: Validation) -> list[str]:
+    """One line on TTFT and one on TPOT: how far off, and whether that is near enough."""
+    lines = [_verdict("TTFT", validation.ttft, TTFT_TARGET)]
+    return lines if validation.tpot is None else [*lines, _verdict("TPOT", validation.tpot, TPOT_TARGET)]
+
+
+def _verdict(name: str, accuracy: Accuracy, target: float) -> str:
+    verb = "meets" if accuracy.passes(target, NOISE_FACTOR) else "MISSES"
+    return f"{_accuracy_line(name, accuracy)}; {verb} the target of {target:.0%} or {NOISE_FACTOR:g} x the noise floor"
+
+
+def _accuracy_line(name: str, accuracy: Accuracy) -> str:
     return (
-        f"{line} | {format_latency(row.predicted_tpot_s):>10} {format_latency(row.measured_tpot_s):>10} "
-        f"{row.tpot_error:+7.1%} {row.tpot_noise:6.1%}"
+        f"{name}: median error {accuracy.median:.1%}, MAPE {accuracy.mape:.1%}, "
+        f"noise floor {accuracy.noise:.1%}, {accuracy.count} workloads"
+    )
+
+
+def _page(report: ModelReport) -> str:
+    # Neither is needed to load the plugin, which every project pays for that has us installed.
+    from jinja2 import Environment as Templates
+    from jinja2 import PackageLoader, StrictUndefined
+
+    templates = Templates(
+        loader=PackageLoader("pytest_dooly", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(
+        latency=format_latency, percent=_percent, signed=_signed, tensors=_tensors, details=_details
+    )
+    return templates.get_template("report.html.jinja").render(
+        report=report,
+        held_out=_held_out(report),
+        runners_up={row.operation.signature.key: _runner_up(row.regressor) for row in report.operations},
+        verdicts=[] if report.validation is None else _verdicts(report.validation),
+        cells=_cells,
+        step_name=step_name,
+        extrapolated=_extrapolated(report),
+        curves=plots.latency_curves(report),
+        breakdown=plots.step_breakdown(report),
+        accuracy=plots.predicted_against_measured(report),
+        fitted=plots.fitted_against_measured(report),
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
 def _summary(report: ModelReport) -> str:
     """Markdown for a CI job's summary."""
-    lines = [f"# {report.model.name} on {report.environment.device}", "", str(report.environment), ""]
+    blocks = [
+        f"# {_markdown(report.model.name)} on {_markdown(report.environment.device)}",
+        _markdown(str(report.environment)),
+        _counts(report),
+    ]
     if report.workloads:
-        lines += ["| prompt | output | at once | TTFT | TPOT |", "| ---: | ---: | ---: | ---: | ---: |"]
-        for prediction in report.workloads:
-            workload = prediction.workload
-            tpot = "-" if prediction.tpot_s is None else format_latency(prediction.tpot_s)
-            lines.append(
-                f"| {workload.prompt_len} | {workload.output_len} | {workload.concurrency} "
-                f"| {format_latency(prediction.ttft_s)} | {tpot} |"
-            )
-        lines.append("")
+        rows = [
+            (w.workload.prompt_len, w.workload.output_len, w.workload.concurrency, format_latency(w.ttft_s), tpot)
+            for w in report.workloads
+            for tpot in ["-" if w.tpot_s is None else format_latency(w.tpot_s)]
+        ]
+        blocks += ["## Predicted", _table(("prompt", "output", "at once", "TTFT", "TPOT"), rows, text=0)]
+    if report.steps:
+        steps = [(step_name(step.batch), format_latency(step.latency_s)) for step in report.steps]
+        blocks.append(_table(("step", "latency"), steps))
+    blocks += [f"- extrapolated: {_markdown(line)}" for line in _extrapolated(report)]
     if report.validation is not None:
-        lines += ["```", format_validation(report.validation), "```", ""]
-    lines += ["| operation | times | points | failed | reused | regressor | held-out error |"]
-    lines += ["| :--- | ---: | ---: | ---: | ---: | :--- | ---: |"]
-    for row in report.operations:
-        regressor = row.regressor
-        fit = f"{regressor.method} | {regressor.error:.1%}" if regressor else "- | -"
-        lines.append(
-            f"| {row.operation.signature.label} | {row.operation.multiplicity} | {len(row.points)} "
-            f"| {len(row.failures)} | {row.reused} | {fit} |"
-        )
-    return "\n".join(lines) + "\n"
+        blocks += ["## Against the real engine", _validation_table(report.validation)]
+        blocks += [f"- {line}" for line in _verdicts(report.validation)]
+    blocks += ["## Operations", _operation_table(report)]
+    failures = [
+        (row.operation.signature.label, str(point), failure.reason)
+        for row in report.operations
+        for point, failure in row.failures
+    ]
+    if failures:
+        blocks += ["## What could not be timed", _table(("operation", "point", "why"), failures, text=3)]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _regressors(report: ModelReport) -> Sequence[tuple[str, Regressor, float | None]]:
-    """Label, regressor and held-out error of the next best candidate."""
+def _validation_table(validation: Validation) -> str:
+    half = ("predicted", "measured", "error", "noise floor")
+    header = ("prompt", "at once", "output", *(f"TTFT {name}" for name in half), *(f"TPOT {name}" for name in half))
+    rows = []
+    for row in validation.rows:
+        ttft, tpot = _cells(row)
+        rows.append((row.workload.prompt_len, row.workload.concurrency, row.workload.output_len, *ttft, *tpot))
+    return _table(header, rows, text=0)
+
+
+def _operation_table(report: ModelReport) -> str:
+    header = ("operation", "times", "points", "failed", "reused", "held-out error", "regressor")
     rows = []
     for row in report.operations:
-        if row.regressor is not None:
-            others = [error for name, error in row.regressor.candidates if name != row.regressor.method]
-            rows.append((row.operation.signature.label, row.regressor, min(others, default=None)))
-    return rows
+        method, error = ("-", "-") if row.regressor is None else (row.regressor.method, _percent(row.regressor.error))
+        counts = row.operation.multiplicity, len(row.points), len(row.failures), row.reused
+        rows.append((row.operation.signature.label, *counts, error, method))
+    return _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], *, text: int = 1) -> str:
+    """A GitHub-flavoured table whose first `text` columns are aligned left and all others right."""
+    rule = [":---" if i < text else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(_markdown(str(cell)) for cell in row)} |" for row in (header, rule, *rows))
+
+
+def _markdown(text: str) -> str:
+    """The text on one line, shown as it is in Markdown and inside of a table."""
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
+
+
+def _counts(report: ModelReport) -> str:
+    new, reused = (sum(getattr(row, name) for row in report.operations) for name in ("new", "reused"))
+    line = f"{new} cases timed in {report.spent_s:.0f} s, {reused} reused, which saved {report.saved_s:.0f} s"
+    error = _held_out(report)
+    return line if error is None else f"{line}; median held-out error {error:.1%}"
+
+
+def _held_out(report: ModelReport) -> float | None:
+    errors: list[float | None] = [row.regressor.error for row in report.operations if row.regressor is not None]
+    known = [error for error in errors if error is not None]
+    return statistics.median(known) if known else None
+
+
+def _runner_up(regressor: Regressor | None) -> tuple[str, float] | None:
+    """Name and held-out error of the next best candidate."""
+    others = [] if regressor is None else [pair for pair in regressor.candidates if pair[0] != regressor.method]
+    return min(others, key=lambda pair: pair[1], default=None)
+
+
+def _extrapolated(report: ModelReport) -> list[str]:
+    """What was predicted outside of the measured range, each line once."""
+    lines = [line for step in report.steps for line in step.out_of_range]
+    lines += [line for workload in report.workloads for line in workload.out_of_range]
+    return list(dict.fromkeys(lines))
+
+
+def _tensors(operation: ModelOperation) -> list[str]:
+    return [f"{role} {dtype} [{', '.join(shape)}]" for role, dtype, shape in operation.origins]
+
+
+def _details(operation: ModelOperation) -> str:
+    return ", ".join(f"{name} {value}" for name, value in operation.signature.attributes if name != "swept")
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(text, _COLUMNS, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _clip(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    """Writes the file whole or not at all: a reader, or a full disk, never leaves half a report."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _signed(share: float) -> str:

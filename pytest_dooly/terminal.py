@@ -76,11 +76,10 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
         f"{failed}, {len(plan.reused)} reused, which saved {_duration(plan.saved_s)}"
     ]
     if summary.regressors:
-        errors = [regressor.error for regressor in summary.regressors.values()]
-        lines.append(
-            f"{len(summary.regressors)} regressors, held-out error: median {statistics.median(errors):.1%}, "
-            f"worst {max(errors):.1%}"
-        )
+        errors = [regressor.error for regressor in summary.regressors.values() if regressor.error is not None]
+        lines.append(f"{len(summary.regressors)} regressors")
+        if errors:
+            lines[-1] += f", held-out error: median {statistics.median(errors):.1%}, worst {max(errors):.1%}"
     if verbosity >= 0:
         lines += [f"  {line}" for line in _regressor_lines(summary)]
     lines += summary.lacking
@@ -105,14 +104,13 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         for model in summary.plan.models
         for operation in model.operations
     }
-    rows = sorted((labels[key], regressor) for key, regressor in summary.regressors.items())
     lines = []
-    for label, regressor in rows:
+    for label, key in sorted((labels[key], key) for key in summary.regressors):
+        regressor = summary.regressors[key]
         others = sorted(error for name, error in regressor.candidates if name != regressor.method)
         runner_up = f", next best {others[0]:.1%}" if others else ""
-        lines.append(
-            f"{label:44} {regressor.num_points:4} points  {regressor.method}: {regressor.error:.1%}{runner_up}"
-        )
+        held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
+        lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {held_out}{runner_up}")
     return lines
 
 
