@@ -184,7 +184,7 @@ def _served(engine: Engine, configuration: ModelConfiguration, db: LatencyDB) ->
     from pytest_dooly.profiling import serve
 
     environment = engine.environment(configuration)
-    return serve(engine, configuration, db, environment), environment
+    return serve(engine, configuration, db, environment, progress=_progress), environment
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,20 +73,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the session's plugin where a model is named."""
-    for kind in (
-        "linear",
-        "norm",
-        "rotary",
-        "activation",
-        "attention",
-        "moe",
-        "mixer",
-        "embedding",
-        "logits",
-        "sampler",
-    ):
-        config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
-    for kind in ("collective", "other", "overhead"):
+    for kind in _KINDS:
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
     if not _setting(config, "model"):
         return
@@ -221,11 +209,19 @@ def _profiling(config: pytest.Config) -> Iterator[Profiling]:
     configurations: list[ModelConfiguration] = [resolve(name, options) for name in _setting(config, "model")]
     engine = load_engine(_setting(config, "engine") or "vllm")
     with LatencyDB.open(_db_path(config)) as db:
-        profiling = Profiling(engine, configurations, db, refresh=bool(_setting(config, "refresh")))
+        refresh = bool(_setting(config, "refresh"))
+        profiling = Profiling(engine, configurations, db, refresh=refresh, progress=partial(_progress, config))
         try:
             yield profiling
         finally:
             profiling.close()
+
+
+def _progress(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.get_verbosity() >= 0:
+        reporter.ensure_newline()
+        reporter.write_line(f"dooly: {line} ...")
 
 
 def _db_path(config: pytest.Config) -> Path:

@@ -74,18 +74,31 @@ class Summary:
 
 
 def serve(
-    engine: Engine, configuration: ModelConfiguration, db: LatencyDB, environment: Environment, *, refresh: bool = False
+    engine: Engine,
+    configuration: ModelConfiguration,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> ServedModel:
     """The configuration's operations: from the latency DB where this version traced it before, else from a trace.
+
+    Args:
+        engine: adapter of the serving engine.
+        configuration: what is served.
+        db: where traces are and go to.
+        environment: what is installed.
+        progress: called with a line before anything that takes seconds.
 
     Raises:
         ConfigurationError: the engine refuses the configuration.
         TraceError: an operation or the architecture cannot be traced.
     """
     key = content_hash([configuration.key, environment.engine, environment.engine_version, _TRACE_FORMAT])
-    known = None if refresh else db.load_model(key, environment)
+    known = db.load_model(key, environment)
     if known is not None:
         return known
+    progress(f"tracing {configuration.name}")
     from pytest_dooly.trace import trace
 
     traced, limits = trace(engine, configuration)
@@ -103,7 +116,13 @@ class Profiling:
     """
 
     def __init__(
-        self, engine: Engine, configurations: Sequence[ModelConfiguration], db: LatencyDB, *, refresh: bool = False
+        self,
+        engine: Engine,
+        configurations: Sequence[ModelConfiguration],
+        db: LatencyDB,
+        *,
+        refresh: bool = False,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Traces the models and plans the cases.
 
@@ -112,17 +131,19 @@ class Profiling:
             configurations: what to profile.
             db: where measurements are and go to.
             refresh: time every case again.
+            progress: called with a line before anything that takes seconds.
         """
         from pytest_dooly.measure import HostClock
 
         self.db = db
         self._engine = engine
+        self._progress = progress
         self._clock = HostClock()
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
         self._timed = self._failed = 0
         environment = engine.environment(configurations[0])
-        models = [serve(engine, configuration, db, environment) for configuration in configurations]
+        models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
         self.plan = make_plan(models, environment, db, refresh=refresh)
 
@@ -182,6 +203,7 @@ class Profiling:
     def _session_for(self, model: ServedModel) -> Session:
         if self._session is None or self._session[0] != model.key:
             self.close()
+            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {model.name}")
             operations = list(dict.fromkeys(case.operation for case in self.plan.new if case.model.key == model.key))
             session = self._engine.open(
                 self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)

@@ -51,7 +51,7 @@ def test_pauses_nest(time: Time) -> None:
     assert clock.now() - start == 1
 
 
-@pytest.mark.parametrize(("round_s", "rounds"), [(1e-6, 101), (0.01, 40), (1.0, 15)])
+@pytest.mark.parametrize(("round_s", "rounds"), [(1e-6, 101), (0.01, 40), (0.1, 15), (0.25, 8), (1.0, 5)])
 def test_rounds_fit_into_a_case(time: Time, round_s: float, rounds: int) -> None:
     assert abs(rounds_for(IsolatedCall(lambda: time.passes(round_s))) - rounds) <= 1
 

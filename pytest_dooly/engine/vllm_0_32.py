@@ -65,6 +65,7 @@ class VllmEngine:
     ) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
         with _quiet():
+            _check_import()
             from vllm.config import set_current_vllm_config
             from vllm.model_executor.model_loader.utils import initialize_model
             from vllm.utils.torch_utils import set_default_torch_dtype
@@ -97,6 +98,7 @@ class VllmEngine:
 
         arguments = engine_arguments(configuration)
         with _quiet():
+            _check_import()
             return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
 
@@ -179,6 +181,16 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _check_import() -> None:
+    try:
+        import vllm.engine.arg_utils  # noqa: F401 - brings in transformers, where a broken install shows
+    except Exception as error:
+        remedy = "reinstall it"
+        if "torchvision" in str(error):
+            remedy = "run pip uninstall -y torchvision torchaudio torchcodec: they are of another build than torch"
+        raise EngineError(f"vLLM {_version()} cannot be imported: {_first_line(error)}; {remedy}") from error
 
 
 def _engine_config(configuration: ModelConfiguration) -> Any:
