@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
@@ -56,7 +59,8 @@ def trace(
         )
         tokens, reqs = symbols.request("num_tokens", num_tokens), symbols.request("num_reqs", num_reqs)
         try:
-            with torch.inference_mode(), building(), observer:
+            repeats = _Repeats(record, observer)
+            with torch.inference_mode(), building(), observer, repeats.taken(skeleton.decoder_layers()):
                 skeleton.forward(tokens, reqs)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "no message")
@@ -108,9 +112,63 @@ class _Record:
         attributes = (("overload", func._overloadname),)
         self.operations.append(Operation(OperationKind.OTHER, name, inputs, (), attributes, place))
 
+    def repeat(self, operations: Iterable[Operation], path: str, other: str) -> None:
+        """Records operations of the layer at `path` again for the one at `other`."""
+        self.operations += [replace(each, layer=other + each.layer.removeprefix(path)) for each in operations]
+
     def _tensor(self, name: str, tensor: torch.Tensor) -> TensorSpec:
         dtype = str(tensor.dtype).removeprefix("torch.")
         return TensorSpec(name, tuple(map(self._symbols.expression, tensor.shape)), _DTYPES.get(dtype, dtype))
+
+
+class _Repeats:
+    """Runs each distinct decoder layer once; for its equals, repeats what was recorded."""
+
+    def __init__(self, record: _Record, observer: ForwardObserver) -> None:
+        self._record = record
+        self._observer = observer
+        self._known: dict[Hashable, _Passage] = {}
+
+    @contextmanager
+    def taken(self, layers: Iterable[tuple[str, torch.nn.Module, Hashable]]) -> Iterator[None]:
+        """While open, layers run through here."""
+        with ExitStack() as patches:
+            for path, layer, identity in layers:
+                run = partial(self._run, path, identity, layer.forward)
+                patches.enter_context(mock.patch.object(layer, "forward", run))
+            yield
+
+    def _run(self, path: str, identity: Hashable, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        record, observer = self._record, self._observer
+        key = identity, str(tree_map(self._shape, (args, kwargs)))
+        if key in self._known:
+            known = self._known[key]
+            record.repeat(known.operations, known.path, path)
+            observer.ops_inside += known.ops_inside
+            observer.ops_outside += known.ops_outside
+            return known.output
+        start, inside, outside = len(record.operations), observer.ops_inside, observer.ops_outside
+        output = forward(*args, **kwargs)
+        operations = tuple(record.operations[start:])
+        self._known[key] = _Passage(
+            path, operations, observer.ops_inside - inside, observer.ops_outside - outside, output
+        )
+        return output
+
+    def _shape(self, value: object) -> object:
+        """What an operation may depend on of a layer's argument."""
+        return (value.dtype, tuple(map(str, value.shape))) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """What one decoder layer did on arguments of some shapes."""
+
+    path: str
+    operations: tuple[Operation, ...]
+    ops_inside: int
+    ops_outside: int
+    output: Any
 
 
 def _named_tensors(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:

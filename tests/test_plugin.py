@@ -64,9 +64,11 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
     passed = first.parseoutcomes()["passed"]
     first.stdout.fnmatch_lines(
         [
+            "dooly: tracing model ...",
             "dooly: model (FakeForCausalLM), 12 operations",
             "dooly: on fake CPU x*, fake 1, torch *",
             f"dooly: *latency.db: {passed} to time (about *), 0 reused",
+            "dooly: starting fake 1 with layers of model ...",
             f"12 operations, {passed} cases: {passed} timed in * s, 0 reused, *",
             "12 regressors, held-out error: median *%, worst *%",
             "model: prompt 24, output 8, 1 at once: TTFT *, TPOT *",

@@ -6,7 +6,7 @@ versions differ. Engine objects are passed in; no other room imports an engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -64,6 +64,9 @@ class Skeleton(Protocol):
 
     def describe(self, module: torch.nn.Module) -> Layer | None:
         """The layer that the module is a leaf for, or None for one that only composes others."""
+
+    def decoder_layers(self) -> Iterator[tuple[str, torch.nn.Module, Hashable]]:
+        """Path, module and identity of every decoder layer; equal ones do the same on equal arguments."""
 
     def forward(self, num_tokens: int | torch.SymInt, num_reqs: int | torch.SymInt) -> None:
         """Runs the model, the logits and the sampler once."""

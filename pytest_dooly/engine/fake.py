@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -78,6 +78,9 @@ class _FakeSkeleton:
 
     def describe(self, module: nn.Module) -> Layer | None:
         return _describe(module)
+
+    def decoder_layers(self) -> Iterator[tuple[str, nn.Module, Hashable]]:
+        yield from ((f"layers.{i}", layer, "layer") for i, layer in enumerate(self._model.layers))
 
     def forward(self, num_tokens: int | torch.SymInt, num_reqs: int | torch.SymInt) -> None:
         hidden = self._model(torch.empty(num_tokens, dtype=torch.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Layer, Session, Skeleton
-from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling
+from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, layer_identity
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, EngineError, TraceError
 from pytest_dooly.operation import Operation, OperationKind
@@ -79,6 +79,7 @@ class VllmEngine:
                 set_default_torch_dtype(config.model_config.dtype),
                 _without_compiler(),
                 _no_shared_tables(),
+                _never_reloaded(),
             ):
                 try:
                     with building(), torch.device(_device(configuration)):
@@ -131,6 +132,11 @@ class _VllmSkeleton:
     def describe(self, module: torch.nn.Module) -> Layer | None:
         """The layer that the module is a leaf for."""
         return self._catalogue.describe(module)
+
+    def decoder_layers(self) -> Iterator[tuple[str, torch.nn.Module, Hashable]]:
+        """Path, module and identity of every decoder layer."""
+        for path, layer in decoder_layers(self._model):
+            yield path, layer, layer_identity(path, layer)
 
     def forward(self, num_tokens: int | torch.SymInt, num_reqs: int | torch.SymInt) -> None:
         """Runs the model, the logits and the sampler once."""
@@ -250,6 +256,15 @@ def _no_shared_tables() -> Iterator[None]:
     from vllm.model_executor.layers import rotary_embedding
 
     with mock.patch.dict(rotary_embedding._ROPE_DICT, clear=True):
+        yield
+
+
+@contextmanager
+def _never_reloaded() -> Iterator[None]:
+    """No notes are taken of every weight for a later reload: a fifth of a trace, and a skeleton has no weights."""
+    from vllm.model_executor.model_loader import utils
+
+    with mock.patch.object(utils, "record_metadata_for_reloading"):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from pytest_dooly.engine.base import Attribute, Layer
 from pytest_dooly.operation import OperationKind
 
-__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "outermost_leaves"]
+__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "outermost_leaves"]
 
 _KIND_OF_MODULE = (
     ("vllm.model_executor.layers.activation", OperationKind.ACTIVATION),
@@ -102,6 +102,33 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
         if isinstance(group, torch.nn.ModuleList) and path.rpartition(".")[2] == "layers"
         for name, layer in group.named_children()
     ]
+
+
+def layer_identity(path: str, layer: torch.nn.Module) -> Hashable:
+    """Everything that what a decoder layer does may depend on, but for its place among the others.
+
+    Args:
+        path: of the layer, whose last part is its index.
+        layer: a decoder layer.
+    """
+    return tuple((name, type(module), *_facts(path, module)) for name, module in layer.named_modules())
+
+
+def _facts(path: str, module: torch.nn.Module) -> Iterator[Hashable]:
+    for name, weight in module.named_parameters(recurse=False):
+        yield name, weight.dtype, tuple(map(str, weight.shape))
+    for name, value in vars(module).items():
+        if name.startswith("_") or _is_only_the_index(name, value, path, module):
+            continue
+        plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
+        yield name, repr(value).replace(path, "*") if plain else type(value)
+
+
+def _is_only_the_index(name: str, value: object, path: str, module: torch.nn.Module) -> bool:
+    """Whether an attribute holds the layer's index, for names and look-ups, and its forward never asks for it."""
+    index = path.rpartition(".")[2]
+    named = re.search(r"layer|idx|index", name)
+    return bool(named) and str(value) == index and name not in type(module).forward.__code__.co_names
 
 
 def greedy_sampling(device: torch.device) -> Any:

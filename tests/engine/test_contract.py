@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.measure import HostClock
 from pytest_dooly.operation import OperationKind, evaluate
 from pytest_dooly.signature import ModelOperation, model_operations
-from pytest_dooly.trace import trace
-from tests.models import LLAMA, write
+from pytest_dooly.trace import _Repeats, trace
+from tests.models import DENSE, LLAMA, write
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 OPTIONS = ServingOptions(device="cpu", max_model_len=256, max_num_tokens=256, max_num_seqs=4)
@@ -129,3 +130,14 @@ def test_a_broken_configuration_is_one_clear_error(engine: Engine, tmp_path: Pat
 
 def test_kinds_are_pytest_markers() -> None:
     assert all(kind.value.isidentifier() for kind in OperationKind)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_repeated_layer_is_recorded_as_if_it_had_run(
+    engine: Engine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = resolve(str(write(tmp_path, DENSE[name], num_hidden_layers=4)), OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Repeats, "taken", lambda self, layers: contextlib.nullcontext())
+        every_layer = trace(engine, configuration)
+    assert trace(engine, configuration) == every_layer
