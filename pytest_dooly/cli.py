@@ -145,12 +145,13 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
             validation = validate(session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress)
         finally:
             session.close()
-        report = model_report(model, db, environment, regressors, validation=validation)
+        db.save_validation(model.key, environment, validation.to_json())
+        report = model_report(model, db, environment, regressors)
         path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     passed = validation.passes()
     document = {
         "model": model.name,
-        "rows": [dataclasses.asdict(row) for row in validation.rows],
+        **validation.to_json(),
         "passed": passed,
         "report": str(path),
         "status": _OK if passed else _FAILED,

@@ -125,3 +125,17 @@ def m003_regressors(db: Database) -> None:
         ) WITHOUT ROWID;
         """
     )
+
+
+@MIGRATIONS()
+def m004_validations(db: Database) -> None:
+    """The latest comparison of a model's predictions with the engine itself, as JSON."""
+    db.executescript(
+        """
+        CREATE TABLE validation (
+            model_configuration TEXT PRIMARY KEY NOT NULL REFERENCES model_configuration (key) ON DELETE CASCADE,
+            document TEXT NOT NULL,
+            validated_at TEXT NOT NULL
+        );
+        """
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +11,15 @@ from pytest_dooly.environment import Environment
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.signature import ModelOperation, ServedModel
+from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.sweep import sweep
 
 __all__ = ["Case", "Plan", "make_plan"]
 
-# What a case takes where the DB knows none of its kind: rounds and the forward pass that its inputs come from.
-_CASE_S = 0.8
+# What a case takes: set-up and quick rounds, or else about so many runs of it and of what precedes it.
+_CASE_S, _RUNS = 0.8, 12
+# Operations a second that are assumed before any is measured, by clock, since each kind of device has its own.
+_FLOPS_PER_S = {"perf_counter": 1e11, "cuda_event": 2e14}
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,48 @@ def make_plan(models: Sequence[ServedModel], environment: Environment, db: Laten
     """
     outcomes = db.outcomes(environment)
     spent_s = db.spent_s(environment)
-    typical_s = _typical_s(spent_s)
+    flops_per_s = _flops_per_s(models, outcomes) or _FLOPS_PER_S.get(environment.clock, 1e11)
     cases: dict[tuple[str, SweepPoint], Case] = {}
     for model in models:
         for operation in model.operations:
             key = operation.signature.key
             for point in sweep(operation.signature, model.limits):
                 known = outcomes.get(key, {}).get(point)
-                cost_s = spent_s.get(key, {}).get(point, typical_s)
+                guess_s = _CASE_S + _RUNS * _flops(operation.signature, point) / flops_per_s
+                cost_s = spent_s.get(key, {}).get(point, guess_s)
                 cases.setdefault((key, point), Case(model, operation, point, known, refresh, cost_s))
     return Plan(environment, tuple(models), tuple(sorted(cases.values(), key=_order(models))))
 
 
-def _typical_s(spent_s: Mapping[str, Mapping[SweepPoint, float]]) -> float:
-    known = [seconds for points in spent_s.values() for seconds in points.values()]
-    return statistics.mean(known) if known else _CASE_S
+def _flops(signature: Signature, point: SweepPoint) -> float:
+    """Floating-point operations of one run: two for each weight and row, four for each attended pair and channel."""
+    rows = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
+    weights = sum(
+        math.prod(dim for dim in shape if isinstance(dim, int))
+        for role, _, shape in signature.tensors
+        if role == "weight" and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
+    )
+    attributes = dict(signature.attributes)
+    channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
+    requests = point.batch.requests if point.batch else ()
+    pairs = sum(request.query_len * (request.context_len + request.query_len / 2) for request in requests)
+    return 2 * weights * rows + 4 * channels * pairs
+
+
+def _flops_per_s(
+    models: Sequence[ServedModel], outcomes: Mapping[str, Mapping[SweepPoint, Measurement | Failure]]
+) -> float:
+    """The most that any measured operation of the models has reached; 0 where none is measured."""
+    return max(
+        (
+            _flops(operation.signature, point) / outcome.median_s
+            for model in models
+            for operation in model.operations
+            for point, outcome in outcomes.get(operation.signature.key, {}).items()
+            if isinstance(outcome, Measurement)
+        ),
+        default=0.0,
+    )
 
 
 def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]

@@ -20,11 +20,11 @@ from pytest_dooly.regress import Regressor, fit
 from pytest_dooly.report import write_report
 from pytest_dooly.signature import ServedModel, model_operations
 from pytest_dooly.sweep import kv_tokens
+from pytest_dooly.validation import Validation
 
 if TYPE_CHECKING:
     from pytest_dooly.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine, Session
-    from pytest_dooly.validation import Validation
 
 __all__ = [
     "Profiling",
@@ -247,7 +247,6 @@ def model_report(
     *,
     plan: Plan | None = None,
     spent_s: float = 0.0,
-    validation: Validation | None = None,
 ) -> ModelReport:
     """Everything that a report shows of a model, as far as the latency DB has it.
 
@@ -258,7 +257,6 @@ def model_report(
         regressors: by signature key.
         plan: of the run that is reported; None where nothing was timed.
         spent_s: seconds that the run spent on timing.
-        validation: of the predictions against the engine.
     """
     outcomes = db.outcomes(environment)
     cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
@@ -276,6 +274,7 @@ def model_report(
                 new=sum(not case.reused for case in mine),
             )
         )
+    validation = db.load_validation(model.key, environment)
     predictable = all(operation.signature.key in regressors for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
@@ -284,7 +283,7 @@ def model_report(
         operations=tuple(operations),
         steps=tuple(predict_step(model, regressors, batch) for batch in steps) if predictable else (),
         workloads=tuple(predict_workload(model, regressors, workload) for workload in workloads) if predictable else (),
-        validation=validation,
+        validation=None if validation is None else Validation.from_json(validation),
         spent_s=spent_s,
         saved_s=sum(case.spent_s for case in cases if case.reused),
     )

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.errors import MissingMeasurements
@@ -244,6 +243,8 @@ def _solve(
     matrix: Array, latencies_s: Array, num_knots: int
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]:
     """Knots, coefficients and intercept of the least relative error."""
+    from scipy.optimize import nnls  # half a second that a plan or a prediction does without
+
     knots = [_knots(column, num_knots) for column in matrix.T]
     columns = [np.ones(len(latencies_s))]
     for column, places in zip(matrix.T, knots, strict=True):

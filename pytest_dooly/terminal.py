@@ -71,9 +71,10 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
     plan = summary.plan
     signatures = {operation.signature for model in plan.models for operation in model.operations}
     failed = f", {summary.failed} failed" if summary.failed else ""
+    saved = f", which saved {_duration(plan.saved_s)}" if plan.reused else ""
     lines = [
         f"{len(signatures)} operations, {len(plan.cases)} cases: {summary.timed} timed in {_duration(summary.spent_s)}"
-        f"{failed}, {len(plan.reused)} reused, which saved {_duration(plan.saved_s)}"
+        f"{failed}, {len(plan.reused)} reused{saved}"
     ]
     if summary.regressors:
         errors = [regressor.error for regressor in summary.regressors.values() if regressor.error is not None]

@@ -113,8 +113,10 @@ class _Record:
         self.operations.append(Operation(OperationKind.OTHER, name, inputs, (), attributes, place))
 
     def repeat(self, operations: Iterable[Operation], path: str, other: str) -> None:
-        """Records operations of the layer at `path` again for the one at `other`."""
-        self.operations += [replace(each, layer=other + each.layer.removeprefix(path)) for each in operations]
+        """Records operations of the layer at `path` again for the one at `other`; shared modules keep their place."""
+        for each in operations:
+            inside = each.layer == path or each.layer.startswith((f"{path}.", f"{path}/"))
+            self.operations.append(replace(each, layer=other + each.layer.removeprefix(path)) if inside else each)
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> TensorSpec:
         dtype = str(tensor.dtype).removeprefix("torch.")

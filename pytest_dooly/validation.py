@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_dooly.predict import Workload
 
@@ -84,6 +87,15 @@ class Validation:
     """
 
     rows: tuple[ValidationRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document that `from_json` reads back."""
+        return {"rows": [dataclasses.asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Validation:
+        """The inverse of `to_json`."""
+        return cls(tuple(ValidationRow(**{**row, "workload": Workload(**row["workload"])}) for row in document["rows"]))
 
     @property
     def ttft(self) -> Accuracy:

@@ -40,7 +40,16 @@ def test_measured_is_reused_and_what_it_took_is_saved(db: LatencyDB) -> None:
     assert [case.point for case in plan.reused] == [points[0]]
     assert plan.saved_s == 2.0
     assert len(plan.new) == len(points) - 1
-    assert plan.estimate_s == pytest.approx(4.0 + 3.0 * (len(points) - 2))
+
+
+def test_the_estimate_knows_what_was_spent_and_guesses_by_work(db: LatencyDB) -> None:
+    first, second, *rest = sweep(LINEAR, LIMITS)
+    db.record(LINEAR, ENVIRONMENT, first, measured(2 * 64 * 128 / 1e6), spent_s=2.0)  # a million operations a second
+    db.record(LINEAR, ENVIRONMENT, second, Failure("out of memory"), spent_s=4.0)
+    guessed = sum(0.8 + 12 * 2 * 64 * 128 * (point.num_tokens or 0) / 1e6 for point in rest)
+    assert make_plan([served(uses(LINEAR))], ENVIRONMENT, db).estimate_s == pytest.approx(4.0 + guessed)
+    (attention,) = [c for c in make_plan([served(uses(ATTENTION))], ENVIRONMENT, db).new if str(c.point) == "512+0"]
+    assert attention.spent_s == pytest.approx(0.8 + 12 * 4 * 4 * 16 * 512 * 256 / 1e11)
 
 
 def test_another_environment_has_measured_nothing(db: LatencyDB) -> None:

@@ -69,7 +69,7 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
             "dooly: on fake CPU x*, fake 1, torch *",
             f"dooly: *latency.db: {passed} to time (about *), 0 reused",
             "dooly: starting fake 1 with layers of model ...",
-            f"12 operations, {passed} cases: {passed} timed in * s, 0 reused, *",
+            f"12 operations, {passed} cases: {passed} timed in * s, 0 reused",
             "12 regressors, held-out error: median *%, worst *%",
             "model: prompt 24, output 8, 1 at once: TTFT *, TPOT *",
             "report: reports/model-fake-cpu/index.html",

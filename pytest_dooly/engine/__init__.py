@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_dooly.errors import EngineError
@@ -9,7 +12,7 @@ from pytest_dooly.errors import EngineError
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
 
-__all__ = ["ENGINES", "load_engine"]
+__all__ = ["ENGINES", "load_engine", "without_collection"]
 
 ENGINES = ("vllm", "fake")
 """Names that `load_engine` knows."""
@@ -22,7 +25,8 @@ def load_engine(name: str = "vllm") -> Engine:
         EngineError: the engine is not installed, or of no known name.
     """
     if name == "vllm":
-        from pytest_dooly.engine.vllm_0_32 import VllmEngine
+        with without_collection():
+            from pytest_dooly.engine.vllm_0_32 import VllmEngine
 
         return VllmEngine()
     if name == "fake":
@@ -30,3 +34,16 @@ def load_engine(name: str = "vllm") -> Engine:
 
         return FakeEngine()
     raise EngineError(f"unknown engine {name!r}: name one of {', '.join(ENGINES)}")
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection: imports of an engine make millions of objects that stay, and a fifth of the time goes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

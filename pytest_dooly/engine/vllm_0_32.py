@@ -16,6 +16,7 @@ import torch
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.engine import without_collection
 from pytest_dooly.engine.base import Layer, Session, Skeleton
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, layer_identity
 from pytest_dooly.environment import Environment
@@ -191,7 +192,9 @@ def _quiet() -> Iterator[None]:
 
 def _check_import() -> None:
     try:
-        import vllm.engine.arg_utils  # noqa: F401 - brings in transformers, where a broken install shows
+        with without_collection():
+            import vllm.engine.arg_utils  # brings in transformers, where a broken install shows
+            import vllm.model_executor.model_loader.utils  # noqa: F401 - all that a trace takes besides
     except Exception as error:
         remedy = "reinstall it"
         if "torchvision" in str(error):

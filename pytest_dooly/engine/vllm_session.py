@@ -84,6 +84,29 @@ class _Untimed:
         return getattr(self._layer, name)
 
 
+class _Recalled:
+    """A model that computes once for each shape of its input, then answers from memory and leaves the caches as cold.
+
+    What surrounds the forward pass is timed with it, and does not depend on what it computes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._outputs: dict[tuple[torch.Size, ...], Any] = {}
+        self._ballast = torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        if shapes not in self._outputs:
+            self._outputs[shapes] = self._model(*args, **kwargs)
+        else:
+            self._ballast.add_(1)
+        return self._outputs[shapes]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 class VllmSession:
     """vLLM's engine in this process; see `Session`."""
 
@@ -142,7 +165,7 @@ class VllmSession:
                 with self._requests_of_its_own():
                     yield self._admission_call(point)
             elif name == "step":
-                model, sampler = _Untimed(self._model, clock), _Untimed(self._runner.sampler, clock)
+                model, sampler = _Untimed(_Recalled(self._model), clock), _Untimed(self._runner.sampler, clock)
                 patches = mock.patch.multiple(self._runner, model=model, sampler=sampler)
                 with self._requests_of_its_own(), patches, self._untimed(self._logits_processors(), clock):
                     yield self._step_call(point)

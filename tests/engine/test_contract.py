@@ -86,6 +86,17 @@ def test_tracing_twice_gives_the_same(engine: Engine, configuration: ModelConfig
     assert trace(engine, configuration) == trace(engine, configuration)
 
 
+@pytest.mark.parametrize("name", DENSE)
+def test_a_repeated_layer_is_recorded_as_if_it_had_run(
+    engine: Engine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = resolve(str(write(tmp_path, DENSE[name], num_hidden_layers=4)), OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Repeats, "taken", lambda self, layers: contextlib.nullcontext())
+        every_layer = trace(engine, configuration)
+    assert trace(engine, configuration) == every_layer
+
+
 def test_every_operation_runs_alone_and_again(session: Session, operations: tuple[ModelOperation, ...]) -> None:
     clock = HostClock()
     for operation in operations:
@@ -130,14 +141,3 @@ def test_a_broken_configuration_is_one_clear_error(engine: Engine, tmp_path: Pat
 
 def test_kinds_are_pytest_markers() -> None:
     assert all(kind.value.isidentifier() for kind in OperationKind)
-
-
-@pytest.mark.parametrize("name", DENSE)
-def test_a_repeated_layer_is_recorded_as_if_it_had_run(
-    engine: Engine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configuration = resolve(str(write(tmp_path, DENSE[name], num_hidden_layers=4)), OPTIONS)
-    with monkeypatch.context() as patch:
-        patch.setattr(_Repeats, "taken", lambda self, layers: contextlib.nullcontext())
-        every_layer = trace(engine, configuration)
-    assert trace(engine, configuration) == every_layer
