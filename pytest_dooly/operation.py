@@ -22,8 +22,12 @@ __all__ = [
     "is_request_dependent",
 ]
 
-REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len"})
-"""Symbols whose value a request decides; every other symbol belongs to the configuration."""
+REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len", "tokens_per_expert"})
+"""Symbols whose value a request decides; every other symbol belongs to the configuration.
+
+`query_len` and `context_len` are those of each request, `tokens_per_expert` those of each expert: the router decides
+it, so it belongs to the sweep point and not to the signature. Summed over experts it is num_tokens * top_k.
+"""
 
 
 class FloorDiv(sympy.Function):
@@ -86,7 +90,7 @@ class Operation:
     Attributes:
         kind: what it is.
         name: the field's word for the kernel (`linear`, `rms_norm`, `silu_and_mul`); engine class names never.
-        inputs: activations it reads.
+        inputs: activations it reads, and what it reads of each request's state or of each expert's share.
         parameters: weights and buffers it reads.
         attributes: sorted (name, value) pairs of everything else that changes the kernel or its work.
         layer: path of the layer in the model, for people and to find it again; not part of the identity.

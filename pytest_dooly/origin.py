@@ -8,13 +8,16 @@ integer is looked up by its value.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -23,7 +26,7 @@ from torch.utils._sympy.functions import PythonMod
 
 from pytest_dooly.operation import FloorDiv
 
-__all__ = ["Origin", "OriginShapeEnv", "OriginsToSymInts", "Symbols"]
+__all__ = ["Origin", "OriginFloat", "OriginInteger", "OriginShapeEnv", "OriginsToSymInts", "Symbols"]
 
 
 class OriginShapeEnv(ShapeEnv):
@@ -58,19 +61,29 @@ class Symbols:
     Attributes:
         shape_env: the environment that fake tensors of this trace share.
         values: value of every configuration symbol.
+        integer: stands in for `int` where that would forget an origin.
     """
 
     def __init__(self) -> None:
         self.shape_env = OriginShapeEnv(specialize_zero_one=False, duck_shape=False)
         self.values: dict[str, int] = {}
         self._names: dict[sympy.Symbol, sympy.Symbol] = {}
+        # The cache of a fake mode costs more than it saves here: every symbolic size of a hit is checked again.
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            self._fake = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """The modes under which constructors and the forward pass run."""
+        with self._fake, OriginsToSymInts():
+            yield
 
     def request(self, name: str, value: int) -> torch.SymInt:
         """A new request symbol as a SymInt that counts as `value` wherever the engine must decide."""
         source = ConstantSource(name)
         return self.shape_env.create_symintnode(self._create(name, value, source), hint=value, source=source)
 
-    def configuration(self, name: str, value: int) -> Origin:
+    def plant(self, name: str, value: int) -> Origin:
         """A new configuration symbol as an int that remembers it.
 
         The same name with the same value is the same symbol; with another value it is numbered.
@@ -134,6 +147,59 @@ class Origin(int):
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Self:
         return self
 
+    # What rounds up divides by a negative number: -(-a // b).
+    def __neg__(self) -> Self:
+        return type(self)(-int(self), -self.expression, self.symbols)
+
+    def __pos__(self) -> Self:
+        return self
+
+    def __truediv__(self, other: Any) -> Any:
+        value = int(self) / other
+        return _part(self, value, operator.truediv, other) if isinstance(value, float) else value
+
+
+class OriginFloat(float):
+    """A float computed from an Origin: a part of a size, before it is rounded.
+
+    Attributes:
+        expression: in the symbols of `symbols.shape_env`.
+        symbols: where the expression's symbols live.
+    """
+
+    expression: sympy.Expr
+    symbols: Symbols
+
+    def __new__(cls, value: float, expression: sympy.Expr, symbols: Symbols) -> Self:
+        """A float equal to `value` in every other respect."""
+        self = float.__new__(cls, value)
+        self.expression = expression
+        self.symbols = symbols
+        return self
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+
+class _RemembersOrigins(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, int)
+
+    def __call__(cls, value: Any = 0, *args: Any) -> int:
+        if isinstance(value, Origin):
+            return value
+        if isinstance(value, OriginFloat):
+            numerator, denominator = sympy.fraction(sympy.together(value.expression))
+            return Origin(int(value), TorchFloorDiv(numerator, denominator), value.symbols)
+        return int(value, *args)
+
+
+class OriginInteger(int, metaclass=_RemembersOrigins):
+    """The type `int`, but for calls: those keep the origin of what they round down."""
+
+
+Symbols.integer = OriginInteger
+
 
 def _arithmetic(name: str, build: Callable[[Any, Any], sympy.Expr], *, swapped: bool) -> Callable[[Any, Any], Any]:
     compute = getattr(int, f"__{'r' if swapped else ''}{name}__")
@@ -143,6 +209,8 @@ def _arithmetic(name: str, build: Callable[[Any, Any], sympy.Expr], *, swapped: 
         if isinstance(other, torch.SymInt):
             mine = self.symbols.to_symint(self)
             return symbolic(other, mine) if swapped else symbolic(mine, other)
+        if type(other) is float and name == "mul":
+            return _part(self, int(self) * other, operator.mul, other)
         value = compute(self, other)
         if value is NotImplemented or isinstance(other, bool) or not isinstance(other, int):
             return value
@@ -152,6 +220,28 @@ def _arithmetic(name: str, build: Callable[[Any, Any], sympy.Expr], *, swapped: 
 
     return method
 
+
+def _part(origin: Origin, value: float, build: Callable[[Any, Any], sympy.Expr], factor: float) -> float:
+    """A float computed from an Origin and a number, as written in decimal."""
+    if not math.isfinite(factor):
+        return value
+    number = factor.expression if isinstance(factor, Origin) else sympy.Rational(str(factor))
+    return OriginFloat(value, build(origin.expression, number), origin.symbols)
+
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    compare = getattr(int, f"__{name}__")
+
+    def method(self: Origin, other: Any) -> Any:
+        # A symbol counts as its value, as everywhere that the engine decides by one.
+        return compare(self, int(other) if isinstance(other, torch.SymInt) else other)
+
+    return method
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Origin, f"__{_name}__", _comparison(_name))
+Origin.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 for _name, _build in {
     "add": operator.add,

@@ -24,6 +24,7 @@ _DETAILS = {
     "soft_cap": "cap{:g}",
     "kv_cache_dtype": "kv_{}",
     "architecture": "{}",
+    "ranks": "x{}",
 }
 """Attributes that a label shows, and how."""
 
@@ -86,6 +87,9 @@ class Signature:
         name = f"fused_add_{self.name}" if "residual" in shapes else self.name
         if self.kind is OperationKind.ATTENTION:
             sizes = "{num_heads}h{num_kv_heads}kv{head_size}".format(**attributes)
+        elif self.kind is OperationKind.MOE:
+            experts = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
+            sizes = "{num_local_experts}e{top_k}-".format(**attributes) + "x".join(map(str, reversed(experts[1:])))
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:

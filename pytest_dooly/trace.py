@@ -10,21 +10,21 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.engine.base import Engine, Layer
+from pytest_dooly.engine.base import Engine, Layer, RequestSymbols
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
 from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, check_trace
-from pytest_dooly.origin import OriginsToSymInts, Symbols
+from pytest_dooly.origin import Symbols
 
 __all__ = ["trace"]
 
 # Values that the engine's own branches see: primes that no model has as a size.
 _NUM_TOKENS, _NUM_REQS = 37, 5
+_IMPLIED_SYMBOLS, _IMPLIED_VALUES = ("query_len", "context_len", "tokens_per_expert"), (11, 13, 17)
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
@@ -45,22 +45,19 @@ def trace(
         TraceError: an operation or the architecture cannot be traced; names it.
     """
     symbols = Symbols()
-    fake = FakeTensorMode(shape_env=symbols.shape_env, allow_non_fake_inputs=True)
-
-    @contextmanager
-    def building() -> Iterator[None]:
-        with fake, OriginsToSymInts():
-            yield
-
-    with engine.skeleton(configuration, symbols.configuration, building) as skeleton:
-        record = _Record(symbols)
+    with engine.skeleton(configuration, symbols) as skeleton:
+        record = _Record(symbols, skeleton.collectives, configuration.options.tensor_parallel_size)
         observer = ForwardObserver(
-            skeleton.modules(), skeleton.describe, on_layer=record.layer, on_operation=record.operation
+            skeleton.modules(),
+            skeleton.describe,
+            on_layer=record.layer,
+            on_operation=record.operation,
+            collectives=skeleton.collectives,
         )
         tokens, reqs = symbols.request("num_tokens", num_tokens), symbols.request("num_reqs", num_reqs)
         try:
             repeats = _Repeats(record, observer)
-            with torch.inference_mode(), building(), observer, repeats.taken(skeleton.decoder_layers()):
+            with torch.inference_mode(), symbols.building(), observer, repeats.taken(skeleton.decoder_layers()):
                 skeleton.forward(tokens, reqs)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "no message")
@@ -83,9 +80,14 @@ def trace(
 class _Record:
     """Turns calls of a forward pass into operations."""
 
-    def __init__(self, symbols: Symbols) -> None:
+    def __init__(self, symbols: Symbols, collectives: Mapping[str, str], ranks: int) -> None:
         self.operations: list[Operation] = []
         self._symbols = symbols
+        self._collectives = collectives
+        self._ranks = ranks
+        self._requests = RequestSymbols(
+            *(symbols.request(name, value) for name, value in zip(_IMPLIED_SYMBOLS, _IMPLIED_VALUES, strict=True))
+        )
 
     def layer(self, path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:
         inputs = [
@@ -102,15 +104,32 @@ class _Record:
         ]
         parameters = [self._tensor(name, weight) for name, weight in layer.parameters.items()]
         self.operations.append(
-            Operation(layer.kind, layer.name, tuple(inputs), (*weights, *parameters), layer.attributes, path)
+            Operation(
+                layer.kind,
+                layer.name,
+                (*inputs, *self._implied(layer)),
+                (*weights, *parameters),
+                layer.attributes,
+                path,
+            )
         )
 
     def operation(self, place: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         leaves = enumerate(tree_leaves((args, kwargs)))
         inputs = tuple(self._tensor(f"arg{i}", leaf) for i, leaf in leaves if isinstance(leaf, torch.Tensor))
-        name = func._schema.name.replace("::", ".")
+        schema = func._schema.name
+        if schema in self._collectives:
+            name, attributes = self._collectives[schema], (("ranks", self._ranks),)
+            self.operations.append(Operation(OperationKind.COLLECTIVE, name, inputs, (), attributes, place))
+            return
+        name = schema.replace("::", ".")
         attributes = (("overload", func._overloadname),)
         self.operations.append(Operation(OperationKind.OTHER, name, inputs, (), attributes, place))
+
+    def _implied(self, layer: Layer) -> Iterator[TensorSpec]:
+        if layer.implied is not None:
+            for name, (dtype, shape) in layer.implied(self._requests).items():
+                yield TensorSpec(name, tuple(map(self._symbols.expression, shape)), _short(dtype))
 
     def repeat(self, operations: Iterable[Operation], path: str, other: str) -> None:
         """Records operations of the layer at `path` again for the one at `other`; shared modules keep their place."""
@@ -119,8 +138,7 @@ class _Record:
             self.operations.append(replace(each, layer=other + each.layer.removeprefix(path)) if inside else each)
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> TensorSpec:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return TensorSpec(name, tuple(map(self._symbols.expression, tensor.shape)), _DTYPES.get(dtype, dtype))
+        return TensorSpec(name, tuple(map(self._symbols.expression, tensor.shape)), _short(tensor.dtype))
 
 
 class _Repeats:
@@ -171,6 +189,11 @@ class _Passage:
     ops_inside: int
     ops_outside: int
     output: Any
+
+
+def _short(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)
 
 
 def _named_tensors(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:

@@ -44,6 +44,5 @@ def without_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         if enabled:
             gc.enable()

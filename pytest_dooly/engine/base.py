@@ -19,9 +19,34 @@ from pytest_dooly.environment import Environment
 from pytest_dooly.operation import Operation, OperationKind
 from pytest_dooly.signature import ModelOperation
 
-__all__ = ["Clock", "Engine", "IsolatedCall", "Layer", "RequestTiming", "Session", "Skeleton"]
+__all__ = [
+    "Clock",
+    "Engine",
+    "IsolatedCall",
+    "Layer",
+    "Origins",
+    "RequestSymbols",
+    "RequestTiming",
+    "Session",
+    "Skeleton",
+]
 
 Attribute = tuple[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class RequestSymbols:
+    """Request symbols that no argument of a layer shows.
+
+    Attributes:
+        query_len: new tokens of one request.
+        context_len: tokens of one request that are in the KV cache already.
+        tokens_per_expert: tokens that are routed to one expert.
+    """
+
+    query_len: Any
+    context_len: Any
+    tokens_per_expert: Any
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,8 @@ class Layer:
         called_as: names the arguments, where the module's own forward only dispatches.
         stand_in: gives the output's shape in place of the module's forward, where its operators cannot run on fake
             tensors; None where they can.
+        implied: dtype and shape of what the kernel reads besides its arguments and parameters: a request's share of the
+            KV cache or of another state, an expert's share of the tokens; None where there is nothing.
     """
 
     kind: OperationKind
@@ -46,6 +73,23 @@ class Layer:
     ignored: frozenset[str] = frozenset()
     called_as: Callable[..., Any] | None = None
     stand_in: Callable[..., Any] | None = None
+    implied: Callable[[RequestSymbols], Mapping[str, tuple[torch.dtype, Sequence[Any]]]] | None = None
+
+
+class Origins(Protocol):
+    """How symbols get into a model.
+
+    Attributes:
+        integer: stands in for `int` in modules that round sizes with it, where the built-in would forget the origin.
+    """
+
+    integer: type[int]
+
+    def plant(self, name: str, value: int) -> int:
+        """What takes the place of a configuration integer."""
+
+    def building(self) -> AbstractContextManager[object]:
+        """The modes under which constructors and the forward pass run."""
 
 
 class Skeleton(Protocol):
@@ -54,10 +98,12 @@ class Skeleton(Protocol):
     Attributes:
         architecture: the engine's name of the model class.
         limits: the engine's own bounds of a batch.
+        collectives: operators of the engine that communicate, by schema name; what the field calls them.
     """
 
     architecture: str
     limits: Limits
+    collectives: Mapping[str, str]
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call, with its path; parents before children."""
@@ -147,18 +193,12 @@ class Engine(Protocol):
     def environment(self, configuration: ModelConfiguration) -> Environment:
         """What latencies measured here are true for."""
 
-    def skeleton(
-        self,
-        configuration: ModelConfiguration,
-        plant: Callable[[str, int], int],
-        building: Callable[[], AbstractContextManager[object]],
-    ) -> AbstractContextManager[Skeleton]:
+    def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> AbstractContextManager[Skeleton]:
         """The model without weights.
 
         Args:
             configuration: what is served.
-            plant: called with name and value of every configuration integer; what it returns takes its place.
-            building: the modes under which constructors run.
+            origins: plants a symbol in place of every configuration integer.
 
         Raises:
             ConfigurationError: the engine refuses the configuration.

@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming, Session, Skeleton
+from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import Operation, OperationKind
@@ -47,15 +47,10 @@ class FakeEngine:
         )
 
     @contextmanager
-    def skeleton(
-        self,
-        configuration: ModelConfiguration,
-        plant: Callable[[str, int], int],
-        building: Callable[[], AbstractContextManager[object]],
-    ) -> Iterator[Skeleton]:
+    def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
-        sizes = {name: plant(name, size) for name, size in _sizes(configuration).items()}
-        with building():
+        sizes = {name: origins.plant(name, size) for name, size in _sizes(configuration).items()}
+        with origins.building():
             model = _Model(sizes, configuration.document["num_hidden_layers"])
         yield _FakeSkeleton(model, _limits(configuration))
 
@@ -71,6 +66,7 @@ class _FakeSkeleton:
     def __init__(self, model: _Model, limits: Limits) -> None:
         self.architecture = "FakeForCausalLM"
         self.limits = limits
+        self.collectives: Mapping[str, str] = {}
         self._model = model
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

@@ -38,6 +38,7 @@ class ForwardObserver(TorchDispatchMode):
         *,
         on_layer: Callable[[str, Layer, Mapping[str, Any]], None],
         on_operation: Callable[[str, Any, tuple[Any, ...], Mapping[str, Any]], None],
+        collectives: Mapping[str, str] | None = None,
     ) -> None:
         """Prepares to follow.
 
@@ -45,7 +46,9 @@ class ForwardObserver(TorchDispatchMode):
             modules: every module that may be called, with its path.
             describe: the layer that a module is a leaf for, or None.
             on_layer: called with path, layer and arguments by name, before an outermost leaf layer runs.
-            on_operation: called with place, operator and arguments, before an operation outside of leaf layers runs.
+            on_operation: called with place, operator and arguments, before an operation outside of leaf layers runs,
+                or a collective anywhere.
+            collectives: operators that communicate, by schema name; what they are called.
         """
         super().__init__()
         self.ops_inside = 0
@@ -54,6 +57,7 @@ class ForwardObserver(TorchDispatchMode):
         self._describe = describe
         self._on_layer = on_layer
         self._on_operation = on_operation
+        self._collectives = collectives or {}
         self._hooks = ExitStack()
         self._entered: list[tuple[str, Layer | None]] = []
         self._seen: Counter[str] = Counter()
@@ -77,7 +81,7 @@ class ForwardObserver(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Runs the operation; calls back where it does work outside of every leaf layer."""
-        if self._in_layer():
+        if self._in_layer() and func._schema.name not in self._collectives:
             self.ops_inside += 1
         elif _does_work(func):
             self.ops_outside += 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import torch
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine import without_collection
-from pytest_dooly.engine.base import Layer, Session, Skeleton
+from pytest_dooly.engine.base import Layer, Origins, Session, Skeleton
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, layer_identity
+from pytest_dooly.engine.vllm_parallel import COLLECTIVES, one_of_many
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, EngineError, TraceError
 from pytest_dooly.operation import Operation, OperationKind
@@ -58,12 +58,7 @@ class VllmEngine:
         )
 
     @contextmanager
-    def skeleton(
-        self,
-        configuration: ModelConfiguration,
-        plant: Callable[[str, int], int],
-        building: Callable[[], AbstractContextManager[object]],
-    ) -> Iterator[Skeleton]:
+    def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
         with _quiet():
             _check_import()
@@ -73,17 +68,19 @@ class VllmEngine:
 
             with _inspecting_here():
                 config = _engine_config(configuration)
-            _plant(config.model_config.hf_text_config, plant)
+            _plant(config, origins.plant)
             with (
                 set_current_vllm_config(config),
-                _single_process_groups(),
+                one_of_many(config, origins.plant),
+                _rounding_by(origins.integer),
                 set_default_torch_dtype(config.model_config.dtype),
                 _without_compiler(),
                 _no_shared_tables(),
                 _never_reloaded(),
+                _any_processor(config),
             ):
                 try:
-                    with building(), torch.device(_device(configuration)):
+                    with origins.building(), torch.device(_device(configuration)):
                         model = initialize_model(vllm_config=config)
                 except Exception as error:
                     raise TraceError(
@@ -98,6 +95,11 @@ class VllmEngine:
         """A running engine; see `Engine.open`."""
         from pytest_dooly.engine.vllm_session import VllmSession
 
+        ranks = configuration.options.tensor_parallel_size
+        if ranks > 1:
+            raise EngineError(
+                f"{configuration.name} with tp {ranks} can be traced and planned, not yet timed: one process runs one rank"
+            )
         arguments = engine_arguments(configuration)
         with _quiet():
             _check_import()
@@ -108,6 +110,8 @@ class _VllmSkeleton:
     """A model built on fake tensors."""
 
     def __init__(self, model: torch.nn.Module, config: Any) -> None:
+        from vllm.model_executor.layers.fused_moe.runner import moe_runner
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
         from vllm.v1.sample.sampler import Sampler
 
         self.architecture: str = config.model_config.architecture
@@ -116,11 +120,16 @@ class _VllmSkeleton:
             max_num_seqs=int(config.scheduler_config.max_num_seqs),
             max_model_len=int(config.model_config.max_model_len),
         )
+        self.collectives = COLLECTIVES
         self._model = model
         self._config = config
         self._sampler = Sampler()
-        self._catalogue = LayerCatalogue(int(config.cache_config.block_size))
+        self._catalogue = LayerCatalogue(config.cache_config.block_size)
         for module in model.modules():
+            if isinstance(module, MoERunnerInterface):
+                # The engine's own shape functions of its two operators, which the CPU path calls unregistered.
+                shared = module._shared_experts is not None
+                module._forward_entry = moe_runner._moe_forward_shared_fake if shared else moe_runner._moe_forward_fake
             # Set by process_weights_after_loading, which packs real weights.
             if isinstance(getattr(module, "weight", None), torch.Tensor) and not hasattr(module, "cpu_linear"):
                 module.cpu_linear = torch.nn.functional.linear
@@ -214,25 +223,12 @@ def _engine_config(configuration: ModelConfiguration) -> Any:
         ) from error
 
 
-def _plant(hf_config: Any, plant: Callable[[str, int], int]) -> None:
-    for name, value in list(vars(hf_config).items()):
-        if type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
-            object.__setattr__(hf_config, name, plant(name, value))
-
-
-@contextmanager
-def _single_process_groups() -> Iterator[None]:
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
-    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
-    with tempfile.TemporaryDirectory() as folder:
-        init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
-        try:
-            initialize_model_parallel(1)
-            yield
-        finally:
-            destroy_model_parallel()
-            destroy_distributed_environment()
+def _plant(config: Any, plant: Callable[[str, int], int]) -> None:
+    for owner in (config.model_config.hf_text_config, config.cache_config):
+        for name, value in list(vars(owner).items()):
+            size = owner is not config.cache_config or name == "block_size"
+            if size and type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
+                object.__setattr__(owner, name, plant(name, value))
 
 
 @contextmanager
@@ -268,6 +264,25 @@ def _never_reloaded() -> Iterator[None]:
     from vllm.model_executor.model_loader import utils
 
     with mock.patch.object(utils, "record_metadata_for_reloading"):
+        yield
+
+
+@contextmanager
+def _rounding_by(integer: type[int]) -> Iterator[None]:
+    """Sizes that go through a float and `int` keep their origin: the rotary part of a head, for one."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    with mock.patch.object(rotary_embedding, "int", integer, create=True):
+        yield
+
+
+@contextmanager
+def _any_processor(config: Any) -> Iterator[None]:
+    """A skeleton runs no kernel: quantised ones may be described that this processor lacks, as MXFP4 experts on AMX."""
+    if config.quant_config is None:
+        yield
+        return
+    with mock.patch.object(torch.cpu, "_is_amx_tile_supported", return_value=True, create=True):
         yield
 
 

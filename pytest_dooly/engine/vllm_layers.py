@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import inspect
+import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pytest_dooly.engine.base import Attribute, Layer
+from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
 from pytest_dooly.operation import OperationKind
 
 __all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "outermost_leaves"]
@@ -20,6 +22,11 @@ _KIND_OF_MODULE = (
     ("vllm.model_executor.layers.layernorm", OperationKind.NORM),
     ("vllm.model_executor.layers.rotary_embedding", OperationKind.ROTARY),
 )
+
+_OUTPUTS = frozenset({"output", "output_shape"})
+"""Arguments that a layer only writes to."""
+
+_NO_FACT = re.compile(r"prefix|layer_name|layer_idx|layer_id|tp_rank|tp_size|tp_world_size")
 
 
 class LayerCatalogue:
@@ -31,16 +38,20 @@ class LayerCatalogue:
 
     def __init__(self, block_size: int) -> None:
         from vllm.model_executor.custom_op import CustomOp
-        from vllm.model_executor.layers.attention import Attention
+        from vllm.model_executor.layers.attention import Attention, MLAAttention
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
         from vllm.model_executor.layers.linear import LinearBase
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
         from vllm.v1.sample.sampler import Sampler
 
         self._block_size = block_size
-        self._custom_op = CustomOp
         self._describers: tuple[tuple[type, Callable[[Any], Layer]], ...] = (
             (Attention, self._attention),
+            (MLAAttention, self._latent_attention),
+            (AttentionLayerBase, self._mixer),
+            (MoERunnerInterface, _experts),
             (LinearBase, _linear),
             (VocabParallelEmbedding, _embedding),
             (LogitsProcessor, _logits),
@@ -61,7 +72,7 @@ class LayerCatalogue:
         implementation = layer.impl
         attributes: dict[str, str | int | float | bool | None] = {
             "backend": layer.attn_backend.get_name(),
-            "block_size": self._block_size,
+            "block_size": int(self._block_size),
             "head_size": int(layer.head_size),
             "kv_cache_dtype": layer.kv_cache_dtype,
             "num_heads": int(layer.num_heads),
@@ -71,7 +82,65 @@ class LayerCatalogue:
             "soft_cap": float(getattr(implementation, "logits_soft_cap", None) or 0) or None,
             "shares_kv": bool(getattr(layer, "kv_sharing_target_layer_name", None)) or None,
         }
-        return Layer(OperationKind.ATTENTION, "attention", _pairs(attributes), ignored=frozenset({"output_shape"}))
+
+        def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            seq_len = request.context_len + request.query_len
+            stored = (seq_len, layer.num_kv_heads, layer.head_size)
+            return {
+                "keys": (_cache_dtype(layer), stored),
+                "values": (_cache_dtype(layer), stored),
+                "block_table": (torch.int32, ((seq_len + self._block_size - 1) // self._block_size,)),
+            }
+
+        return Layer(
+            OperationKind.ATTENTION,
+            "attention",
+            _pairs(attributes),
+            ignored=frozenset({"output_shape"}),
+            implied=cache,
+        )
+
+    def _latent_attention(self, layer: Any) -> Layer:
+        """Multi-head latent attention: one compressed key for all heads, expanded by `kv_b_proj` or absorbed."""
+        attributes: dict[str, str | int | float | bool | None] = {
+            "backend": layer.attn_backend.get_name(),
+            "block_size": int(self._block_size),
+            "kv_cache_dtype": layer.kv_cache_dtype,
+            "sliding_window": int(layer.sliding_window) if getattr(layer, "sliding_window", None) else None,
+            "sparse": bool(getattr(layer, "use_sparse", False)) or None,
+        }
+        sizes = ("head_size", "num_heads", "num_kv_heads", "kv_lora_rank", "v_head_dim")
+        attributes |= {name: int(getattr(layer, name)) for name in (*sizes, "qk_nope_head_dim", "qk_rope_head_dim")}
+
+        def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            seq_len = request.context_len + request.query_len
+            return {
+                "latents": (_cache_dtype(layer), (seq_len, layer.head_size)),
+                "block_table": (torch.int32, ((seq_len + self._block_size - 1) // self._block_size,)),
+            }
+
+        return Layer(
+            OperationKind.ATTENTION,
+            "mla_attention",
+            _pairs(attributes),
+            dict(layer.named_parameters()),
+            ignored=frozenset({"output_shape"}),
+            implied=cache,
+        )
+
+    def _mixer(self, layer: Any) -> Layer:
+        """A layer whose state is no keys and values: state space, linear attention, short convolution."""
+
+        def state(_: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            shapes = zip(layer.get_state_dtype(), layer.get_state_shape(), strict=False)
+            return {f"state{i}": (dtype, shape) for i, (dtype, shape) in enumerate(shapes)}
+
+        known = hasattr(layer, "get_state_shape")
+        name = getattr(layer, "name", None) or _snake(type(layer).__name__)
+        parameters = dict(layer.named_parameters())
+        return Layer(
+            OperationKind.MIXER, name, _facts_of(layer), parameters, ignored=_OUTPUTS, implied=state if known else None
+        )
 
     def _operator(self, layer: Any) -> Layer:
         cls = _defining_class(layer)
@@ -117,18 +186,50 @@ def layer_identity(path: str, layer: torch.nn.Module) -> Hashable:
 def _facts(path: str, module: torch.nn.Module) -> Iterator[Hashable]:
     for name, weight in module.named_parameters(recurse=False):
         yield name, weight.dtype, tuple(map(str, weight.shape))
-    for name, value in vars(module).items():
-        if name.startswith("_") or _is_only_the_index(name, value, path, module):
-            continue
-        plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
-        yield name, repr(value).replace(path, "*") if plain else type(value)
-
-
-def _is_only_the_index(name: str, value: object, path: str, module: torch.nn.Module) -> bool:
-    """Whether an attribute holds the layer's index, for names and look-ups, and its forward never asks for it."""
     index = path.rpartition(".")[2]
-    named = re.search(r"layer|idx|index", name)
-    return bool(named) and str(value) == index and name not in type(module).forward.__code__.co_names
+    for name, value in vars(module).items():
+        if name.startswith("_") or re.fullmatch(r"prefix|layer_name", name):
+            continue
+        if re.search(r"layer|idx|index", name) and str(value) == index:
+            yield name, _asked_of(type(module), name, value)
+        else:
+            plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
+            yield name, repr(value).replace(path, "*") if plain else type(value)
+
+
+_COMPARISONS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def _asked_of(cls: type, name: str, value: Any) -> Hashable:
+    """What the methods of a class can find out of an attribute: how it compares with constants, or all of it."""
+    answers: list[Hashable] = []
+    for method in _methods(cls):
+        steps = list(dis.get_instructions(method))
+        for step, constant, comparison in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == name:
+                if (constant.opname, comparison.opname) != ("LOAD_CONST", "COMPARE_OP"):
+                    return str(value)
+                answers.append(_COMPARISONS[comparison.argval](value, constant.argval))
+    return tuple(answers)
+
+
+def _methods(cls: type) -> Iterator[Callable[..., Any]]:
+    """The class's forward and the methods that it may call."""
+    found, names = set[str](), ["forward"]
+    while names:
+        name = names.pop()
+        method = inspect.unwrap(getattr(cls, name, None) or cls)
+        if name not in found and inspect.isfunction(method):
+            found.add(name)
+            names += [each for each in method.__code__.co_names if inspect.isfunction(getattr(cls, each, None))]
+            yield method
 
 
 def greedy_sampling(device: torch.device) -> Any:
@@ -159,9 +260,54 @@ def greedy_sampling(device: torch.device) -> Any:
     return SamplingMetadata(**{name: value for name, value in values.items() if name in known})
 
 
+def _experts(layer: Any) -> Layer:
+    """A mixture of experts, whole: router, gate and shared experts run within the engine's one operator."""
+    routed = layer.routed_experts
+    config = routed.moe_config
+    attributes: dict[str, str | int | float | bool | None] = {
+        "method": _method(routed),
+        "num_experts": int(config.num_experts),
+        "num_local_experts": int(config.num_local_experts),
+        "top_k": int(config.experts_per_token),
+        "activation": getattr(routed.activation, "value", str(routed.activation)),
+        "renormalize": bool(routed.renormalize),
+        "scoring": routed.scoring_func,
+        "expert_groups": int(routed.num_expert_group) if routed.use_grouped_topk else None,
+        "groups_chosen": int(routed.topk_group) if routed.use_grouped_topk else None,
+        "weighted_input": bool(routed.apply_router_weight_on_input) or None,
+    }
+
+    def share(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, config.hidden_dim))}
+
+    parameters = dict(layer.named_parameters())
+    return Layer(OperationKind.MOE, "fused_moe", _pairs(attributes), parameters, implied=share)
+
+
+def _cache_dtype(layer: Any) -> torch.dtype:
+    from vllm.config import get_current_vllm_config
+    from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+
+    return kv_cache_dtype_str_to_dtype(layer.kv_cache_dtype, get_current_vllm_config().model_config)
+
+
+def _facts_of(layer: torch.nn.Module) -> tuple[Attribute, ...]:
+    """Every plain attribute of a layer that does not name it or its rank."""
+    known = {
+        name: int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for name, value in vars(layer).items()
+        if isinstance(value, bool | int | str) and not name.startswith("_") and not _NO_FACT.search(name)
+    }
+    return _pairs({name: value for name, value in known.items() if name != "training"})
+
+
+def _method(layer: Any) -> str:
+    """How the weights are quantised, by vLLM's name of the method."""
+    return re.sub(r"(Fused)?(MoE|Linear)?Method$", "", type(layer.quant_method).__name__).lower()
+
+
 def _linear(layer: Any) -> Layer:
-    method = type(layer.quant_method).__name__.removesuffix("LinearMethod").lower()
-    return Layer(OperationKind.LINEAR, "linear", (("method", method),), _weights(layer))
+    return Layer(OperationKind.LINEAR, "linear", (("method", _method(layer)),), _weights(layer))
 
 
 def _embedding(layer: Any) -> Layer:
