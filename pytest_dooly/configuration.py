@@ -35,6 +35,8 @@ class ServingOptions:
     kv_cache_dtype: str | None = _option("kv-cache-dtype", "dtype of the KV cache, as in fp8")
     block_size: int | None = _option("block-size", "tokens per KV-cache block")
     tensor_parallel_size: int = _option("tp", "tensor-parallel size: ranks that share each layer", 1)
+    expert_parallel_size: int = _option("ep", "expert-parallel size: 1, or the tensor-parallel size", 1)
+    quantization: str | None = _option("quantization", "how the engine quantises weights as it loads them, as in fp8")
     max_num_tokens: int | None = _option("max-num-tokens", "most tokens of one step")
     max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
     max_model_len: int | None = _option("max-model-len", "most tokens of one request, prompt and output together")
@@ -44,6 +46,11 @@ class ServingOptions:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
                 raise ConfigurationError(f"{field.metadata['flag']} must be at least 1, got {value}")
+        if self.expert_parallel_size not in (1, self.tensor_parallel_size):
+            raise ConfigurationError(
+                f"ep {self.expert_parallel_size} beside tp {self.tensor_parallel_size}: experts are spread over all "
+                "tensor-parallel ranks or over none, so ep must be 1 or equal to tp"
+            )
         if self.device not in (None, "cpu", "cuda"):
             raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
 

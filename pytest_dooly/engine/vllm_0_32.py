@@ -63,6 +63,7 @@ class VllmEngine:
         with _quiet():
             _check_import()
             from vllm.config import set_current_vllm_config
+            from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
             from vllm.model_executor.model_loader.utils import initialize_model
             from vllm.utils.torch_utils import set_default_torch_dtype
 
@@ -78,6 +79,9 @@ class VllmEngine:
                 _no_shared_tables(),
                 _never_reloaded(),
                 _any_processor(config),
+                _attributes_of_parameters(),
+                # A line for the log that looks into a tensor's values.
+                mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
             ):
                 try:
                     with origins.building(), torch.device(_device(configuration)):
@@ -112,6 +116,7 @@ class _VllmSkeleton:
     def __init__(self, model: torch.nn.Module, config: Any) -> None:
         from vllm.model_executor.layers.fused_moe.runner import moe_runner
         from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+        from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
         from vllm.v1.sample.sampler import Sampler
 
         self.architecture: str = config.model_config.architecture
@@ -133,6 +138,9 @@ class _VllmSkeleton:
             # Set by process_weights_after_loading, which packs real weights.
             if isinstance(getattr(module, "weight", None), torch.Tensor) and not hasattr(module, "cpu_linear"):
                 module.cpu_linear = torch.nn.functional.linear
+            if isinstance(module, LinearBase) and not isinstance(module.quant_method, UnquantizedLinearMethod):
+                # Its kernel takes weights as they are after loading, scaled and packed; only the shape is known before.
+                module.quant_method.apply = _shape_of_linear
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call, with its path."""
@@ -181,6 +189,8 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "dtype": options.dtype or "bfloat16",
         "tensor_parallel_size": options.tensor_parallel_size,
+        "enable_expert_parallel": options.expert_parallel_size > 1,
+        "quantization": options.quantization,
         "block_size": options.block_size,
         "max_num_batched_tokens": options.max_num_tokens,
         "max_num_seqs": options.max_num_seqs,
@@ -273,6 +283,27 @@ def _rounding_by(integer: type[int]) -> Iterator[None]:
     from vllm.model_executor.layers import rotary_embedding
 
     with mock.patch.object(rotary_embedding, "int", integer, create=True):
+        yield
+
+
+def _shape_of_linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """What a linear returns: as many columns as this rank holds."""
+    columns = getattr(layer, "output_size_per_partition", layer.output_size)
+    return torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
+
+
+@contextmanager
+def _attributes_of_parameters() -> Iterator[None]:
+    """A parameter made of a fake tensor is none of vLLM's class, whose constructor sets what layers look for."""
+    from vllm.model_executor.parameter import BasevLLMParameter
+
+    def make(cls: type, data: torch.Tensor, **attributes: Any) -> torch.Tensor:
+        parameter = torch.nn.Parameter.__new__(cls, data=data, requires_grad=False)
+        if not isinstance(parameter, cls):
+            vars(parameter).update(attributes)
+        return parameter
+
+    with mock.patch.object(BasevLLMParameter, "__new__", make):
         yield
 
 
