@@ -22,6 +22,7 @@ __all__ = [
     "OutOfRangeWarning",
     "TraceError",
     "UnknownModelError",
+    "UntestedEngineWarning",
 ]
 
 
@@ -55,3 +56,7 @@ class MissingMeasurements(DoolyError):  # noqa: N818 - reads as the state that i
 
 class OutOfRangeWarning(UserWarning):
     """A prediction outside of the measured range: extrapolated."""
+
+
+class UntestedEngineWarning(UserWarning):
+    """The installed engine is of a version that this adapter was not tested with."""

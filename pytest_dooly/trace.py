@@ -12,15 +12,15 @@ from unittest import mock
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pytest_dooly.batch import Limits
+from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.engine.base import Engine, Layer, RequestSymbols
+from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
 from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, check_trace
 from pytest_dooly.origin import Symbols
 
-__all__ = ["trace"]
+__all__ = ["observe", "trace"]
 
 # Values that the engine's own branches see: primes that no model has as a size.
 _NUM_TOKENS, _NUM_REQS = 37, 5
@@ -75,6 +75,26 @@ def trace(
         limits = skeleton.limits
     check_trace(traced)
     return traced, limits
+
+
+def observe(session: Session, batch: Batch) -> Trace:
+    """Every operation of one real forward pass, with the sizes that it really has.
+
+    Args:
+        session: a running engine.
+        batch: what the pass works on.
+    """
+    record = _Record(Symbols(), session.collectives, ranks=1)
+    observer = ForwardObserver(
+        session.modules(),
+        session.describe,
+        on_layer=record.layer,
+        on_operation=record.operation,
+        collectives=session.collectives,
+        symbolic=False,
+    )
+    session.forward(batch, observer)
+    return Trace(session.architecture, {}, tuple(record.operations), observer.ops_inside, observer.ops_outside)
 
 
 class _Record:

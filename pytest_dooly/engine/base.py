@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pytest_dooly.batch import Limits, SweepPoint
+from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.environment import Environment
 from pytest_dooly.operation import Operation, OperationKind
@@ -161,7 +161,29 @@ class RequestTiming:
 
 
 class Session(Protocol):
-    """A running engine with random weights, of which single layers can be taken."""
+    """A running engine with random weights, of which single layers can be taken.
+
+    Attributes:
+        architecture: the engine's name of the model class.
+        collectives: as of a Skeleton.
+    """
+
+    architecture: str
+    collectives: Mapping[str, str]
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module that a forward pass may call, with its path; parents before children."""
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for, or None for one that only composes others."""
+
+    def forward(self, batch: Batch, within: AbstractContextManager[object]) -> None:
+        """Runs the model, the logits and the sampler once for real, on random tokens.
+
+        Args:
+            batch: what the pass works on.
+            within: entered while the engine's own code runs, and left where inputs are made for it; more than once.
+        """
 
     def isolate(
         self, operation: ModelOperation, point: SweepPoint, clock: Clock
@@ -203,6 +225,13 @@ class Engine(Protocol):
         Raises:
             ConfigurationError: the engine refuses the configuration.
             TraceError: the model cannot be built without weights.
+        """
+
+    def small(self, configuration: ModelConfiguration) -> AbstractContextManager[ModelConfiguration]:
+        """A model of the same architecture whose real forward pass takes a moment, in a directory of its own.
+
+        Raises:
+            ConfigurationError: the configuration cannot be had as a document.
         """
 
     def open(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from pytest_dooly.signature import ModelOperation
 __all__ = ["FakeEngine"]
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+_ALONE = nullcontext()
 
 
 class FakeEngine:
@@ -53,6 +55,11 @@ class FakeEngine:
         with origins.building():
             model = _Model(sizes, configuration.document["num_hidden_layers"])
         yield _FakeSkeleton(model, _limits(configuration))
+
+    @contextmanager
+    def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
+        """The model itself: none of them is large."""
+        yield configuration
 
     def open(
         self, configuration: ModelConfiguration, *, isolating: Sequence[ModelOperation] = (), kv_tokens: int = 0
@@ -88,8 +95,20 @@ class _FakeSkeleton:
 
 class _FakeSession:
     def __init__(self, model: _Model) -> None:
+        self.architecture = "FakeForCausalLM"
+        self.collectives: Mapping[str, str] = {}
         self._model = model
         self._modules = dict(model.named_modules())
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from self._model.named_modules()
+
+    def describe(self, module: nn.Module) -> Layer | None:
+        return _describe(module)
+
+    def forward(self, batch: Batch, within: AbstractContextManager[object]) -> None:
+        with torch.inference_mode():
+            self._step(batch, within)
 
     @contextmanager
     def isolate(self, operation: ModelOperation, point: SweepPoint, clock: Clock) -> Iterator[IsolatedCall]:
@@ -117,12 +136,14 @@ class _FakeSession:
     def close(self) -> None:
         self._modules.clear()
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
         _bookkeeping(batch)
         for module in self._model.modules():
             module.batch = batch
-        hidden = self._model(torch.ones(batch.num_tokens, dtype=torch.int64))
-        self._model.sampler(self._model.lm_head(hidden[: batch.num_reqs]))
+        ids = torch.ones(batch.num_tokens, dtype=torch.int64)
+        with within:
+            hidden = self._model(ids)
+            self._model.sampler(self._model.lm_head(hidden[: batch.num_reqs]))
 
 
 class _Norm(nn.Module):

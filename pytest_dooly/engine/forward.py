@@ -39,6 +39,7 @@ class ForwardObserver(TorchDispatchMode):
         on_layer: Callable[[str, Layer, Mapping[str, Any]], None],
         on_operation: Callable[[str, Any, tuple[Any, ...], Mapping[str, Any]], None],
         collectives: Mapping[str, str] | None = None,
+        symbolic: bool = True,
     ) -> None:
         """Prepares to follow.
 
@@ -49,6 +50,7 @@ class ForwardObserver(TorchDispatchMode):
             on_operation: called with place, operator and arguments, before an operation outside of leaf layers runs,
                 or a collective anywhere.
             collectives: operators that communicate, by schema name; what they are called.
+            symbolic: the pass runs on fake tensors, so layers have their stand-ins.
         """
         super().__init__()
         self.ops_inside = 0
@@ -58,6 +60,7 @@ class ForwardObserver(TorchDispatchMode):
         self._on_layer = on_layer
         self._on_operation = on_operation
         self._collectives = collectives or {}
+        self._symbolic = symbolic
         self._hooks = ExitStack()
         self._entered: list[tuple[str, Layer | None]] = []
         self._seen: Counter[str] = Counter()
@@ -102,7 +105,7 @@ class ForwardObserver(TorchDispatchMode):
         def leave(*_: object) -> None:
             self._entered.pop()
 
-        if layer is not None and layer.stand_in is not None:
+        if self._symbolic and layer is not None and layer.stand_in is not None:
             self._hooks.enter_context(mock.patch.object(module, "forward", layer.stand_in))
         self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
         self._hooks.callback(module.register_forward_hook(leave).remove)

@@ -9,7 +9,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.engine.base import Clock, IsolatedCall, RequestTiming
+from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, outermost_leaves
+from pytest_dooly.engine.vllm_parallel import COLLECTIVES
+from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import ModelOperation
@@ -37,6 +39,8 @@ _SOME_CONTEXT = 16
 _MAX_CHAIN = 5
 # Layers beyond which more rotation costs memory and start-up for nothing.
 _MAX_LAYERS = 64
+
+_ALONE = nullcontext()
 
 
 class _Reached(Exception):  # noqa: N818 - ends a forward pass early, no error
@@ -137,12 +141,28 @@ class VllmSession:
         self._runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self._model: torch.nn.Module = self._runner.model
         self._config = self._runner.vllm_config
+        self.architecture: str = self._config.model_config.architecture
+        self.collectives = COLLECTIVES
         self._modules = {**dict(self._model.named_modules()), "sampler": self._runner.sampler}
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
         self._captured: tuple[Batch | None, dict[str, _Call]] = (None, {})
         self._order = self._order_of_calls() if isolating else []
         self._places = {place for operation in isolating for path in operation.layers for place in self._chain(path)}
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Every module that a forward pass may call; see `Session.modules`."""
+        yield from self._model.named_modules()
+        yield from self._runner.sampler.named_modules(prefix="sampler")
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for."""
+        return self._catalogue.describe(module)
+
+    def forward(self, batch: Batch, within: AbstractContextManager[object]) -> None:
+        """Runs the model, the logits and the sampler once for real; see `Session.forward`."""
+        with torch.inference_mode(), self._forward_context(batch):
+            self._forward(batch, within)
 
     @property
     def limits(self) -> Limits:
@@ -280,15 +300,18 @@ class VllmSession:
             self._forward(batch)
         return order
 
-    def _forward(self, batch: Batch) -> None:
+    def _forward(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
         device = self._runner.device
         ids = torch.randint(1, self._vocabulary, (batch.num_tokens,), device=device)
         positions = torch.cat([torch.arange(r.context_len, r.seq_len) for r in batch.requests]).to(device)
-        hidden = self._model(ids, positions)
-        logits = self._model.compute_logits(hidden[: batch.num_reqs].clone())
         metadata = greedy_sampling(device)
         metadata.logitsprocs = self._runner.input_batch.logitsprocs
-        self._runner.sampler(logits=logits, sampling_metadata=metadata)
+        with within:
+            hidden = self._model(ids, positions)
+        rows = hidden[: batch.num_reqs].clone()
+        with within:
+            logits = self._model.compute_logits(rows)
+            self._runner.sampler(logits=logits, sampling_metadata=metadata)
 
     @contextmanager
     def _forward_context(self, batch: Batch) -> Iterator[None]:
@@ -399,17 +422,6 @@ class VllmSession:
         document = at_depth(configuration.document, num_layers)
         (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
         return folder
-
-
-def at_depth(document: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """The config.json of the same model with another number of layers; lists of one entry a layer follow."""
-    depth = document.get("num_hidden_layers")
-    resized = {
-        key: [value[i % len(value)] for i in range(num_layers)]
-        for key, value in document.items()
-        if isinstance(value, list) and len(value) == depth
-    }
-    return {**document, **resized, "num_hidden_layers": num_layers}
 
 
 def _layers_needed(operations: Sequence[ModelOperation]) -> int:

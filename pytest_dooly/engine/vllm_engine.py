@@ -1,17 +1,21 @@
-"""Adapter of vLLM 0.32."""
+"""Adapter of vLLM, tested with 0.26.0 and 0.32.0: both take the same paths."""
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from packaging.version import Version
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
@@ -19,12 +23,16 @@ from pytest_dooly.engine import without_collection
 from pytest_dooly.engine.base import Layer, Origins, Session, Skeleton
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, layer_identity
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES, one_of_many
+from pytest_dooly.engine.vllm_small import in_small
 from pytest_dooly.environment import Environment
-from pytest_dooly.errors import ConfigurationError, EngineError, TraceError
+from pytest_dooly.errors import ConfigurationError, EngineError, TraceError, UntestedEngineWarning
 from pytest_dooly.operation import Operation, OperationKind
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["VllmEngine"]
+
+_TESTED = ("0.26.0", "0.32.0")
+"""The oldest and the newest version that the adapter is tested with."""
 
 # Names of integers in a Hugging Face configuration that count layers or name tokens: no size is made of them.
 _NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
@@ -37,6 +45,12 @@ class VllmEngine:
 
     def __init__(self) -> None:
         self.version = _version()
+        oldest, newest = (Version(version) for version in _TESTED)
+        if not oldest <= Version(Version(self.version).base_version) <= newest:
+            text = (
+                f"vLLM {self.version} is outside of the tested range, {oldest} to {newest}: check what dooly says of it"
+            )
+            warnings.warn(text, UntestedEngineWarning, stacklevel=2)
         # In-process, or the layers live where we cannot reach them; offline, since nothing may be downloaded.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -93,6 +107,20 @@ class VllmEngine:
                     ) from error
                 yield _VllmSkeleton(model, config)
 
+    @contextmanager
+    def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
+        """A model of the same architecture in small; see `Engine.small`."""
+        if configuration.directory is None:
+            raise ConfigurationError(f"{configuration.name} has no config.json here to make a small model of")
+        document = in_small(configuration.document)
+        if not _runs_here(document):
+            del document["quantization_config"]
+        options = replace(configuration.options, max_model_len=256, max_num_tokens=256, max_num_seqs=8)
+        options = replace(options, tensor_parallel_size=1, expert_parallel_size=1)
+        with tempfile.TemporaryDirectory(prefix="dooly-") as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(document), encoding="utf-8")
+            yield ModelConfiguration(f"{configuration.name} in small", Path(folder), options)
+
     def open(
         self, configuration: ModelConfiguration, *, isolating: Sequence[ModelOperation] = (), kv_tokens: int = 0
     ) -> Session:
@@ -102,7 +130,7 @@ class VllmEngine:
         ranks = configuration.options.tensor_parallel_size
         if ranks > 1:
             raise EngineError(
-                f"{configuration.name} with tp {ranks} can be traced and planned, not yet timed: one process runs one rank"
+                f"{configuration.name} with tp {ranks} can be traced and planned, not timed: one process is one rank"
             )
         arguments = engine_arguments(configuration)
         with _quiet():
@@ -305,6 +333,13 @@ def _attributes_of_parameters() -> Iterator[None]:
 
     with mock.patch.object(BasevLLMParameter, "__new__", make):
         yield
+
+
+def _runs_here(document: Mapping[str, Any]) -> bool:
+    """Whether this processor has the kernels of the weights' format; MXFP4 experts need AMX on a CPU."""
+    method = (document.get("quantization_config") or {}).get("quant_method")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return method != "mxfp4" or torch.cuda.is_available() or bool(amx())
 
 
 @contextmanager
