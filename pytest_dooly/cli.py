@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     trace = _command(commands, "trace", "the operations of a model, with the origin of every dimension")
+    trace.add_argument("--diff", metavar="MODEL", help="which operations another model shares with this one")
+    trace.add_argument("--no-coverage", action="store_true", help="do not run the architecture in small to count")
     trace.set_defaults(run=_trace)
 
     predict = _command(commands, "predict", "a step's latency, or TTFT and TPOT of a workload")
@@ -82,10 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    from pytest_dooly.report import format_operations
+    from pytest_dooly.report import format_coverage, format_operations
 
+    if arguments.diff is not None:
+        return _diff(arguments)
     with _opened(arguments) as (engine, configuration, db):
-        model, _ = _served(engine, configuration, db)
+        model, environment = _served(engine, configuration, db)
+        coverage, line = None, "coverage not counted"
+        if not arguments.no_coverage:
+            from pytest_dooly.profiling import coverage_of
+
+            try:
+                coverage = coverage_of(engine, configuration, model, db, environment, progress=_progress)
+                line = format_coverage(coverage)
+            except DoolyError as error:
+                line = f"coverage not counted: {error}"
     operations = [
         {
             "label": operation.signature.label,
@@ -96,8 +109,41 @@ def _trace(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         }
         for operation in model.operations
     ]
-    document = {"model": model.name, "architecture": model.architecture, "limits": dataclasses.asdict(model.limits)}
-    return {**document, "operations": operations}, [format_operations(model)]
+    document = {
+        "model": model.name,
+        "architecture": model.architecture,
+        "limits": dataclasses.asdict(model.limits),
+        "coverage": coverage and {"share": coverage.share, **coverage.to_json()},
+    }
+    return {**document, "operations": operations}, [format_operations(model), "", line]
+
+
+def _diff(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.diff import diff
+    from pytest_dooly.plan import make_plan
+    from pytest_dooly.report import format_diff
+
+    with _opened(arguments) as (engine, configuration, db):
+        model, environment = _served(engine, configuration, db)
+        other, _ = _served(engine, resolve(arguments.diff, configuration.options), db)
+        plans = [make_plan([each], environment, db) for each in (model, other)]
+    difference = diff(*plans)
+    document = {
+        "models": [model.name, other.name],
+        "shared": [operation.signature.label for operation in difference.shared],
+        "differing": [
+            {"from": pair.first.signature.label, "to": pair.second.signature.label, "changes": list(pair.changes)}
+            for pair in difference.differing
+        ],
+        "only": [
+            [operation.signature.label for operation in only]
+            for only in (difference.only_first, difference.only_second)
+        ],
+        "total_s": difference.total_s,
+        "saved_s": difference.saved_s,
+        "share_saved": difference.share_saved,
+    }
+    return document, [format_diff(model, other, difference)]
 
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -145,7 +191,7 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
             validation = validate(session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress)
         finally:
             session.close()
-        db.save_validation(model.key, environment, validation.to_json())
+        db.save_finding("validation", model.key, environment, validation.to_json())
         report = model_report(model, db, environment, regressors)
         path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     passed = validation.passes()

@@ -232,21 +232,21 @@ class LatencyDB:
         rows = self._rows("SELECT signature, document FROM regressor WHERE environment = ?", [environment.key])
         return {row["signature"]: json.loads(row["document"]) for row in rows}
 
-    def save_validation(self, model_key: str, environment: Environment, document: dict[str, Any]) -> None:
-        """Keeps a comparison of a saved model's predictions with the engine, as JSON, in place of an earlier one."""
+    def save_finding(self, kind: str, model_key: str, environment: Environment, document: dict[str, Any]) -> None:
+        """Keeps what was found out about a saved model, as JSON, in place of an earlier finding of the kind."""
         with self._writing():
             self._db.execute(
                 """
-                INSERT INTO validation VALUES (?, ?, ?)
-                ON CONFLICT DO UPDATE SET document = excluded.document, validated_at = excluded.validated_at
+                INSERT INTO finding VALUES (?, ?, ?, ?)
+                ON CONFLICT DO UPDATE SET document = excluded.document, found_at = excluded.found_at
                 """,
-                [content_hash([environment.key, model_key]), json.dumps(document, allow_nan=False), _now()],
+                [content_hash([environment.key, model_key]), kind, json.dumps(document, allow_nan=False), _now()],
             )
 
-    def load_validation(self, model_key: str, environment: Environment) -> dict[str, Any] | None:
-        """The latest comparison of a model's predictions with the engine, or None."""
+    def load_finding(self, kind: str, model_key: str, environment: Environment) -> dict[str, Any] | None:
+        """The latest finding of a kind about a model, or None."""
         key = content_hash([environment.key, model_key])
-        rows = self._rows("SELECT document FROM validation WHERE model_configuration = ?", [key])
+        rows = self._rows("SELECT document FROM finding WHERE model_configuration = ? AND kind = ?", [key, kind])
         return json.loads(rows[0]["document"]) if rows else None
 
     def _rows(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -128,14 +128,16 @@ def m003_regressors(db: Database) -> None:
 
 
 @MIGRATIONS()
-def m004_validations(db: Database) -> None:
-    """The latest comparison of a model's predictions with the engine itself, as JSON."""
+def m004_findings(db: Database) -> None:
+    """What was found out about a model besides its latencies, as JSON: its validation, the coverage of its trace."""
     db.executescript(
         """
-        CREATE TABLE validation (
-            model_configuration TEXT PRIMARY KEY NOT NULL REFERENCES model_configuration (key) ON DELETE CASCADE,
+        CREATE TABLE finding (
+            model_configuration TEXT NOT NULL REFERENCES model_configuration (key) ON DELETE CASCADE,
+            kind TEXT NOT NULL,
             document TEXT NOT NULL,
-            validated_at TEXT NOT NULL
-        );
+            found_at TEXT NOT NULL,
+            PRIMARY KEY (model_configuration, kind)
+        ) WITHOUT ROWID;
         """
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import sympy
 
@@ -12,6 +13,7 @@ from pytest_dooly.errors import TraceError
 
 __all__ = [
     "REQUEST_SYMBOLS",
+    "Coverage",
     "FloorDiv",
     "Operation",
     "OperationKind",
@@ -121,6 +123,33 @@ class Trace:
     operations: tuple[Operation, ...]
     ops_inside: int = 0
     ops_outside: int = 0
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a real forward pass falls inside recorded operations.
+
+    Attributes:
+        ops: torch and custom operators that a real forward pass ran.
+        outside: (operator, times) of those that no recorded operation encloses.
+    """
+
+    ops: int
+    outside: tuple[tuple[str, int], ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the operators inside, 1 for all."""
+        return 1 - sum(times for _, times in self.outside) / self.ops
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document that `from_json` reads back."""
+        return {"ops": self.ops, "outside": [list(pair) for pair in self.outside]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Coverage:
+        """The inverse of `to_json`."""
+        return cls(document["ops"], tuple((name, times) for name, times in document["outside"]))
 
 
 def evaluate(expression: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:

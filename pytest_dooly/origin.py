@@ -64,6 +64,8 @@ class Symbols:
         integer: stands in for `int` where that would forget an origin.
     """
 
+    integer: type[int]
+
     def __init__(self) -> None:
         self.shape_env = OriginShapeEnv(specialize_zero_one=False, duck_shape=False)
         self.values: dict[str, int] = {}

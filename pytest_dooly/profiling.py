@@ -14,6 +14,7 @@ from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.operation import Coverage
 from pytest_dooly.plan import Case, Plan, make_plan
 from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.regress import Regressor, fit
@@ -30,6 +31,7 @@ __all__ = [
     "Profiling",
     "Rounds",
     "Summary",
+    "coverage_of",
     "fit_regressors",
     "model_report",
     "serve",
@@ -37,7 +39,7 @@ __all__ = [
     "standard_workloads",
 ]
 
-_TRACE_FORMAT = 1
+_TRACE_FORMAT = 2
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 
@@ -105,6 +107,31 @@ def serve(
     model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
     db.save_model(model, environment)
     return model
+
+
+def coverage_of(
+    engine: Engine,
+    configuration: ModelConfiguration,
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Coverage:
+    """How much of a real forward pass the model's operations are: known from before, or counted now.
+
+    Raises:
+        EngineError: the engine cannot run a small model of the architecture here.
+    """
+    known = db.load_finding("coverage", model.key, environment)
+    if known is not None:
+        return Coverage.from_json(known)
+    progress(f"running {model.architecture} in small, to count what the trace covers")
+    from pytest_dooly.trace import cover
+
+    coverage = cover(engine, configuration)
+    db.save_finding("coverage", model.key, environment, coverage.to_json())
+    return coverage
 
 
 class Profiling:
@@ -274,7 +301,7 @@ def model_report(
                 new=sum(not case.reused for case in mine),
             )
         )
-    validation = db.load_validation(model.key, environment)
+    validation = db.load_finding("validation", model.key, environment)
     predictable = all(operation.signature.key in regressors for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(

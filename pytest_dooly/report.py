@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_dooly import plots
+from pytest_dooly.diff import Difference, Pair
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.findings import ModelReport
+from pytest_dooly.operation import Coverage
 from pytest_dooly.plots import format_latency, step_name
 from pytest_dooly.predict import StepPrediction
 from pytest_dooly.regress import Regressor
@@ -21,6 +23,8 @@ from pytest_dooly.validation import NOISE_FACTOR, TPOT_TARGET, TTFT_TARGET, Accu
 
 __all__ = [
     "ReportError",
+    "format_coverage",
+    "format_diff",
     "format_latency",
     "format_operations",
     "format_step",
@@ -66,6 +70,41 @@ def format_operations(model: ServedModel) -> str:
         for line in (*_tensors(operation), _details(operation)):
             lines += _wrap(line, " " * 21, " " * 25)
     return "\n".join(lines)
+
+
+def format_coverage(coverage: Coverage) -> str:
+    """What share of a real forward pass the trace covers, and what it does not."""
+    line = f"covers {coverage.share:.1%} of {coverage.ops:,} operators of a real forward pass in small"
+    outside = ", ".join(f"{times} x {name}" for name, times in coverage.outside)
+    return "\n".join(_wrap(f"{line}; outside: {outside or 'nothing'}", "", "  "))
+
+
+def format_diff(first: ServedModel, second: ServedModel, difference: Difference) -> str:
+    """Shared and differing operations of two models and the profiling time saved, at most 100 columns wide."""
+    lines = [f"{first.name} -> {second.name}", ""]
+    lines += _section("shared", [(op.signature.label, ()) for op in difference.shared])
+    lines += _section("differing", [(_renamed(pair), pair.changes) for pair in difference.differing])
+    for model, only in ((first, difference.only_first), (second, difference.only_second)):
+        lines += _section(f"only in {model.name}", [(op.signature.label, ()) for op in only])
+    lines.append(
+        f"{len(difference.shared)} of {len(second.operations)} operations shared: profiling {second.name} after "
+        f"{first.name} saves {difference.share_saved:.0%} of its time"
+    )
+    return "\n".join([*lines[:-1], *_wrap(lines[-1], "", "")])
+
+
+def _renamed(pair: Pair) -> str:
+    first, second = pair.first.signature.label, pair.second.signature.label
+    return first if first == second else f"{first} -> {second}"
+
+
+def _section(title: str, entries: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    lines = [f"{title} ({len(entries)})"]
+    for label, changes in entries:
+        lines += _wrap(label, "  ", "      ")
+        for change in changes:
+            lines += _wrap(change, "      ", "        ")
+    return [*lines, ""]
 
 
 def format_step(step: StepPrediction) -> str:

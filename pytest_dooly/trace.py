@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +18,17 @@ from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
-from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, check_trace
+from pytest_dooly.operation import Coverage, Operation, OperationKind, TensorSpec, Trace, check_trace
 from pytest_dooly.origin import Symbols
 
-__all__ = ["observe", "trace"]
+__all__ = ["cover", "observe", "trace"]
 
 # Values that the engine's own branches see: primes that no model has as a size.
 _NUM_TOKENS, _NUM_REQS = 37, 5
 _IMPLIED_SYMBOLS, _IMPLIED_VALUES = ("query_len", "context_len", "tokens_per_expert"), (11, 13, 17)
+
+# A mixed batch that a small model takes, and the KV cache that it needs.
+_SOME_BATCH, _SOME_TOKENS = Batch.of([(1, 24), (1, 40), (16, 8), (32, 0)]), 1024
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
@@ -95,6 +99,27 @@ def observe(session: Session, batch: Batch) -> Trace:
     )
     session.forward(batch, observer)
     return Trace(session.architecture, {}, tuple(record.operations), observer.ops_inside, observer.ops_outside)
+
+
+def cover(engine: Engine, configuration: ModelConfiguration) -> Coverage:
+    """How much of a real forward pass falls inside recorded operations, on a small model of the same architecture.
+
+    The pass works on a prompt's chunk beside decodes. An operation outside of every layer counts as inside where the
+    trace recorded it as an operation of its own, at the same place.
+
+    Raises:
+        EngineError: the engine cannot run the small model here.
+    """
+    with engine.small(configuration) as small:
+        recorded = {operation.layer for operation in trace(engine, small)[0].operations}
+        session = engine.open(small, kv_tokens=_SOME_TOKENS)
+        try:
+            observed = observe(session, _SOME_BATCH)
+        finally:
+            session.close()
+    own = [each for each in observed.operations if each.kind is OperationKind.OTHER]
+    outside = Counter(each.name for each in own if each.layer not in recorded)
+    return Coverage(observed.ops_inside + observed.ops_outside, tuple(sorted(outside.items())))
 
 
 class _Record:

@@ -239,17 +239,18 @@ def test_a_regressor_is_read_back_and_replaced(db: LatencyDB) -> None:
     assert db.load_regressors(GPU) == {linear().key: {"kind": "other"}}
 
 
-def test_a_validation_is_read_back_and_replaced_and_goes_with_its_model(db: LatencyDB) -> None:
+def test_a_finding_is_read_back_and_replaced_and_goes_with_its_model(db: LatencyDB) -> None:
     model = served_model()
     db.save_model(model, CPU)
-    assert db.load_validation(model.key, CPU) is None
+    assert db.load_finding("validation", model.key, CPU) is None
     documents: list[dict[str, list[float]]] = [{"rows": []}, {"rows": [1.5]}]
     for document in documents:
-        db.save_validation(model.key, CPU, document)
-        assert db.load_validation(model.key, CPU) == document
-    assert db.load_validation(model.key, GPU) is None
+        db.save_finding("validation", model.key, CPU, document)
+        assert db.load_finding("validation", model.key, CPU) == document
+    assert db.load_finding("validation", model.key, GPU) is None
+    assert db.load_finding("coverage", model.key, CPU) is None
     db.save_model(model, CPU)
-    assert db.load_validation(model.key, CPU) is None
+    assert db.load_finding("validation", model.key, CPU) is None
 
 
 def test_a_regressor_of_an_unknown_signature_is_refused(db: LatencyDB) -> None:

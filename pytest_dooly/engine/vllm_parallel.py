@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["COLLECTIVES", "one_of_many"]
 
-COLLECTIVES = {
+COLLECTIVES: Mapping[str, str] = {
     "vllm::all_reduce": "all_reduce",
     "vllm::all_gather": "all_gather",
     "vllm::reduce_scatter": "reduce_scatter",
@@ -40,8 +40,9 @@ def one_of_many(config: Any, plant: Callable[[str, int], int]) -> Iterator[None]
             if config.parallel_config.enable_expert_parallel:
                 groups.append(parallel_state.get_ep_group())
             for group in dict.fromkeys(groups):
-                changed = {"world_size": planted, "use_custom_op_call": True, "gather": _gather_of(group)}
-                undo.enter_context(mock.patch.multiple(group, create=True, **changed))
+                undo.enter_context(mock.patch.object(group, "world_size", planted))
+                undo.enter_context(mock.patch.object(group, "use_custom_op_call", new=True))
+                undo.enter_context(mock.patch.object(group, "gather", _gather_of(group)))
         yield
 
 

@@ -303,7 +303,7 @@ class VllmSession:
     def _forward(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
         device = self._runner.device
         ids = torch.randint(1, self._vocabulary, (batch.num_tokens,), device=device)
-        positions = torch.cat([torch.arange(r.context_len, r.seq_len) for r in batch.requests]).to(device)
+        positions = _positions(batch).to(device)
         metadata = greedy_sampling(device)
         metadata.logitsprocs = self._runner.input_batch.logitsprocs
         with within:
@@ -493,8 +493,16 @@ def _attention_metadata(group: Any, batch: Batch, device: torch.device) -> tuple
         max_seq_len=int(seq_lens.max()),
         block_table_tensor=table.to(device),
         slot_mapping=slot_mapping,
+        seq_lens_cpu_upper_bound=seq_lens,
+        is_prefilling=torch.tensor([r.query_len > 1 or r.context_len == 0 for r in batch.requests]),
+        positions=_positions(batch).to(device),
     )
     return group.get_metadata_builder().build(common_prefix_len=0, common_attn_metadata=common), slot_mapping
+
+
+def _positions(batch: Batch) -> torch.Tensor:
+    """Place of every new token in its sequence, shape (num_tokens,)."""
+    return torch.cat([torch.arange(request.context_len, request.seq_len) for request in batch.requests])
 
 
 def _roles(chain: Sequence[str]) -> tuple[str, ...]:
