@@ -6,17 +6,17 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LIMITS  = max-model-len=2048 max-num-tokens=2048 max-num-seqs=32
 
-.PHONY: help demo test lint smoke clean
+.PHONY: help demo test lint smoke bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validate the predictions (about 7 minutes)
-	@echo "== profiling llama-300m on vLLM (about 5 minutes; a second run times nothing)"
+demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validate the predictions (about 10 minutes)
+	@echo "== profiling llama-300m on vLLM (about 4 minutes; a second run times nothing)"
 	$(BIN)/pytest --dooly-model=llama-300m $(LIMITS:%=--dooly-%) --benchmark-columns=median,iqr,rounds --benchmark-quiet
-	@echo "== validating the predictions against vLLM (about 2 minutes)"
-	$(BIN)/dooly validate llama-300m $(LIMITS:%=--%)
+	@echo "== validating the predictions against vLLM (about 4 minutes)"
+	$(BIN)/dooly validate llama-300m --repeats 3 $(LIMITS:%=--%)
 
 test: $(STAMP) lint ## lint, types, import rules and every test
 	$(BIN)/pytest
@@ -34,6 +34,9 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	$(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-reports=.dooly/reports --dooly-max-model-len=256 \
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
+
+bench: $(STAMP) ## trace every shipped model: operations, unique signatures, seconds, peak memory
+	$(BIN)/python -m tests.bench_trace
 
 clean: ## remove the environment and what runs have written
 	rm -rf $(VENV) .dooly .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
