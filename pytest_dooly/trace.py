@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.engine import without_collection
 from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
@@ -49,7 +50,8 @@ def trace(
         TraceError: an operation or the architecture cannot be traced; names it.
     """
     symbols = Symbols()
-    with engine.skeleton(configuration, symbols) as skeleton:
+    # What an earlier session left must not be destroyed under our modes, where its destructors would meet symbols.
+    with without_collection(), engine.skeleton(configuration, symbols) as skeleton:
         record = _Record(symbols, skeleton.collectives, configuration.options.tensor_parallel_size)
         observer = ForwardObserver(
             skeleton.modules(),

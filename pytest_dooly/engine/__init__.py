@@ -38,7 +38,7 @@ def load_engine(name: str = "vllm") -> Engine:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No garbage collection: imports of an engine make millions of objects that stay, and a fifth of the time goes."""
+    """No garbage collection: imports and traces make millions of objects that stay, and a fifth of their time goes."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -75,11 +75,12 @@ def test_a_trace_finds_every_kind_and_names_every_size(engine: Engine, configura
     )
     assert [str(dim) for dim in down.inputs[0].shape] == ["num_tokens", "intermediate_size"]
     assert [str(dim) for dim in down.parameters[0].shape] == ["hidden_size", "intermediate_size"]
-    request = {"num_tokens": 7, "num_reqs": 3}
+    request = {"num_tokens": 7, "num_reqs": 3, "query_len": 5, "context_len": 140}
     sizes = {
         evaluate(dim, {**recorded.symbols, **request}) for o in recorded.operations for t in o.inputs for dim in t.shape
     }
-    assert sizes <= {3, 7, 64, 128, 256, 512, 704, 1408, 2048}
+    # 2 heads of keys, of 145 tokens in 2 blocks of 128.
+    assert sizes <= {2, 3, 7, 64, 128, 145, 256, 512, 704, 1408, 2048}
 
 
 def test_tracing_twice_gives_the_same(engine: Engine, configuration: ModelConfiguration) -> None:

@@ -177,6 +177,22 @@ def test_a_rank_of_many_holds_its_share_and_sends_messages(engine: Engine, ranks
     assert dict(sent[0].signature.attributes)["ranks"] == ranks
 
 
+@pytest.mark.parametrize(
+    ("alias", "billions"),
+    [("qwen3-30b-a3b", 30.53), ("mixtral-8x7b", 46.70), ("deepseek-v2-lite", 15.71), ("falcon-h1-7b", 7.59)],
+)
+def test_operations_read_as_many_parameters_as_were_published(engine: Engine, alias: str, billions: float) -> None:
+    if "0.26" in engine.version and alias == "deepseek-v2-lite":
+        pytest.skip("vLLM 0.26 has no latent attention on the CPU")
+    recorded = traced(engine, alias)
+    weights = {
+        (each.layer, tensor.name): product(evaluate(dim, recorded.symbols) for dim in tensor.shape)
+        for each in recorded.operations
+        for tensor in each.parameters
+    }
+    assert sum(weights.values()) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
 @pytest.mark.parametrize("alias", MODELS)
 def test_every_architecture_can_be_sharded(engine: Engine, alias: str) -> None:
     recorded = traced(engine, alias, tensor_parallel_size=2)
