@@ -34,7 +34,8 @@ def sweep(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
     if signature.swept == "num_reqs":
         return tuple(SweepPoint(num_reqs=num) for num in _powers(1, limits.max_num_seqs, 2))
     if signature.swept == "num_tokens":
-        return tuple(SweepPoint(num_tokens=num) for num in _powers(1, limits.max_num_tokens, 2))
+        longest = min(limits.max_num_tokens, limits.max_num_seqs * limits.max_model_len)
+        return tuple(SweepPoint(num_tokens=num) for num in _powers(1, longest, 2))
     return _points([*_prefills(limits), *_decodes(limits), *_mixtures(limits)], limits)
 
 

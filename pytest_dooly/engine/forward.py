@@ -95,20 +95,28 @@ class ForwardObserver(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _follow(self, path: str, module: torch.nn.Module, layer: Layer | None) -> None:
-        signature = inspect.signature((layer and layer.called_as) or module.forward)
+        if layer is None:
+            enter = module.register_forward_pre_hook(lambda *_: self._entered.append((path, None)))
+            leave = module.register_forward_hook(lambda *_: self._leave())
+            self._hooks.callback(enter.remove)
+            self._hooks.callback(leave.remove)
+            return
+        signature = inspect.signature(layer.called_as or module.forward)
+        forward = layer.stand_in if self._symbolic and layer.stand_in is not None else module.forward
 
-        def enter(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if layer is not None and not self._in_layer():
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            if not self._in_layer():
                 self._on_layer(path, layer, signature.bind(*args, **kwargs).arguments)
             self._entered.append((path, layer))
+            output = forward(*args, **kwargs)
+            self._leave()
+            return output
 
-        def leave(*_: object) -> None:
-            self._entered.pop()
+        # In place of a hook, since some models call a layer's forward past its hooks.
+        self._hooks.enter_context(mock.patch.object(module, "forward", followed))
 
-        if self._symbolic and layer is not None and layer.stand_in is not None:
-            self._hooks.enter_context(mock.patch.object(module, "forward", layer.stand_in))
-        self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        self._hooks.callback(module.register_forward_hook(leave).remove)
+    def _leave(self) -> None:
+        self._entered.pop()
 
     def _in_layer(self) -> bool:
         return any(layer is not None for _, layer in self._entered)

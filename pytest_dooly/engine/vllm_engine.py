@@ -21,7 +21,13 @@ from pytest_dooly.batch import Limits
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine import without_collection
 from pytest_dooly.engine.base import Layer, Origins, Session, Skeleton
-from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, layer_identity
+from pytest_dooly.engine.vllm_layers import (
+    LayerCatalogue,
+    decoder_layers,
+    greedy_sampling,
+    layer_identity,
+    named_layers,
+)
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES, one_of_many
 from pytest_dooly.engine.vllm_small import in_small
 from pytest_dooly.environment import Environment
@@ -172,7 +178,7 @@ class _VllmSkeleton:
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call, with its path."""
-        yield from self._model.named_modules()
+        yield from named_layers(self._model, self._config)
         yield from self._sampler.named_modules(prefix="sampler")
 
     def describe(self, module: torch.nn.Module) -> Layer | None:

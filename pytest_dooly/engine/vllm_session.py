@@ -24,7 +24,7 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, outermost_leaves
+from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, named_layers, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
@@ -143,7 +143,7 @@ class VllmSession:
         self._config = self._runner.vllm_config
         self.architecture: str = self._config.model_config.architecture
         self.collectives = COLLECTIVES
-        self._modules = {**dict(self._model.named_modules()), "sampler": self._runner.sampler}
+        self._modules = {**dict(named_layers(self._model, self._config)), "sampler": self._runner.sampler}
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
         self._captured: tuple[Batch | None, dict[str, _Call]] = (None, {})
@@ -152,7 +152,7 @@ class VllmSession:
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call; see `Session.modules`."""
-        yield from self._model.named_modules()
+        yield from named_layers(self._model, self._config)
         yield from self._runner.sampler.named_modules(prefix="sampler")
 
     def describe(self, module: torch.nn.Module) -> Layer | None:
@@ -284,20 +284,21 @@ class VllmSession:
             )
             hooks.enter_context(observer)
         for path in places & self._modules.keys():
-            hook = self._modules[path].register_forward_pre_hook(partial(_hook, copy, path), with_kwargs=True)
-            hooks.callback(hook.remove)
+            module = self._modules[path]
+            noted = partial(_noted, copy, path, module, module.forward)
+            hooks.enter_context(mock.patch.object(module, "forward", noted))
 
     def _order_of_calls(self) -> list[str]:
-        """Paths of the leaf layers in the order in which a forward pass calls them."""
+        """Paths of the leaf layers in the order in which a forward pass calls them; none within another."""
         order: list[str] = []
-        batch = Batch.uniform(1, 1)
-        with ExitStack() as hooks, torch.inference_mode(), self._forward_context(batch):
-            for path, module in self._modules.items():
-                if module in self._leaves:
-                    hooks.callback(
-                        module.register_forward_pre_hook(partial(lambda path, *_: order.append(path), path)).remove
-                    )
-            self._forward(batch)
+
+        def note(path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:
+            order.append(path)
+
+        observer = ForwardObserver(
+            self.modules(), self.describe, on_layer=note, on_operation=lambda *_: None, symbolic=False
+        )
+        self.forward(Batch.uniform(1, 1), observer)
         return order
 
     def _forward(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
@@ -448,9 +449,10 @@ def _last_level_cache_bytes() -> int:
 
 def _start(arguments: dict[str, Any], kv_tokens: int) -> Any:
     from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
 
     try:
-        block_size = arguments.get("block_size") or 128
+        block_size = EngineArgs(**arguments).create_engine_config().cache_config.block_size
         max_len = arguments.get("max_model_len") or 0
         blocks = math.ceil(max(kv_tokens, max_len) / block_size) + arguments.get("max_num_seqs", 256) + 1
         # The number of blocks decides; the budget in bytes only has to pass vLLM's check of free memory.
@@ -510,8 +512,16 @@ def _roles(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple(path.rpartition(".")[2] for path in chain)
 
 
-def _hook(copy: Callable[..., None], path: str, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+def _noted(
+    copy: Callable[..., None],
+    path: str,
+    module: torch.nn.Module,
+    forward: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     copy(path, module, args, kwargs)
+    return forward(*args, **kwargs)
 
 
 def _clone(value: Any) -> Any:
