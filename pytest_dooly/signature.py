@@ -87,9 +87,10 @@ class Signature:
         name = f"fused_add_{self.name}" if "residual" in shapes else self.name
         if self.kind is OperationKind.ATTENTION:
             sizes = "{num_heads}h{num_kv_heads}kv{head_size}".format(**attributes)
-        elif self.kind is OperationKind.MOE:
-            experts = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
-            sizes = "{num_local_experts}e{top_k}-".format(**attributes) + "x".join(map(str, reversed(experts[1:])))
+        elif self.kind is OperationKind.MOE and "top_k" in attributes:
+            experts = [shape for role, shape in shapes.items() if role.endswith("w13_weight")]
+            sizes = "{num_local_experts}e{top_k}".format(**attributes)
+            sizes = "-".join([sizes, *("x".join(map(str, reversed(shape[1:]))) for shape in experts)])
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:

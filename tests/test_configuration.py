@@ -13,7 +13,9 @@ OTHER_OPTIONS = {
     "attention_backend": "FLASH_ATTN",
     "kv_cache_dtype": "fp8",
     "block_size": 32,
-    "tensor_parallel_size": 2,
+    "tensor_parallel_size": 4,
+    "expert_parallel_size": 2,
+    "quantization": "fp8",
     "max_num_tokens": 512,
     "max_num_seqs": 8,
     "max_model_len": 1024,
@@ -91,9 +93,10 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(ServingOptions)])
 def test_every_option_is_part_of_the_key(option: str) -> None:
-    options = dataclasses.replace(ServingOptions(), **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
+    usual = ServingOptions(tensor_parallel_size=2)  # with which experts may be spread too
+    options = dataclasses.replace(usual, **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
     for model in ("llama3", "organisation/model"):
-        assert resolve(model, options).key != resolve(model).key
+        assert resolve(model, options).key != resolve(model, usual).key
 
 
 def test_the_key_sees_the_config_and_not_where_it_lies(tmp_path: Path) -> None:
@@ -109,6 +112,12 @@ def test_an_option_below_one_is_refused_by_its_flag(option: str) -> None:
     (flag,) = (field.metadata["flag"] for field in dataclasses.fields(ServingOptions) if field.name == option)
     with pytest.raises(ConfigurationError, match=f"{flag} must be at least 1, got 0"):
         ServingOptions(**{option: 0})  # type: ignore[arg-type]
+
+
+def test_experts_are_spread_over_all_ranks_or_none() -> None:
+    assert ServingOptions(tensor_parallel_size=4, expert_parallel_size=4).expert_parallel_size == 4
+    with pytest.raises(ConfigurationError, match="ep 2 beside tp 4: .* must be 1 or equal to tp"):
+        ServingOptions(tensor_parallel_size=4, expert_parallel_size=2)
 
 
 def test_an_unknown_device_is_answered_with_the_known_ones() -> None:

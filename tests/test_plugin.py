@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,9 @@ def test_a_kill_loses_the_case_in_flight_at_most(pytester: pytest.Pytester) -> N
 def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(at_silu=AT_SILU.format(action="open('reached', 'w').close(); import time; time.sleep(30)"))
     command = [sys.executable, "-m", "pytest", "-p", "at_silu", "-p", "no:cov", "--dooly-model=model", *SMALL]
-    with subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
+    # A session in the background ignores interrupts, and its children would inherit that.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         while not (pytester.path / "reached").exists() and process.poll() is None:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)

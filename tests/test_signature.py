@@ -114,3 +114,18 @@ def test_labels_are_for_people() -> None:
     assert attention.label == "attention-32h8kv128-bf16"
     assert Signature(OperationKind.NORM, "rms_norm", norm, (), "num_tokens").label == "fused_add_rms_norm-8-bf16"
     assert Signature(OperationKind.OVERHEAD, "schedule", (), (), "batch").label == "schedule"
+
+
+def test_a_label_of_experts_counts_them() -> None:
+    experts = Signature(
+        OperationKind.MOE,
+        "fused_moe",
+        (
+            ("hidden_states", "bf16", ("num_tokens", 64)),
+            ("routed_experts.w13_weight", "bf16", (8, 96, 64)),
+            ("routed_experts.w2_weight", "bf16", (8, 64, 48)),
+        ),
+        (("method", "unquantized"), ("num_local_experts", 8), ("top_k", 2)),
+        "num_tokens",
+    )
+    assert experts.label == "fused_moe-8e2-64x96-bf16"

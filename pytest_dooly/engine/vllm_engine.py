@@ -44,6 +44,16 @@ _TESTED = ("0.26.0", "0.32.0")
 _NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
 
 
+_DERIVED = {
+    "hidden_size": "hidden_size",
+    "vocab_size": "vocab_size",
+    "head_size": "head_dim",
+    "total_num_attention_heads": "num_attention_heads",
+    "total_num_kv_heads": "num_key_value_heads",
+}
+"""Sizes of vLLM's own summary of a configuration, and what the configuration calls them."""
+
+
 class VllmEngine:
     """vLLM, run in this process so that its layers can be taken out of it."""
 
@@ -268,11 +278,14 @@ def _engine_config(configuration: ModelConfiguration) -> Any:
 
 
 def _plant(config: Any, plant: Callable[[str, int], int]) -> None:
-    for owner in (config.model_config.hf_text_config, config.cache_config):
-        for name, value in list(vars(owner).items()):
-            size = owner is not config.cache_config or name == "block_size"
-            if size and type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
-                object.__setattr__(owner, name, plant(name, value))
+    model = config.model_config
+    named = [(model.hf_text_config, name, name) for name in vars(model.hf_text_config)]
+    # What vLLM has read off the configuration by itself, under the names that configurations use.
+    named += [(model.model_arch_config, ours, theirs) for ours, theirs in _DERIVED.items()]
+    for owner, attribute, name in [*named, (config.cache_config, "block_size", "block_size")]:
+        value = getattr(owner, attribute, None)
+        if type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
+            object.__setattr__(owner, attribute, plant(name, value))
 
 
 @contextmanager

@@ -196,11 +196,13 @@ def _facts(path: str, module: torch.nn.Module) -> Iterator[Hashable]:
     for name, weight in module.named_parameters(recurse=False):
         yield name, weight.dtype, tuple(map(str, weight.shape))
     index = path.rpartition(".")[2]
+    # Modules of Hugging Face take their index to look into a cache of their own, which vLLM never hands them.
+    looks_up = type(module).__module__.startswith("transformers.")
     for name, value in vars(module).items():
         if name.startswith("_") or re.fullmatch(r"prefix|layer_name", name):
             continue
         if re.search(r"layer|idx|index", name) and str(value) == index:
-            yield name, _asked_of(type(module), name, value)
+            yield name, () if looks_up else _asked_of(type(module), name, value)
         else:
             plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
             yield name, repr(value).replace(path, "*") if plain else type(value)

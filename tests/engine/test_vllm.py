@@ -165,6 +165,17 @@ def test_the_trace_covers_the_real_forward_pass(engine: Engine, alias: str) -> N
     assert coverage.ops > 100
 
 
+def test_a_model_of_the_transformers_backend_is_traced_too(engine: Engine, tmp_path: Path) -> None:
+    """VLLM has no layers of its own for it: attention is called past its hooks, and rotary is no layer."""
+    document = {**in_small("llama3"), "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+    document |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 256, "head_dim": 64}
+    recorded, _ = trace(engine, configured(tmp_path, document))
+    attention = [each for each in recorded.operations if each.kind is OperationKind.ATTENTION]
+    assert len(attention) == document["num_hidden_layers"]
+    assert str(attention[0].inputs[0].shape[0]) == "num_tokens"
+    assert "linear" in {each.kind.value for each in recorded.operations}
+
+
 def traced(engine: Engine, alias: str, **options: Any) -> Trace:
     return trace(engine, resolve(alias, ServingOptions(device="cpu", **options)))[0]
 
