@@ -113,7 +113,10 @@ def dooly_time(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case
             point=str(case.point),
             environment=plugin.profiling.plan.environment.key,
         )
-        failure = plugin.profiling.time(case, rounds)
+        try:
+            failure = plugin.profiling.time(case, rounds)
+        except DoolyError as error:  # no other case would fare better
+            pytest.exit(str(error), returncode=pytest.ExitCode.TESTS_FAILED)
         if failure is not None:
             benchmark.skipped = True  # else pytest-benchmark warns of a fixture that was not used
             pytest.fail(f"{case.id}: {failure.reason}", pytrace=False)

@@ -184,11 +184,16 @@ class Profiling:
 
         Returns:
             why the case could not be timed; a failing operation is stored as such, only an interrupt passes through.
+
+        Raises:
+            EngineError: the engine does not start, so that no case of the model can be timed.
+            DatabaseError: the outcome cannot be kept.
         """
         start = time.perf_counter()
+        session = self._session_for(case.model)
         outcome: Measurement | Failure
         try:
-            samples_s = self._samples(case, rounds)
+            samples_s = self._samples(session, case, rounds)
             if not samples_s:
                 return None
             outcome = Measurement.of(samples_s)
@@ -221,10 +226,10 @@ class Profiling:
             self._session = None
             session.close()
 
-    def _samples(self, case: Case, rounds: Rounds) -> Sequence[float]:
+    def _samples(self, session: Session, case: Case, rounds: Rounds) -> Sequence[float]:
         from pytest_dooly.measure import rounds_for
 
-        with self._session_for(case.model).isolate(case.operation, case.point, self._clock) as call:
+        with session.isolate(case.operation, case.point, self._clock) as call:
             return rounds(call.run, call.before, rounds_for(call))
 
     def _session_for(self, model: ServedModel) -> Session:

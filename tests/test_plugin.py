@@ -199,6 +199,28 @@ def test_a_failed_case_is_stored_and_not_measured(pytester: pytest.Pytester) -> 
     assert counts(pytester) == (2, 0)
 
 
+NEVER_STARTS = """
+    from pytest_dooly.engine import fake
+    from pytest_dooly.errors import EngineError
+
+    def breaks(self, configuration, **_):
+        raise EngineError("the engine does not start: no memory")
+
+    fake.FakeEngine.open = breaks
+"""
+
+
+def test_an_engine_that_does_not_start_ends_the_session_with_one_message(pytester: pytest.Pytester) -> None:
+    run(pytester, "-k", "sampler")
+    pytester.makeconftest(NEVER_STARTS)
+    result = run(pytester, apart=True)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = result.stdout.str()
+    assert text.count("the engine does not start: no memory") == 1
+    assert "Traceback" not in text
+    assert counts(pytester) == (2, 0)
+
+
 def test_stopping_at_the_first_failure_keeps_what_was_measured(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(BREAKS_AT_16)
     result = run(pytester, "-x", "-m", "dooly_sampler or dooly_overhead", apart=True)
