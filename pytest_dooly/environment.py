@@ -28,7 +28,7 @@ class Environment:
         engine: name of the serving engine.
         engine_version: its version.
         torch_version: version of PyTorch, with its build tag.
-        clock: what the durations are read from (`perf_counter`, `cuda_event`).
+        clock: what the durations are read from (`perf_counter`: the host's, after the device has finished).
         cache_mode: state of the caches when an operation starts (`rotated`: its weights are cold).
         execution: how the engine runs its model (`eager`, `cuda_graph`).
     """

@@ -18,8 +18,8 @@ __all__ = ["Case", "Plan", "make_plan"]
 
 # What a case takes: set-up and quick rounds, or else about so many runs of it and of what precedes it.
 _CASE_S, _RUNS = 0.8, 12
-# Operations a second that are assumed before any is measured, by clock, since each kind of device has its own.
-_FLOPS_PER_S = {"perf_counter": 1e11, "cuda_event": 2e14}
+# Operations a second that are assumed before any is measured, of a CPU and of a GPU.
+_CPU_FLOPS_PER_S, _GPU_FLOPS_PER_S = 1e11, 2e14
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def make_plan(models: Sequence[ServedModel], environment: Environment, db: Laten
     """
     outcomes = db.outcomes(environment)
     spent_s = db.spent_s(environment)
-    flops_per_s = _flops_per_s(models, outcomes) or _FLOPS_PER_S.get(environment.clock, 1e11)
+    assumed = _GPU_FLOPS_PER_S if "NVIDIA" in environment.device else _CPU_FLOPS_PER_S
+    flops_per_s = _flops_per_s(models, outcomes) or assumed
     cases: dict[tuple[str, SweepPoint], Case] = {}
     for model in models:
         for operation in model.operations:

@@ -82,7 +82,7 @@ class VllmEngine:
             engine=self.name,
             engine_version=self.version,
             torch_version=torch.__version__,
-            clock="cuda_event" if cuda else "perf_counter",
+            clock="perf_counter",
             cache_mode="rotated",
             execution="eager",
         )

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import psutil
@@ -41,6 +41,8 @@ _MAX_CHAIN = 5
 _MAX_LAYERS = 64
 
 _ALONE = nullcontext()
+
+T = TypeVar("T")
 
 
 class _Reached(Exception):  # noqa: N818 - ends a forward pass early, no error
@@ -236,7 +238,14 @@ class VllmSession:
                 call.restore(calls[places[-1]])
                 function = self._modules.get(path[-1], call.function)
 
-            yield IsolatedCall(lambda: function(*call.args, **call.kwargs), before)
+            def run() -> object:
+                return function(*call.args, **call.kwargs)
+
+            if self._runner.device.type == "cuda":
+                # A kernel that a GPU has only been handed has taken no time yet on the host's clock.
+                yield IsolatedCall(_then_await(run), _then_await(before))
+            else:
+                yield IsolatedCall(run, before)
 
     def _chain(self, path: str) -> tuple[str, ...]:
         """The path, after those of the layers called before it, back to the nearest one that streams weights."""
@@ -510,6 +519,15 @@ def _positions(batch: Batch) -> torch.Tensor:
 def _roles(chain: Sequence[str]) -> tuple[str, ...]:
     """What the layers of a chain are within their decoder layers; equal roles take equal arguments."""
     return tuple(path.rpartition(".")[2] for path in chain)
+
+
+def _then_await(function: Callable[[], T]) -> Callable[[], T]:
+    def awaited() -> T:
+        result = function()
+        torch.cuda.synchronize()
+        return result
+
+    return awaited
 
 
 def _noted(
