@@ -96,10 +96,10 @@ class _Recalled:
     What surrounds the forward pass is timed with it, and does not depend on what it computes.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, ballast: torch.Tensor) -> None:
         self._model = model
         self._outputs: dict[tuple[torch.Size, ...], Any] = {}
-        self._ballast = torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8)
+        self._ballast = ballast
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
@@ -187,7 +187,10 @@ class VllmSession:
                 with self._requests_of_its_own():
                     yield self._admission_call(point)
             elif name == "step":
-                model, sampler = _Untimed(_Recalled(self._model), clock), _Untimed(self._runner.sampler, clock)
+                model, sampler = (
+                    _Untimed(_Recalled(self._model, self._ballast()), clock),
+                    _Untimed(self._runner.sampler, clock),
+                )
                 patches = mock.patch.multiple(self._runner, model=model, sampler=sampler)
                 with self._requests_of_its_own(), patches, self._untimed(self._logits_processors(), clock):
                     yield self._step_call(point)
@@ -230,8 +233,13 @@ class VllmSession:
             rotation = itertools.cycle(chains)
             function = call.function
 
+            # Where there are no other layers to rotate to, one weight would stay in the cache from round to round.
+            ballast = self._ballast() if len(chains) == 1 and _reads_a_matrix(operation) else None
+
             def before() -> None:
                 nonlocal function
+                if ballast is not None:
+                    ballast.add_(1)
                 path = next(rotation)
                 for place, preceding in zip(path[:-1], chain, strict=False):
                     self._modules.get(place, preceding.function)(*preceding.args, **preceding.kwargs)
@@ -246,6 +254,10 @@ class VllmSession:
                 yield IsolatedCall(_then_await(run), _then_await(before))
             else:
                 yield IsolatedCall(run, before)
+
+    def _ballast(self) -> torch.Tensor:
+        """What evicts everything else from the last-level cache when it is written to."""
+        return torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8, device=self._runner.device)
 
     def _chain(self, path: str) -> tuple[str, ...]:
         """The path, after those of the layers called before it, back to the nearest one that streams weights."""
@@ -447,6 +459,10 @@ def _layers_needed(operations: Sequence[ModelOperation]) -> int:
     rotation = math.ceil(2 * _last_level_cache_bytes() / min(layer_bytes, default=2 * _last_level_cache_bytes()))
     affordable = psutil.virtual_memory().available // 3 // max(1, sum(layer_bytes))
     return max(last + 1, min(rotation, affordable, _MAX_LAYERS))
+
+
+def _reads_a_matrix(operation: ModelOperation) -> bool:
+    return any(role.endswith("weight") and len(shape) > 1 for role, _, shape in operation.signature.tensors)
 
 
 def _last_level_cache_bytes() -> int:
