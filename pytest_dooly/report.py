@@ -279,7 +279,9 @@ def _markdown(text: str) -> str:
 
 def _counts(report: ModelReport) -> str:
     new, reused = (sum(getattr(row, name) for row in report.operations) for name in ("new", "reused"))
-    line = f"{new} cases timed in {report.spent_s:.0f} s, {reused} reused, which saved {report.saved_s:.0f} s"
+    line = f"{sum(len(row.points) for row in report.operations)} measurements"
+    if new or reused:
+        line += f"; {new} cases timed in {report.spent_s:.0f} s, {reused} reused, which saved {report.saved_s:.0f} s"
     error = _held_out(report)
     return line if error is None else f"{line}; median held-out error {error:.1%}"
 
