@@ -167,6 +167,8 @@ def test_the_trace_covers_the_real_forward_pass(engine: Engine, alias: str) -> N
 
 def test_a_model_of_the_transformers_backend_is_traced_too(engine: Engine, tmp_path: Path) -> None:
     """VLLM has no layers of its own for it: attention is called past its hooks, and rotary is no layer."""
+    if engine.version.startswith("0.26"):
+        pytest.skip("the Transformers backend of vLLM 0.26 makes parameters anew, which fake tensors do not survive")
     document = {**in_small("llama3"), "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
     document |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 256, "head_dim": 64}
     recorded, _ = trace(engine, configured(tmp_path, document))
