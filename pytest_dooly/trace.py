@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine import without_collection
-from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session
+from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session, Skeleton
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
 from pytest_dooly.operation import Coverage, Operation, OperationKind, TensorSpec, Trace, check_trace
@@ -26,7 +26,7 @@ __all__ = ["cover", "observe", "trace"]
 
 # Values that the engine's own branches see: primes that no model has as a size.
 _NUM_TOKENS, _NUM_REQS = 37, 5
-_IMPLIED_SYMBOLS, _IMPLIED_VALUES = ("query_len", "context_len", "tokens_per_expert"), (11, 13, 17)
+_IMPLIED = {"query_len": 11, "context_len": 13, "tokens_per_expert": 17}
 
 # A mixed batch that a small model takes, and the KV cache that it needs.
 _SOME_BATCH, _SOME_TOKENS = Batch.of([(1, 24), (1, 40), (16, 8), (32, 0)]), 1024
@@ -53,13 +53,7 @@ def trace(
     # What an earlier session left must not be destroyed under our modes, where its destructors would meet symbols.
     with without_collection(), engine.skeleton(configuration, symbols) as skeleton:
         record = _Record(symbols, skeleton.collectives, configuration.options.tensor_parallel_size)
-        observer = ForwardObserver(
-            skeleton.modules(),
-            skeleton.describe,
-            on_layer=record.layer,
-            on_operation=record.operation,
-            collectives=skeleton.collectives,
-        )
+        observer = record.observer(skeleton, symbolic=True)
         tokens, reqs = symbols.request("num_tokens", num_tokens), symbols.request("num_reqs", num_reqs)
         try:
             repeats = _Repeats(record, observer)
@@ -91,14 +85,7 @@ def observe(session: Session, batch: Batch) -> Trace:
         batch: what the pass works on.
     """
     record = _Record(Symbols(), session.collectives, ranks=1)
-    observer = ForwardObserver(
-        session.modules(),
-        session.describe,
-        on_layer=record.layer,
-        on_operation=record.operation,
-        collectives=session.collectives,
-        symbolic=False,
-    )
+    observer = record.observer(session, symbolic=False)
     session.forward(batch, observer)
     return Trace(session.architecture, {}, tuple(record.operations), observer.ops_inside, observer.ops_outside)
 
@@ -132,8 +119,17 @@ class _Record:
         self._symbols = symbols
         self._collectives = collectives
         self._ranks = ranks
-        self._requests = RequestSymbols(
-            *(symbols.request(name, value) for name, value in zip(_IMPLIED_SYMBOLS, _IMPLIED_VALUES, strict=True))
+        self._requests = RequestSymbols(**{name: symbols.request(name, value) for name, value in _IMPLIED.items()})
+
+    def observer(self, model: Skeleton | Session, *, symbolic: bool) -> ForwardObserver:
+        """Follows a forward pass of the model and records it here."""
+        return ForwardObserver(
+            model.modules(),
+            model.describe,
+            on_layer=self.layer,
+            on_operation=self.operation,
+            collectives=self._collectives,
+            symbolic=symbolic,
         )
 
     def layer(self, path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:

@@ -26,7 +26,6 @@ from pytest_dooly.engine.vllm_layers import (
     decoder_layers,
     greedy_sampling,
     layer_identity,
-    named_layers,
 )
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES, one_of_many
 from pytest_dooly.engine.vllm_small import in_small
@@ -188,7 +187,7 @@ class _VllmSkeleton:
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call, with its path."""
-        yield from named_layers(self._model, self._config)
+        yield from self._model.named_modules()
         yield from self._sampler.named_modules(prefix="sampler")
 
     def describe(self, module: torch.nn.Module) -> Layer | None:

@@ -15,7 +15,7 @@ import torch
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
 from pytest_dooly.operation import OperationKind
 
-__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "named_layers", "outermost_leaves"]
+__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "outermost_leaves"]
 
 _KIND_OF_MODULE = (
     ("vllm.model_executor.layers.activation", OperationKind.ACTIVATION),
@@ -161,15 +161,6 @@ def outermost_leaves(
     if describe(model) is not None:
         return [model]
     return [leaf for child in model.children() for leaf in outermost_leaves(child, describe)]
-
-
-def named_layers(model: torch.nn.Module, config: Any) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Path and module of everything in a model, and of attention layers that it keeps out of its tree of modules."""
-    yield from model.named_modules()
-    inside = set(model.modules())
-    for path, layer in config.compilation_config.static_forward_context.items():
-        if isinstance(layer, torch.nn.Module) and layer not in inside:
-            yield path, layer
 
 
 def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:

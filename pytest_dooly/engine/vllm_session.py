@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -24,7 +24,7 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, named_layers, outermost_leaves
+from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
@@ -41,6 +41,11 @@ _MAX_CHAIN = 5
 _MAX_LAYERS = 64
 
 _ALONE = nullcontext()
+
+
+def _ignore(*_: object) -> None:
+    """What an observer calls that is asked for nothing."""
+
 
 T = TypeVar("T")
 
@@ -145,7 +150,7 @@ class VllmSession:
         self._config = self._runner.vllm_config
         self.architecture: str = self._config.model_config.architecture
         self.collectives = COLLECTIVES
-        self._modules = {**dict(named_layers(self._model, self._config)), "sampler": self._runner.sampler}
+        self._modules = {**dict(self._model.named_modules()), "sampler": self._runner.sampler}
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
         self._captured: tuple[Batch | None, dict[str, _Call]] = (None, {})
@@ -154,7 +159,7 @@ class VllmSession:
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call; see `Session.modules`."""
-        yield from named_layers(self._model, self._config)
+        yield from self._model.named_modules()
         yield from self._runner.sampler.named_modules(prefix="sampler")
 
     def describe(self, module: torch.nn.Module) -> Layer | None:
@@ -188,7 +193,7 @@ class VllmSession:
                     yield self._admission_call(point)
             elif name == "step":
                 model, sampler = (
-                    _Untimed(_Recalled(self._model, self._ballast()), clock),
+                    _Untimed(_Recalled(self._model, self._ballast), clock),
                     _Untimed(self._runner.sampler, clock),
                 )
                 patches = mock.patch.multiple(self._runner, model=model, sampler=sampler)
@@ -234,7 +239,7 @@ class VllmSession:
             function = call.function
 
             # Where there are no other layers to rotate to, one weight would stay in the cache from round to round.
-            ballast = self._ballast() if len(chains) == 1 and _reads_a_matrix(operation) else None
+            ballast = self._ballast if len(chains) == 1 and _reads_a_matrix(operation) else None
 
             def before() -> None:
                 nonlocal function
@@ -255,6 +260,7 @@ class VllmSession:
             else:
                 yield IsolatedCall(run, before)
 
+    @cached_property
     def _ballast(self) -> torch.Tensor:
         """What evicts everything else from the last-level cache when it is written to."""
         return torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8, device=self._runner.device)
@@ -299,11 +305,7 @@ class VllmSession:
                 raise _Reached
 
         if any("/" in place for place in places):
-            describe = self._catalogue.describe
-            observer = ForwardObserver(
-                self._model.named_modules(), describe, on_layer=lambda *_: None, on_operation=copy
-            )
-            hooks.enter_context(observer)
+            hooks.enter_context(self._observer(on_operation=copy))
         for path in places & self._modules.keys():
             module = self._modules[path]
             noted = partial(_noted, copy, path, module, module.forward)
@@ -316,11 +318,15 @@ class VllmSession:
         def note(path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:
             order.append(path)
 
-        observer = ForwardObserver(
-            self.modules(), self.describe, on_layer=note, on_operation=lambda *_: None, symbolic=False
-        )
-        self.forward(Batch.uniform(1, 1), observer)
+        self.forward(Batch.uniform(1, 1), self._observer(on_layer=note))
         return order
+
+    def _observer(
+        self, on_layer: Callable[..., None] = _ignore, on_operation: Callable[..., None] = _ignore
+    ) -> ForwardObserver:
+        return ForwardObserver(
+            self.modules(), self.describe, on_layer=on_layer, on_operation=on_operation, symbolic=False
+        )
 
     def _forward(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
         device = self._runner.device
