@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["Batch", "Limits", "Request", "SweepPoint"]
+__all__ = ["Batch", "Limits", "Request", "Routing", "SweepPoint"]
 
+_ROUTED = re.compile(r"T([1-9]\d*)(?:E([1-9]\d*)M([1-9]\d*))?")
 _GROUP = re.compile(r"(?:([1-9]\d*)x)?(\d+)(?:\+(\d+))?")
 
 
@@ -98,31 +99,54 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a step's tokens spread over the experts of a mixture.
+
+    Attributes:
+        activated: experts that get at least one token.
+        busiest: tokens of the expert that gets most.
+    """
+
+    activated: int
+    busiest: int
+
+
+@dataclass(frozen=True)
 class SweepPoint:
     """Values of the request symbols at which one operation is timed.
 
-    Exactly one of the three is set: `num_tokens` for token-wise operations, `num_reqs` for request-wise ones (logits,
-    sampler), `batch` for operations that see every request's query_len and context_len (attention, step overhead).
+    Exactly one of the first three is set: `num_tokens` for token-wise operations, `num_reqs` for request-wise ones
+    (logits, sampler), `batch` for operations that see every request's query_len and context_len (attention, step
+    overhead). `routing` goes with `num_tokens`, for a mixture of experts. The text forms are `T64`, `T64E8M20` (64
+    tokens over 8 activated experts, 20 of them at the busiest), `R4` and a batch's own.
     """
 
     num_tokens: int | None = None
     num_reqs: int | None = None
     batch: Batch | None = None
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.num_tokens, self.num_reqs, self.batch)) != 1:
             raise ValueError(f"exactly one of num_tokens, num_reqs and batch must be set: {self!r}")
+        if self.routing is not None and self.num_tokens is None:
+            raise ValueError(f"routing goes with num_tokens: {self!r}")
 
     @classmethod
     def parse(cls, text: str) -> SweepPoint:
         """The inverse of `str`."""
-        if text.startswith("T"):
-            return cls(num_tokens=int(text[1:]))
+        routed = _ROUTED.fullmatch(text)
+        if routed is not None:
+            num_tokens, activated, busiest = (int(part) if part else None for part in routed.groups())
+            routing = Routing(activated, busiest) if activated and busiest else None
+            return cls(num_tokens=num_tokens, routing=routing)
         if text.startswith("R"):
             return cls(num_reqs=int(text[1:]))
         return cls(batch=Batch.parse(text))
 
     def __str__(self) -> str:
+        if self.routing is not None:
+            return f"T{self.num_tokens}E{self.routing.activated}M{self.routing.busiest}"
         if self.num_tokens is not None:
             return f"T{self.num_tokens}"
         if self.num_reqs is not None:

@@ -1,4 +1,4 @@
-"""Operation + SweepPoint -> samples: the clocks that a device's time is read from."""
+"""How many rounds an operation is timed for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from pytest_dooly.engine.base import IsolatedCall
 
-__all__ = ["HostClock", "rounds_for"]
+__all__ = ["rounds_for"]
 
 _WARM_UP = 3
 _FEWEST, _FEW, _MOST = 5, 15, 101
@@ -14,31 +14,6 @@ _FEWEST, _FEW, _MOST = 5, 15, 101
 
 _WARM_UP_S, _CASE_S, _SLOW_CASE_S = 0.5, 0.4, 2.0
 """Seconds after which a warm-up ends, that quick rounds may fill, and that few rounds may take."""
-
-
-class HostClock:
-    """The host's monotonic clock, which can be stopped while something runs that is not to be counted."""
-
-    def __init__(self) -> None:
-        self._stopped_s = 0.0
-        self._stopped_at = 0.0
-        self._depth = 0
-
-    def now(self) -> float:
-        """Seconds that the clock has been running."""
-        return time.perf_counter() - self._stopped_s
-
-    def pause(self) -> None:
-        """Stops the clock; pauses may nest."""
-        if self._depth == 0:
-            self._stopped_at = time.perf_counter()
-        self._depth += 1
-
-    def resume(self) -> None:
-        """Lets the clock go on."""
-        self._depth -= 1
-        if self._depth == 0:
-            self._stopped_s += time.perf_counter() - self._stopped_at
 
 
 def rounds_for(call: IsolatedCall) -> int:

@@ -152,7 +152,7 @@ def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
         overhead = case.operation.signature.kind is OperationKind.OVERHEAD
         point = case.point
         tokens = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
-        swept = ("num_tokens", "num_reqs", "batch").index(case.operation.signature.swept)
+        swept = ("num_tokens", "routing", "num_reqs", "batch").index(case.operation.signature.swept)
         return positions[case.model.key], overhead, swept, tokens, str(point)
 
     return key

@@ -39,7 +39,7 @@ __all__ = [
     "standard_workloads",
 ]
 
-_TRACE_FORMAT = 2
+_TRACE_FORMAT = 3
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 
@@ -160,7 +160,7 @@ class Profiling:
             refresh: time every case again.
             progress: called with a line before anything that takes seconds.
         """
-        from pytest_dooly.measure import HostClock
+        from pytest_dooly.clock import HostClock
 
         self.db = db
         self._engine = engine

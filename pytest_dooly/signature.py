@@ -12,8 +12,8 @@ from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, 
 
 __all__ = ["ModelOperation", "ServedModel", "Signature", "SweptSymbol", "model_operations", "signature_of"]
 
-SweptSymbol = Literal["num_tokens", "num_reqs", "batch"]
-"""What a signature is swept over; names the field of SweepPoint that is set."""
+SweptSymbol = Literal["num_tokens", "num_reqs", "batch", "routing"]
+"""What a signature is swept over; names the field of SweepPoint that is set (`routing`: with num_tokens)."""
 
 Attribute = tuple[str, str | int | float | bool]
 TensorIdentity = tuple[str, str, tuple[int | str, ...]]
@@ -175,6 +175,8 @@ def _identity(tensor: TensorSpec, symbols: Mapping[str, int]) -> TensorIdentity:
 def _swept(operation: Operation) -> SweptSymbol:
     if operation.kind in _STATEFUL or dict(operation.attributes).get("swept") == "batch":
         return "batch"
+    if operation.kind is OperationKind.MOE:
+        return "routing"
     names = {
         symbol.name
         for tensor in operation.inputs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_dooly.batch import Batch, Limits, SweepPoint
+from pytest_dooly.batch import Batch, Limits, Routing, SweepPoint
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
 
@@ -36,7 +36,27 @@ def sweep(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
     if signature.swept == "num_tokens":
         longest = min(limits.max_num_tokens, limits.max_num_seqs * limits.max_model_len)
         return tuple(SweepPoint(num_tokens=num) for num in _powers(1, longest, 2))
+    if signature.swept == "routing":
+        return _routed(signature, limits)
     return _points([*_prefills(limits), *_decodes(limits), *_mixtures(limits)], limits)
+
+
+def _routed(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
+    """Tokens, over few or many experts, spread evenly or with one expert that every token goes to."""
+    attributes = dict(signature.attributes)
+    top_k, experts = int(attributes["top_k"]), int(attributes["num_local_experts"])
+    longest = min(limits.max_num_tokens, limits.max_num_seqs * limits.max_model_len)
+    points = []
+    for num_tokens in _powers(1, longest, 4):
+        assigned = num_tokens * top_k
+        for activated in _powers(min(top_k, experts), min(experts, assigned), 4):
+            even = -(-assigned // activated)
+            skewed = max(even, min(num_tokens, assigned - activated + 1))
+            points += [
+                SweepPoint(num_tokens=num_tokens, routing=Routing(activated, busiest))
+                for busiest in sorted({even, skewed})
+            ]
+    return tuple(points)
 
 
 def _prefills(limits: Limits) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""Clocks that can be stopped, and how many rounds a case gets; time is faked, never asserted."""
+"""How many rounds a case gets; time is faked, never asserted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from pytest_dooly import measure
 from pytest_dooly.engine.base import IsolatedCall
-from pytest_dooly.measure import HostClock, rounds_for
+from pytest_dooly.measure import rounds_for
 
 
 class Time:
@@ -25,30 +25,6 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     fake = Time()
     monkeypatch.setattr(measure, "time", fake)
     return fake
-
-
-def test_a_stopped_clock_does_not_count(time: Time) -> None:
-    clock = HostClock()
-    start = clock.now()
-    time.passes(1)
-    clock.pause()
-    time.passes(10)
-    clock.resume()
-    time.passes(2)
-    assert clock.now() - start == 3
-
-
-def test_pauses_nest(time: Time) -> None:
-    clock = HostClock()
-    start = clock.now()
-    clock.pause()
-    clock.pause()
-    time.passes(5)
-    clock.resume()
-    time.passes(5)
-    clock.resume()
-    time.passes(1)
-    assert clock.now() - start == 1
 
 
 @pytest.mark.parametrize(("round_s", "rounds"), [(1e-6, 101), (0.01, 40), (0.1, 15), (0.25, 8), (1.0, 5)])

@@ -23,7 +23,7 @@ signatures = st.builds(
     name=st.text(min_size=1),
     tensors=st.lists(tensors, max_size=4).map(tuple),
     attributes=st.dictionaries(st.text(), values, max_size=4).map(lambda pairs: tuple(sorted(pairs.items()))),
-    swept=st.sampled_from(["num_tokens", "num_reqs", "batch"]),
+    swept=st.sampled_from(["num_tokens", "num_reqs", "batch", "routing"]),
 )
 
 

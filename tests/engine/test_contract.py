@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pytest_dooly.batch import Batch, SweepPoint
+from pytest_dooly.clock import HostClock
 from pytest_dooly.configuration import ModelConfiguration, ServingOptions, resolve
 from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Session
 from pytest_dooly.errors import ConfigurationError, EngineError
-from pytest_dooly.measure import HostClock
 from pytest_dooly.operation import OperationKind, evaluate
 from pytest_dooly.signature import ModelOperation, model_operations
 from pytest_dooly.trace import _Repeats, trace
