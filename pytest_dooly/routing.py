@@ -58,7 +58,7 @@ class RoutingDistribution:
             return cls(shares=tuple(float(share) for share in text.split(",")))
         except ValueError:
             raise ConfigurationError(
-                f"cannot read {text!r} as a routing: write uniform, zipf:ALPHA or a share for each expert, as in 4,2,1,1"
+                f"cannot read {text!r} as a routing: write uniform, zipf:ALPHA or a share for each expert, as in 4,2,1"
             ) from None
 
     def __str__(self) -> str:

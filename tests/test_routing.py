@@ -26,7 +26,7 @@ CASES = [
 
 @lru_cache
 def drawn(text: str, experts: int, top_k: int, num_tokens: int, steps: int = 400) -> npt.NDArray[np.int64]:
-    """Tokens of every expert in each of many steps, shape (steps, experts): the top k of log share plus Gumbel noise."""
+    """Tokens of each expert in many steps, shape (steps, experts): the top k of log share plus Gumbel noise."""
     distribution = RoutingDistribution.parse(text)
     shares = np.array(distribution.shares or np.arange(1, experts + 1) ** -distribution.alpha)
     noise = np.random.default_rng(5).gumbel(size=(steps, num_tokens, experts))
