@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pytest_dooly.batch import Batch, Request, SweepPoint
 from pytest_dooly.errors import MissingMeasurements
-from pytest_dooly.regress import Regressor, Work, features_of, fit
+from pytest_dooly.regress import Regressor, fit
 from pytest_dooly.signature import Signature
 from pytest_dooly.sweep import sweep
+from pytest_dooly.work import FEATURES, Work, features_of
 from tests.samples import (
     ADMISSION,
     ATTENTION,
@@ -31,7 +32,7 @@ from tests.samples import (
 )
 
 REQUESTS = st.builds(Request, st.integers(1, 512), st.integers(0, 4096))
-EVERY = ("num_reqs", "num_tokens", "prompt_tokens", "pairs", "prompt_pairs", "kv_tokens", "longest_kv", "size", "tiles")
+EVERY = tuple(FEATURES)
 
 
 def roofline(point: SweepPoint) -> float:
