@@ -29,7 +29,7 @@ class Environment:
         engine_version: its version.
         torch_version: version of PyTorch, with its build tag.
         clock: what the durations are read from (`perf_counter`: the host's, after the device has finished).
-        cache_mode: state of the caches when an operation starts (`rotated`: its weights are cold).
+        cache_mode: state of the caches when an operation starts (`in_pass`: as a forward pass leaves them).
         execution: how the engine runs its model (`eager`, `cuda_graph`).
     """
 

@@ -7,6 +7,7 @@ reach.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -134,7 +135,7 @@ def _steps(first: int, last: int, level: int) -> list[int]:
     doubles = _powers(first, last, 2)
     if level < _FINEST:
         return _powers(first, last, 4) if level == 0 else doubles
-    return sorted({*doubles, *((low + high) // 2 for low, high in zip(doubles, doubles[1:], strict=False))})
+    return sorted({*doubles, *((low + high) // 2 for low, high in itertools.pairwise(doubles))})
 
 
 def _powers(first: int, last: int, factor: int) -> list[int]:

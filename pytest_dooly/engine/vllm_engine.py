@@ -82,7 +82,7 @@ class VllmEngine:
             engine_version=self.version,
             torch_version=torch.__version__,
             clock="perf_counter",
-            cache_mode="rotated",
+            cache_mode="in_pass",
             execution="eager",
         )
 
