@@ -28,7 +28,7 @@ def interval_of_median(samples: Sequence[float]) -> tuple[float, float] | None:
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """Relative standard deviation, from the median absolute deviation so that outliers hardly count; 0 for fewer than 2.
+    """Relative standard deviation, by the median absolute deviation, so that outliers hardly count; 0 for one value.
 
     The factor makes it the standard deviation of a normal distribution (Rousseeuw and Croux 1993).
     """
