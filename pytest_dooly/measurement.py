@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 
 __all__ = ["Failure", "Measurement", "interval_of_median", "relative_spread"]
 
-_CONFIDENCE_Z = 1.96
-"""Standard deviations on either side that hold 95 % of a normal distribution."""
+_TAIL = 0.025
+"""Probability of a median beyond either end of its 95 % confidence interval."""
 
 
 def interval_of_median(samples: Sequence[float]) -> tuple[float, float] | None:
@@ -20,11 +21,21 @@ def interval_of_median(samples: Sequence[float]) -> tuple[float, float] | None:
     Nonparametric Statistics, 3.2).
     """
     count = len(samples)
-    below = math.floor((count - _CONFIDENCE_Z * math.sqrt(count)) / 2)
-    if below < 1:
+    rank = _rank(count)
+    if rank == 0:
         return None
     ordered = sorted(samples)
-    return ordered[below - 1], ordered[count - below]
+    return ordered[rank - 1], ordered[count - rank]
+
+
+@functools.cache
+def _rank(count: int) -> int:
+    """Largest r for which the r-th smallest sample lies beyond the median with probability _TAIL at most."""
+    tail, rank = 0.5**count, 0
+    while tail <= _TAIL:
+        rank += 1
+        tail += math.comb(count, rank) * 0.5**count
+    return rank
 
 
 def relative_spread(values: Sequence[float]) -> float:

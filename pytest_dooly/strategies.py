@@ -106,4 +106,5 @@ def _sizes(first: int, last: int) -> SearchStrategy[int]:
         return st.just(first)
     magnitudes = range(max(1, first).bit_length(), last.bit_length() + 1)
     ranges = [(max(first, 2 ** (bits - 1)), min(last, 2**bits - 1)) for bits in magnitudes]
-    return st.one_of([st.integers(low, high) for low, high in ranges if low <= high])
+    none = [st.just(0)] if first == 0 else []
+    return st.one_of([*none, *(st.integers(low, high) for low, high in ranges if low <= high)])

@@ -194,6 +194,12 @@ class Session(Protocol):
             EngineError: the engine cannot run the operation at this point.
         """
 
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        """Seconds of every layer within one forward pass, by path; of a decoder layer, without its leaf layers.
+
+        A layer that is called more than once, or from several places, has one entry for each call.
+        """
+
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
         """The engine's own timings of equal requests that arrive together, of random tokens."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,6 +123,22 @@ class _FakeSession:
             rotation = itertools.cycle(layers or [_operator(operation)])
             arguments = _inputs(operation, point)
             yield IsolatedCall(lambda: next(rotation)(*arguments))
+
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        calls: dict[str, list[tuple[Any, Any]]] = {}
+        hooks = ExitStack()
+        for path, module in self._modules.items():
+            if _describe(module) is not None:
+                pairs = calls.setdefault(path, [])
+                enter = module.register_forward_pre_hook(lambda *_, pairs=pairs: pairs.append((clock.now(), None)))
+                leave = module.register_forward_hook(
+                    lambda *_, pairs=pairs: pairs.append((pairs.pop()[0], clock.now()))
+                )
+                hooks.callback(enter.remove)
+                hooks.callback(leave.remove)
+        with torch.inference_mode(), hooks:
+            self._step(batch)
+        return {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
 
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.engine.halting import Halted, HaltingPass
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
+from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import OperationKind
@@ -86,6 +87,26 @@ class _Untimed:
         return getattr(self._layer, name)
 
 
+class _Timed:
+    """A layer that notes when its calls begin and end, in place of the layer itself."""
+
+    def __init__(self, layer: Any, clock: Clock, calls: list[tuple[Any, Any]]) -> None:
+        self._layer = layer
+        self._clock = clock
+        self._calls = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = self._clock.now()
+        output = self._layer(*args, **kwargs)
+        self._calls.append((start, self._clock.now()))
+        return output
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
 class _Recalled:
     """A module that computes once for each shape of its input, then answers from memory."""
 
@@ -140,6 +161,7 @@ class VllmSession:
         self.collectives = COLLECTIVES
         self._modules = {**dict(self._model.named_modules()), "sampler": self._runner.sampler}
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
+        self._files.enter_context(routed_at_random(self._model))
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -185,6 +207,30 @@ class VllmSession:
             else:
                 raise EngineError(f"cannot isolate {name!r}: this adapter does not know that overhead")
 
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        """Seconds of every layer within one forward pass; see `Session.time_layers`."""
+        paths = {id(module): path for path, module in self._modules.items()}
+        leaves = {paths[id(leaf)]: leaf for leaf in self._leaves}
+        decoders = dict(decoder_layers(self._model))
+        calls: dict[str, list[tuple[Any, Any]]] = {path: [] for path in (*leaves, *decoders)}
+        with torch.inference_mode(), self._forward_context(batch), ExitStack() as swaps:
+            for path, layer in {**leaves, **decoders}.items():
+                for place in self._places_of(layer):
+                    swaps.enter_context(_in_place_of(place, _Timed(layer, clock, calls[path])))
+            self._forward(batch)
+        # Differences come last, since a device's clock waits for the device to read one.
+        latencies_s = {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
+        for path, layer in decoders.items():
+            within = {id(module) for module in layer.modules()}
+            # A layer that several decoder layers share is called as often by each.
+            spent_s = sum(
+                sum(latencies_s[leaf]) / len(self._places_of(module))
+                for leaf, module in leaves.items()
+                if id(module) in within
+            )
+            latencies_s[path] = [latency_s - spent_s for latency_s in latencies_s[path]]
+        return latencies_s
+
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
         """The engine's own timings; see `Session.generate`."""
         prompts = [self._prompt(prompt_len) for _ in range(concurrency)]
@@ -208,7 +254,8 @@ class VllmSession:
         """A layer within forward passes over one batch, which halt before each of its instances."""
         batch = self._batch(point)
         halting = HaltingPass(partial(self._forward, batch), operation.signature.label)
-        with self._forward_context(batch), closing(halting), self._halts(operation, halting) as instances:
+        routing = routed_as(self._model, point) if point.routing is not None else nullcontext()
+        with routing, self._forward_context(batch), closing(halting), self._halts(operation, halting) as instances:
             # A single weight would stay in the cache from pass to pass where those of other layers do not evict it.
             evict = self._evict if instances == 1 and _reads_a_matrix(operation.signature) else _ignore
 
