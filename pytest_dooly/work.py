@@ -158,10 +158,12 @@ class Features:
 
     @cached_property
     def tokens(self) -> Array:
+        """New tokens of each point."""
         return self.work.sum(self.work.query_lens)
 
     @cached_property
     def num_reqs(self) -> Array:
+        """Requests of each point."""
         return self.work.sum(np.ones_like(self.work.query_lens))
 
     @cached_property
@@ -186,10 +188,12 @@ class Features:
 
     @property
     def activated(self) -> Array:
+        """Experts that get a token; none where nothing is routed."""
         return np.zeros(len(self.work)) if self.work.activated is None else self.work.activated
 
     @property
     def busiest(self) -> Array:
+        """Tokens of the busiest expert; none where nothing is routed."""
         return np.zeros(len(self.work)) if self.work.busiest is None else self.work.busiest
 
 
