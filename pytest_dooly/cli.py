@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.environment import Environment
     from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.routing import RoutingDistribution
     from pytest_dooly.signature import ServedModel
 
 __all__ = ["main", "parser"]
@@ -45,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     predict.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
     predict.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
+    predict.add_argument(
+        "--routing",
+        type=_routing,
+        default="uniform",
+        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
+    )
     predict.set_defaults(run=_predict)
 
     validate = _command(commands, "validate", "predictions against the real engine, over a grid of workloads")
@@ -156,14 +163,13 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         regressors = regressors_of(db, environment)
     lines: list[str]
     if arguments.batch is not None:
-        step = predict_step(model, regressors, arguments.batch)
+        step = predict_step(model, regressors, arguments.batch, routing=arguments.routing)
         _warn(step.out_of_range)
         operations = [dataclasses.asdict(operation) for operation in step.operations]
         document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
         return {**document, "out_of_range": step.out_of_range}, [format_step(step)]
-    prediction = predict_workload(
-        model, regressors, Workload(arguments.prompt, arguments.output, arguments.concurrency)
-    )
+    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    prediction = predict_workload(model, regressors, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
     lines = [workload_line(prediction)]
     return dataclasses.asdict(prediction), lines
@@ -268,6 +274,15 @@ def _fields() -> tuple[dataclasses.Field[Any], ...]:
 def _batch(text: str) -> Batch:
     try:
         return Batch.parse(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _routing(text: str) -> RoutingDistribution:
+    from pytest_dooly.routing import RoutingDistribution  # numpy, which `dooly --help` does without
+
+    try:
+        return RoutingDistribution.parse(text)
     except ConfigurationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

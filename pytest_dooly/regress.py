@@ -37,7 +37,7 @@ _MODEL_ERROR = 0.03
 _INDEPENDENT_ROUNDS = 10
 """Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
 
-_HUBER, _REWEIGHTINGS = 1.5, 3
+_HUBER, _REWEIGHTINGS = 1.5, 5
 """Residuals beyond so many standard deviations count linearly; how often weights are made from residuals."""
 
 
@@ -109,12 +109,14 @@ class Regressor:
 
 
 def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Regressor:
-    """The candidate with the smallest held-out error, fitted to all measurements.
+    """The simplest candidate that predicts held-out points as well as any, fitted to all measurements.
 
-    Candidates differ in features and in the number of knots. Coefficients minimise squared log-like errors
-    (non-negative least squares, Lawson and Hanson 1974), each point weighted by how well its median is known, and less
-    where it lies far off (Huber 1964): an outlier is kept and does not bend the fit. The held-out error is the weighted
-    mean absolute relative error over folds that leave out every fifth point by size, or one point where there are few.
+    As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984). Where noise alone
+    sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in features
+    and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares, Lawson and
+    Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber 1964): an
+    outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error over
+    folds that leave out every fifth point by size, or one point where there are few.
 
     Args:
         signature: of the operation.
@@ -127,7 +129,7 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
         raise MissingMeasurements(f"{signature.label} has no measurement to fit a regressor to")
     data = _Data.of(signature, outcomes)
     trials = _compare(signature, data)
-    best = min(trials, key=lambda trial: trial.error) if trials else None
+    best = _winner(trials) if trials else None
     candidate = best.candidate if best else _candidates(signature, data)[0]
     matrix = data.matrix(candidate)
     knots, coefficients, intercept = _Solver.of(matrix, candidate.num_knots).fit(data)
@@ -158,7 +160,7 @@ def held_out_errors(signature: Signature, outcomes: Mapping[SweepPoint, Measurem
     if len(outcomes) < _MIN_POINTS:
         return {}
     data = _Data.of(signature, outcomes)
-    best = min(_compare(signature, data), key=lambda trial: trial.error)
+    best = _winner(_compare(signature, data))
     points = list(outcomes)
     return {points[i]: float(error) for i, error in zip(best.held, best.errors, strict=True)}
 
@@ -233,19 +235,25 @@ def _candidates(signature: Signature, data: _Data) -> list[_Candidate]:
     else:
         phases = ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens")
         sets = {
-            "roofline": ("num_reqs", "num_tokens", "pairs", "kv_tokens"),
             "phases": phases,
+            "roofline": ("num_reqs", "num_tokens", "pairs", "kv_tokens"),
+            "tiled": (*phases, "tile_tokens"),
             "longest": (*phases, "longest_kv", "longest_pairs"),
-            "tiled": (*phases, "tile_pairs"),
         }
-    one_feature = signature.swept in ("num_tokens", "num_reqs")
-    counts = [1, 3, 6] + ([len(data.work)] if one_feature else [])
+    counts = [1, 3, 6, len(data.work)] if signature.swept in ("num_tokens", "num_reqs") else [1, 3]
     ways = {1: "affine", 3: "3 ramps", 6: "6 ramps"}
     return [
         _Candidate(f"{name}, {ways.get(count, 'interpolated')}", features, count)
         for count in dict.fromkeys(counts)
         for name, features in sets.items()
     ]
+
+
+def _winner(trials: Sequence[_Trial]) -> _Trial:
+    """The first, and so the simplest, whose error is within one standard error of the smallest."""
+    best = min(trials, key=lambda trial: trial.error)
+    allowed = best.error + float(best.errors.std()) / math.sqrt(len(best.errors))
+    return next(trial for trial in trials if trial.error <= allowed)
 
 
 def _compare(signature: Signature, data: _Data) -> list[_Trial]:
@@ -260,14 +268,15 @@ def _compare(signature: Signature, data: _Data) -> list[_Trial]:
     trials = []
     for candidate in _candidates(signature, data):
         matrix = data.matrix(candidate)
-        robust = _Solver.of(matrix, candidate.num_knots).weights(data)
+        solver = _Solver.of(matrix, candidate.num_knots)
+        rows = solver.weights(data)
         predicted = []
         for fold in folds:
             kept = np.ones(len(data.latencies_s), dtype=bool)
             kept[fold] = False
-            solver = _Solver.of(matrix[kept], candidate.num_knots)
-            solution = solver.solve(robust[kept])
-            predicted.append(solver.design_of(matrix[fold]) @ solution)
+            # A knot at a point that is held out would be one that nothing holds in its place.
+            without = _Solver.of(matrix[kept], candidate.num_knots)
+            predicted.append(without.design_of(matrix[fold]) @ without.solve(rows[kept]))
         errors = np.abs(np.concatenate(predicted) / data.latencies_s[held] - 1)
         error = float(np.average(errors, weights=data.weights[held]))
         trials.append(_Trial(candidate, held, errors, error))
@@ -335,19 +344,22 @@ def _knots(column: Array, num_knots: int) -> Array:
     """Zero and quantiles of the distinct values: where a ramp begins."""
     if num_knots == 1:
         return np.zeros(1)
-    distinct = np.unique(column)[:-1]
+    ordered = np.sort(column)
+    distinct = ordered[:-1][np.diff(ordered) > 0]  # the largest begins nothing
     distinct = distinct[distinct > 0]
-    inner = distinct if num_knots > len(distinct) else np.quantile(distinct, np.linspace(0, 1, num_knots + 1)[1:-1])
-    return np.unique(np.concatenate([[0.0], inner]))
+    if num_knots <= len(distinct):
+        places = np.arange(1, num_knots) / num_knots * (len(distinct) - 1)
+        distinct = np.interp(places, np.arange(len(distinct)), distinct)
+    return np.concatenate([[0.0], distinct])
 
 
 def _design(matrix: Array, knots: Sequence[Array]) -> Array:
     """A column of ones, and of each feature one for each ramp: how far it has risen; shape (points, ramps + 1)."""
-    columns = [np.ones(len(matrix))]
-    for column, places in zip(matrix.T, knots, strict=True):
-        ends = np.append(places[1:], math.inf)
-        columns += [np.clip(column - start, 0, end - start) for start, end in zip(places, ends, strict=True)]
-    return np.column_stack(columns)
+    ramps = [
+        np.minimum(np.maximum(column[:, None] - places, 0), np.append(places[1:], math.inf) - places)
+        for column, places in zip(matrix.T, knots, strict=True)
+    ]
+    return np.concatenate([np.ones((len(matrix), 1)), *ramps], axis=1)
 
 
 def _ramps(column: Array, knots: Sequence[float], coefficients: Sequence[float]) -> Array:

@@ -126,11 +126,11 @@ class Work:
 
     def blocks(self) -> Iterator[Work]:
         """The same points in order, a manageable number of requests at a time."""
-        total, first = len(self.query_lens), 0
+        ends, first = np.append(self.starts[1:], len(self.query_lens)), 0
         while first < len(self.starts):
-            last = int(np.searchsorted(self.starts, self.starts[first] + _BLOCK, side="right"))
-            last = max(first + 1, last - 1) if last < len(self.starts) else last
-            begin, end = int(self.starts[first]), int(self.starts[last]) if last < len(self.starts) else total
+            begin = int(self.starts[first])
+            last = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, side="right")))
+            end = int(ends[last - 1])
             yield Work(
                 self.query_lens[begin:end],
                 self.context_lens[begin:end],
@@ -158,10 +158,12 @@ class Features:
 
     @cached_property
     def tokens(self) -> Array:
+        """New tokens of each point."""
         return self.work.sum(self.work.query_lens)
 
     @cached_property
     def num_reqs(self) -> Array:
+        """Requests of each point."""
         return self.work.sum(np.ones_like(self.work.query_lens))
 
     @cached_property
@@ -186,10 +188,12 @@ class Features:
 
     @property
     def activated(self) -> Array:
+        """Experts that get a token; none where nothing is routed."""
         return np.zeros(len(self.work)) if self.work.activated is None else self.work.activated
 
     @property
     def busiest(self) -> Array:
+        """Tokens of the busiest expert; none where nothing is routed."""
         return np.zeros(len(self.work)) if self.work.busiest is None else self.work.busiest
 
 
@@ -204,17 +208,17 @@ FEATURES: Mapping[str, Callable[[Features], Array]] = {
     "kv_tokens": lambda of: of.work.sum(of.read),
     "longest_kv": lambda of: of.work.max(of.read),
     "longest_pairs": lambda of: of.work.max(of.pairs),
-    "tile_pairs": lambda of: of.work.sum(of.prompts * np.minimum(of.work.query_lens, 16) * of.read),
+    "tile_tokens": lambda of: of.work.sum(of.prompts * np.minimum(of.work.query_lens, 16)),
     "activated": lambda of: of.activated,
     "busiest": lambda of: of.busiest,
     "busiest_tiles": lambda of: np.ceil(of.busiest / 16),
 }
 """Work features by name, each of shape (points,).
 
-`pairs` counts attended (query, key) pairs, `kv_tokens` keys read; a window cuts both off. `tile_pairs` counts what the
-first tile of a chunk's queries reads: a short chunk fills its tile badly. `longest_*` are the largest request's, which
-is what the last of several parallel workers is busy with. `activated` experts are weights read; `busiest` is the
-longest of the experts' matrix products.
+`pairs` counts attended (query, key) pairs, `kv_tokens` keys read; a window cuts both off. `tile_tokens` are those in
+the first tile of a chunk's queries, which a short chunk does not fill. `longest_*` are the largest request's, which is
+what the last of several parallel workers is busy with. `activated` experts are weights read; `busiest` is the longest
+of the experts' matrix products.
 """
 
 
