@@ -116,6 +116,7 @@ class WorkloadPrediction:
         ttft_s: mean over the requests of arrival to first token.
         tpot_s: mean over the requests of (latency - TTFT) / (output_len - 1); None where output_len is 1.
         num_steps: engine steps simulated.
+        duration_s: first arrival to last token.
         out_of_range: one line for each operation that was asked outside of its measured range.
     """
 
@@ -123,6 +124,7 @@ class WorkloadPrediction:
     ttft_s: float
     tpot_s: float | None
     num_steps: int
+    duration_s: float
     out_of_range: tuple[str, ...] = ()
 
 
@@ -211,7 +213,8 @@ def predict_workload(model: ServedModel, regressors: Mapping[str, Regressor], wo
         last_s[list(step.last)] = end_s
     arrivals_s = admission_s * np.arange(workload.concurrency)
     tpot_s = float((last_s - first_s).mean()) / (workload.output_len - 1) if workload.output_len > 1 else None
-    return WorkloadPrediction(workload, float((first_s - arrivals_s).mean()), tpot_s, len(steps), out_of_range)
+    ttft_s = float((first_s - arrivals_s).mean())
+    return WorkloadPrediction(workload, ttft_s, tpot_s, len(steps), float(ends_s[-1]), out_of_range)
 
 
 @overload
