@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
     grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
     grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
-    validate.add_argument("--repeats", type=_positive, default=5, help="rounds over all workloads, after a warm-up (5)")
+    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     validate.set_defaults(run=_validate)
 
@@ -233,7 +233,8 @@ def _workloads(
     mixed = sum(prefills_beside_decodes(workload, model.limits) for workload in drawn.workloads)
     _progress(
         f"drew {len(drawn.workloads)} workloads: {mixed} prefill in chunks beside decodes, "
-        f"{len(drawn.replaced)} shrunk to fit the budget; about {rounds * drawn.cost_s:.0f} s of {arguments.budget:.0f} s for {rounds} rounds"
+        f"{len(drawn.replaced)} shrunk to fit the budget; "
+        f"about {rounds * drawn.cost_s:.0f} s of {arguments.budget:.0f} s for {rounds} rounds"
     )
     if len(drawn.workloads) < arguments.points:
         _progress(f"limits and budget leave room for no more, {arguments.points} were asked for")

@@ -288,8 +288,8 @@ def _summary(report: ModelReport) -> str:
     if report.in_situ is not None:
         blocks.append("## Alone and within a real step")
         for step in report.in_situ.steps:
-            rows = [*(_in_situ_cells(step, row) for row in step.rows), _in_situ_total(step)]
-            blocks += [f"Step of {_markdown(step.batch)}:", _table(_IN_SITU, rows)]
+            lines = [*(_in_situ_cells(step, row) for row in step.rows), _in_situ_total(step)]
+            blocks += [f"Step of {_markdown(step.batch)}:", _table(_IN_SITU, lines)]
     blocks += ["## Operations", _operation_table(report)]
     failures = [
         (row.operation.signature.label, str(point), failure.reason)

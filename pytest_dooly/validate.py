@@ -28,7 +28,7 @@ def validate(
     regressors: Mapping[str, Regressor],
     workloads: Sequence[Workload],
     *,
-    repeats: int = 5,
+    repeats: int = 3,
     seed: int = 0,
     replaced: Sequence[Replacement] = (),
     progress: Callable[[str], None] = lambda _: None,

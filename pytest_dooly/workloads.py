@@ -27,6 +27,10 @@ _HALVINGS = 12
 """Steps of the search for how far a workload shrinks: the last is finer than one token in 2,048."""
 
 
+_Place = tuple[float, ...]
+"""Prompt, concurrency and output, each from 0 for the shortest to 1 for the longest."""
+
+
 @dataclass(frozen=True)
 class Replacement:
     """A workload that a budget excluded.
@@ -74,8 +78,9 @@ def draw(
     """Workloads from all over what the engine serves: prompt 32 to 2,048, 1 to 32 at once, output 1 to 128.
 
     The eight corners, then a scrambled Halton sequence (Halton 1960, Owen 2017), uniform in the logarithm of each
-    size. All may cost as much as the budget divided among them allows, where what a cheap one leaves goes to the dear
-    ones; one that is dearer shrinks towards the smallest workload, its sizes in proportion to each other.
+    size. The cheapest corners stay as they are, as many as a third of the budget pays for. The rest of it is divided
+    among all others, where what a cheap one leaves goes to the dear ones; one that is dearer than its part shrinks
+    towards the smallest workload, its sizes in proportion to each other.
 
     Args:
         model: what is served.
@@ -93,14 +98,19 @@ def draw(
     def cost_s(workload: Workload) -> float:
         return predict_workload(model, regressors, workload).duration_s
 
+    def whole_s(place: _Place) -> float:
+        return cost_s(space.at(place))
+
     space = _Space(model.limits)
     places = list(itertools.islice(space.places(seed), _MOST_PLACES * points))
-    cap_s = _water_level([cost_s(space.at(place)) for place in places[:points]], budget_s)
+    kept = _affordable([place for place in places[:points] if set(place) <= {0.0, 1.0}], whole_s, budget_s / 3)
+    others = [place for place in places[:points] if place not in kept]
+    cap_s = _water_level([whole_s(place) for place in others], budget_s - sum(map(whole_s, kept)))
     chosen: dict[Workload, Workload] = {}
     total_s = 0.0
     # Places beyond the first `points` only stand in for those that coincide with another, or that nothing is left for.
     for place in places:
-        workload = space.shrunk(place, cost_s, cap_s)
+        workload = space.at(place) if place in kept else space.shrunk(place, cost_s, cap_s)
         if workload not in chosen and total_s + cost_s(workload) <= budget_s:
             chosen[workload] = space.at(place)
             total_s += cost_s(workload)
@@ -132,7 +142,7 @@ class _Space:
             [min(_PROMPTS[1], longest), min(_CONCURRENCIES[1], limits.max_num_seqs), min(_OUTPUTS[1], longest)]
         )
 
-    def places(self, seed: int) -> Iterator[tuple[float, ...]]:
+    def places(self, seed: int) -> Iterator[_Place]:
         """The corners, then a low-discrepancy sequence."""
         from scipy.stats import qmc  # a second that nothing else needs
 
@@ -156,6 +166,13 @@ class _Space:
             within = cost_s(self.at([middle * part for part in place])) <= cap_s
             low, high = (middle, high) if within else (low, middle)
         return self.at([low * part for part in place])
+
+
+def _affordable(places: Sequence[_Place], cost_s: Callable[[_Place], float], budget_s: float) -> set[_Place]:
+    """The cheapest of the places, as many as the budget pays for."""
+    ascending = sorted(places, key=cost_s)
+    spent_s = itertools.accumulate(map(cost_s, ascending))
+    return {place for place, so_far_s in zip(ascending, spent_s, strict=True) if so_far_s <= budget_s}
 
 
 def _water_level(costs_s: Sequence[float], budget_s: float) -> float:

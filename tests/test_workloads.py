@@ -58,13 +58,22 @@ def test_a_budget_shrinks_what_is_dear_and_leaves_the_rest() -> None:
     assert ran
     assert set(ran) < set(drawn.workloads)
     assert {ran.get(workload, workload) for workload in drawn.workloads} == set(dear.workloads)
-    cap_s = max(map(cost_s, drawn.workloads))
+    kept = set(drawn.workloads) - set(ran)
     for shrunk, asked in ran.items():
         assert cost_s(shrunk) < cost_s(asked)
-        assert cost_s(asked) > cap_s * 0.99
+        assert cost_s(asked) > max(cost_s(workload) for workload in kept - CORNERS)
         assert shrunk.prompt_len <= asked.prompt_len
         assert shrunk.output_len <= asked.output_len
         assert shrunk.concurrency <= asked.concurrency
+
+
+def test_a_tight_budget_still_reaches_the_end_of_every_axis() -> None:
+    ends = {Workload(32, 1, 1), Workload(2048, 1, 1), Workload(32, 128, 1), Workload(32, 1, 32)}
+    budget_s = 3 * sum(map(cost_s, ends))
+    drawn = draw(MODEL, REGRESSORS, budget_s=budget_s)
+    assert set(drawn.workloads) & CORNERS == ends
+    assert len(drawn.workloads) == 24
+    assert drawn.cost_s <= budget_s
 
 
 @given(
