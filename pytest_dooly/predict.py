@@ -121,6 +121,7 @@ class WorkloadPrediction:
         ttft_s: mean over the requests of arrival to first token.
         tpot_s: mean over the requests of (latency - TTFT) / (output_len - 1); None where output_len is 1.
         num_steps: engine steps simulated.
+        duration_s: first arrival to last token.
         out_of_range: one line for each operation that was asked outside of its measured range.
     """
 
@@ -128,6 +129,7 @@ class WorkloadPrediction:
     ttft_s: float
     tpot_s: float | None
     num_steps: int
+    duration_s: float
     out_of_range: tuple[str, ...] = ()
 
 
@@ -212,7 +214,8 @@ def predict_workload(
         last_s[list(run.last)] = ends_s[end - 1]
     arrivals_s = admission_s * np.arange(workload.concurrency)
     tpot_s = float((last_s - first_s).mean()) / (workload.output_len - 1) if workload.output_len > 1 else None
-    return WorkloadPrediction(workload, float((first_s - arrivals_s).mean()), tpot_s, len(ends_s), out_of_range)
+    ttft_s = float((first_s - arrivals_s).mean())
+    return WorkloadPrediction(workload, ttft_s, tpot_s, len(ends_s), float(ends_s[-1]), out_of_range)
 
 
 @overload

@@ -12,6 +12,7 @@ from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.findings import ModelReport, OperationReport
+from pytest_dooly.isolation import InSitu
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.operation import Coverage
@@ -377,6 +378,7 @@ def model_report(
             )
         )
     validation = db.load_finding("validation", model.key, environment)
+    in_situ = db.load_finding("in_situ", model.key, environment)
     predictable = all(operation.signature.key in regressors for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
@@ -388,6 +390,7 @@ def model_report(
         validation=None if validation is None else Validation.from_json(validation),
         spent_s=spent_s,
         saved_s=sum(case.spent_s for case in cases if case.reused),
+        in_situ=None if in_situ is None else InSitu.from_json(in_situ),
     )
 
 

@@ -20,6 +20,7 @@ from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, Reques
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import Operation, OperationKind
+from pytest_dooly.predict import Workload, schedule
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["FakeEngine"]
@@ -67,7 +68,7 @@ class FakeEngine:
     ) -> Session:
         """A running model; see `Engine.open`."""
         depth = configuration.document["num_hidden_layers"]
-        return _FakeSession(_Model(_sizes(configuration), 1 if isolating else depth))
+        return _FakeSession(_Model(_sizes(configuration), 1 if isolating else depth), _limits(configuration))
 
 
 class _FakeSkeleton:
@@ -95,10 +96,11 @@ class _FakeSkeleton:
 
 
 class _FakeSession:
-    def __init__(self, model: _Model) -> None:
+    def __init__(self, model: _Model, limits: Limits) -> None:
         self.architecture = "FakeForCausalLM"
         self.collectives: Mapping[str, str] = {}
         self._model = model
+        self._limits = limits
         self._modules = dict(model.named_modules())
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -141,14 +143,20 @@ class _FakeSession:
         return {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
 
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-        start = time.perf_counter()
+        start, now_s = time.perf_counter(), 0.0
+        first_s, last_s = [0.0] * concurrency, [0.0] * concurrency
         with torch.inference_mode():
-            self._step(Batch.uniform(concurrency, prompt_len))
-            first_s = time.perf_counter() - start
-            for generated in range(1, output_len):
-                self._step(Batch.uniform(concurrency, 1, prompt_len + generated - 1))
-        decode_s = time.perf_counter() - start - first_s
-        return (RequestTiming(first_s, decode_s / (output_len - 1) if output_len > 1 else None),) * concurrency
+            for step in schedule(Workload(prompt_len, output_len, concurrency), self._limits):
+                self._step(step.batch)
+                now_s = time.perf_counter() - start
+                for ends_s, requests in ((first_s, step.first), (last_s, step.last)):
+                    for request in requests:
+                        ends_s[request] = now_s
+        gaps = max(1, output_len - 1)
+        tpots_s = [
+            (last - first) / gaps if output_len > 1 else None for first, last in zip(first_s, last_s, strict=True)
+        ]
+        return tuple(map(RequestTiming, first_s, tpots_s))
 
     def close(self) -> None:
         self._modules.clear()
