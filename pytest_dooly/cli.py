@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
     grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
     validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
+    validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     validate.set_defaults(run=_validate)
 
@@ -185,8 +186,9 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.in_situ import measure_in_situ
     from pytest_dooly.predict import regressors_of
-    from pytest_dooly.profiling import model_report
+    from pytest_dooly.profiling import model_report, standard_batches
     from pytest_dooly.report import format_validation, write_report
     from pytest_dooly.validate import validate
 
@@ -203,9 +205,12 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         how = {"repeats": arguments.repeats, "seed": arguments.seed, "replaced": replaced}
         try:
             validation = validate(session, model, regressors, workloads, **how, progress=_progress)
+            db.save_finding("validation", model.key, environment, validation.to_json())
+            if not arguments.no_in_situ:
+                in_situ = measure_in_situ(session, model, standard_batches(model.limits), progress=_progress)
+                db.save_finding("in_situ", model.key, environment, in_situ.to_json())
         finally:
             session.close()
-        db.save_finding("validation", model.key, environment, validation.to_json())
         report = model_report(model, db, environment, regressors)
         path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     passed = validation.passes()

@@ -20,8 +20,8 @@ __all__ = ["measure_in_situ"]
 _TURNS = 6
 """How often both ways take turns, so that a slow moment of the machine falls on both."""
 
-_PASSES, _ROUNDS = 2, 12
-"""Forward passes before and after the rounds of an operation alone, in every turn."""
+_PASSES, _ROUNDS = 2, 8
+"""Forward passes, and rounds of each operation alone, in every turn."""
 
 
 def measure_in_situ(
@@ -50,32 +50,27 @@ def measure_in_situ(
 
 def _rows(session: Session, model: ServedModel, batch: Batch, clock: Clock) -> Iterator[InSituRow]:
     known = session.time_layers(batch, clock)
-    for operation in model.operations:
-        places = [path for path in operation.layers if known.get(path)]
-        if not places:
-            continue
-        alone_s: list[float] = []
-        within_s: list[float] = []
-        for _ in range(_TURNS):
-            within_s += _within(session, batch, clock, places)
-            alone_s.append(_alone(session, operation, _point(operation.signature, batch), clock))
-            within_s += _within(session, batch, clock, places)
-        signature = operation.signature
+    operations = [o for o in model.operations if any(known.get(path) for path in o.layers)]
+    alone_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
+    within_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
+    for _ in range(_TURNS):
+        for operation in operations:
+            alone_s[operation].append(_alone(session, operation, _point(operation.signature, batch), clock))
+        for _ in range(_PASSES):
+            passed = session.time_layers(batch, clock)
+            for operation in operations:
+                samples = [sample for path in operation.layers for sample in passed.get(path, ())]
+                within_s[operation].append(statistics.median(samples))
+    for operation in operations:
         yield InSituRow(
-            label=signature.label,
-            kind=signature.kind.value,
+            label=operation.signature.label,
+            kind=operation.signature.kind.value,
             batch=str(batch),
             multiplicity=operation.multiplicity,
-            isolated_s=statistics.median(alone_s),
-            in_situ_s=statistics.median(within_s),
-            noise=relative_spread(within_s),
+            isolated_s=statistics.median(alone_s[operation]),
+            in_situ_s=statistics.median(within_s[operation]),
+            noise=relative_spread(within_s[operation]),
         )
-
-
-def _within(session: Session, batch: Batch, clock: Clock, places: Sequence[str]) -> list[float]:
-    """The operation's median of each of some passes, in seconds."""
-    passes = [session.time_layers(batch, clock) for _ in range(_PASSES)]
-    return [statistics.median(sample for place in places for sample in each[place]) for each in passes]
 
 
 def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clock: Clock) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from pytest_dooly.batch import Batch, Limits, Routing, SweepPoint
@@ -76,6 +77,7 @@ def held_out_points(signature: Signature, limits: Limits, count: int) -> tuple[S
         count: how many.
     """
     from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis.errors import HypothesisSideeffectWarning
 
     taken = {*sweep(signature, limits), *refinements(signature, limits)}
     found: dict[SweepPoint, None] = {}
@@ -93,7 +95,10 @@ def held_out_points(signature: Signature, limits: Limits, count: int) -> tuple[S
         if point not in taken:
             found[point] = None
 
-    collect()
+    with warnings.catch_warnings():
+        # Meant for plugins that draw unasked while pytest starts; here the user has asked for the points.
+        warnings.simplefilter("ignore", HypothesisSideeffectWarning)
+        collect()
     # Neighbours are variations of each other.
     return tuple(list(found)[:: max(1, len(found) // count)][-count:])
 
