@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ __all__ = [
     "serve",
     "standard_batches",
     "standard_workloads",
+    "unseen_errors",
 ]
 
 _TRACE_FORMAT = 3
@@ -69,8 +71,10 @@ class Summary:
         timed: number of cases measured.
         failed: number of cases that failed.
         spent_s: seconds spent on timing.
+        unneeded: points that the sweeps' held-out errors did not ask for.
         regressors: by signature key.
         lacking: one line for each operation with too few measurements to fit.
+        held_out: points that no regressor has seen and their mean absolute relative error, by signature key.
         workloads: predictions of the standard workloads by model name.
         reports: path of every report written.
     """
@@ -79,8 +83,10 @@ class Summary:
     timed: int
     failed: int
     spent_s: float
+    unneeded: int
     regressors: Mapping[str, Regressor]
     lacking: Sequence[str]
+    held_out: Mapping[str, tuple[int, float]]
     workloads: Mapping[str, Sequence[WorkloadPrediction]]
     reports: Sequence[Path]
 
@@ -184,7 +190,7 @@ class Profiling:
         self._clock = HostClock()
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
-        self._timed = self._failed = 0
+        self._timed = self._failed = self._unneeded = 0
         environment = engine.environment(configurations[0])
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
@@ -210,6 +216,7 @@ class Profiling:
         self._undecided.discard((case.operation.signature.key, case.point))
         if needed:
             return None
+        self._unneeded += 1
         noise = f", machine's noise {refinement.noise:.1%}"
         return f"not needed: held-out error {refinement.error or 0:.1%} (target {self._target:.0%}{noise})"
 
@@ -255,7 +262,18 @@ class Profiling:
             report = model_report(model, self.db, environment, regressors, plan=self.plan, spent_s=self._spent_s)
             workloads[model.name] = report.workloads
             paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
-        return Summary(self.plan, self._timed, self._failed, self._spent_s, regressors, lacking, workloads, paths)
+        return Summary(
+            plan=self.plan,
+            timed=self._timed,
+            failed=self._failed,
+            spent_s=self._spent_s,
+            unneeded=len(self.plan.unneeded) + self._unneeded,
+            regressors=regressors,
+            lacking=lacking,
+            held_out=unseen_errors(regressors, self.db, environment),
+            workloads=workloads,
+            reports=paths,
+        )
 
     def close(self) -> None:
         """Ends the engine's session."""
@@ -340,6 +358,24 @@ def fit_regressors(
         regressors[signature.key] = regressor
         db.save_regressor(signature.key, environment, regressor.to_json(), error=regressor.error)
     return regressors, sorted(lacking)
+
+
+def unseen_errors(
+    regressors: Mapping[str, Regressor], db: LatencyDB, environment: Environment
+) -> Mapping[str, tuple[int, float]]:
+    """How far regressors are off where points were held out of every fit.
+
+    Returns:
+        number of points and mean absolute relative error, by signature key.
+    """
+    errors = {}
+    for key, outcomes in db.outcomes(environment, held_out=True).items():
+        measured = {point: each.median_s for point, each in outcomes.items() if isinstance(each, Measurement)}
+        if key in regressors and measured:
+            predicted_s = regressors[key].predict_s(list(measured))
+            off = [abs(a / b - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]
+            errors[key] = len(off), float(statistics.fmean(off))
+    return errors
 
 
 def model_report(

@@ -77,8 +77,8 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
     failed = f", {summary.failed} failed" if summary.failed else ""
     saved = f", which saved {_duration(plan.saved_s)}" if plan.reused else ""
     lines = [
-        f"{len(signatures)} operations, {len(plan.cases)} cases: {summary.timed} timed in {_duration(summary.spent_s)}"
-        f"{failed}, {len(plan.reused)} reused{saved}"
+        f"{len(signatures)} operations, {len(plan.cases)} points: {summary.timed} timed in "
+        f"{_duration(summary.spent_s)}{failed}, {len(plan.reused)} reused{saved}, {summary.unneeded} not needed"
     ]
     if summary.regressors:
         errors = [regressor.error for regressor in summary.regressors.values() if regressor.error is not None]
@@ -116,6 +116,8 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         runner_up = f", next best {others[0]:.1%}" if others else ""
         held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
         lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {held_out}{runner_up}")
+        if key in summary.held_out:
+            lines[-1] += "; {} unseen points: {:.1%}".format(*summary.held_out[key])
     return lines
 
 

@@ -1,8 +1,9 @@
-"""Points of attention that a refined sweep times, and the held-out error they reach, beside a fixed grid of 1,686.
+"""Points of attention that a refined sweep times, and the held-out error they reach, beside a fixed grid of 1,657.
 
-The grid is the one that the public DoolyProf times for 1,024 tokens and 32 requests, after Vidur: every number of
-decodes at contexts in steps of 32, and one prompt's chunk of many lengths at many contexts. Both fits are asked about
-the same batches that neither has seen: of the grid's own kinds, and ragged and mixed ones, which the grid has none of.
+The grid is the one that the public DoolyProf times for 1,024 tokens and 32 requests, after Vidur, less its 29
+duplicates: every number of decodes at contexts in steps of 32, and a prompt's chunk of many lengths at many contexts.
+Both fits are asked about the same batches that neither has seen: of the grid's own kinds, and ragged and mixed ones,
+which the grid has none of.
 
     python -m tests.bench_sweep [--write reports/economy]
 """
@@ -133,7 +134,7 @@ def main() -> None:
             session.close()
     result = {"operation": operation.signature.label, "environment": str(environment), **result}
     text = table(result)
-    print(text)
+    sys.stdout.write(f"{text}\n")
     if write is not None:
         write.mkdir(parents=True, exist_ok=True)
         (write / "attention.json").write_text(json.dumps(result, indent=2) + "\n")
