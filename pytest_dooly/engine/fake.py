@@ -68,7 +68,7 @@ class FakeEngine:
     ) -> Session:
         """A running model; see `Engine.open`."""
         depth = configuration.document["num_hidden_layers"]
-        return _FakeSession(_Model(_sizes(configuration), 1 if isolating else depth), _limits(configuration))
+        return _FakeSession(_Model(_sizes(configuration), depth), _limits(configuration))
 
 
 class _FakeSkeleton:
