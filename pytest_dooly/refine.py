@@ -23,6 +23,9 @@ TARGET = 0.05
 _FEWEST = 5
 """Measurements below which no held-out error is worth the name, so that every point is needed."""
 
+_PARAMETERS = 3
+"""Of a usual fit, for how much of the noise it keeps."""
+
 _NEIGHBOURS = 3
 """Measured points around a new one, whose errors say whether it is needed."""
 
@@ -64,19 +67,25 @@ class Refinement:
         return statistics.fmean(errors.values()) if errors else None
 
     def needs(self, point: SweepPoint) -> bool:
-        """Whether a further point is to be timed: the error is above target, on the whole and around the point.
+        """Whether a further point is to be timed: what the fit lacks is above target, and the point would mend it.
 
-        An error within the noise counts as none, since no further point would mend it.
+        A held-out error is the fit's and the machine's noise together, and a fit to n points keeps p / n of the noise's
+        variance for its p parameters. Where the fit is off, only points around its errors help; where it is noise that
+        it must average over, any point does.
         """
         errors = self._held_out()
         if errors is None:
             return True
-        if statistics.fmean(errors.values()) <= max(self.target, self.noise):
+        off = max(statistics.fmean(errors.values()) ** 2 - self.noise**2, 0.0)
+        averaged = self.noise**2 * _PARAMETERS / len(self._outcomes)
+        if off + averaged <= self.target**2:
             return False
+        if averaged > self.target**2:
+            return True
         known = list(errors)
         distances = np.abs(_coordinates(known) - _coordinates([point])).max(axis=1)
         nearest = [known[i] for i in np.argsort(distances)[:_NEIGHBOURS]]
-        return any(errors[each] > max(self.target, 2 * self.noise, _noise(self._outcomes[each])) for each in nearest)
+        return any(errors[each] > max(self.target, self.noise, _noise(self._outcomes[each])) for each in nearest)
 
     def _held_out(self) -> dict[SweepPoint, float] | None:
         if len(self._outcomes) < _FEWEST:

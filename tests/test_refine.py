@@ -50,8 +50,15 @@ def test_points_are_added_around_a_step_and_not_elsewhere() -> None:
 def test_noise_is_not_chased() -> None:
     draw = random.Random(3)
     noisy = {point: 1e-3 * draw.uniform(0.8, 1.25) for point in (*sweep(LINEAR, LIMITS), *refinements(LINEAR, LIMITS))}
-    assert refined(lambda point: noisy[point])[1]
-    assert refined(lambda point: noisy[point], noise=0.25)[1] == []
+    chased, averaged = (len(refined(lambda point: noisy[point], noise=noise)[1]) for noise in (0.0, 0.09))
+    assert averaged < chased
+
+
+def test_a_noisy_machine_needs_points_to_average_over() -> None:
+    def line(point: SweepPoint) -> float:
+        return 1e-5 + 1e-6 * tokens(point)
+
+    assert len(refined(line, noise=0.12)[1]) > len(refined(line, noise=0.02)[1]) == 0
 
 
 def test_too_few_points_need_every_other() -> None:
