@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DB     ?= .dooly/latency.db
 LIMITS  = max-model-len=2048 max-num-tokens=2048 max-num-seqs=32
 
 .PHONY: help demo test lint smoke bench clean
@@ -35,7 +36,8 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## trace every shipped model: operations, unique signatures, seconds, peak memory
+bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
 
 clean: ## remove the environment and what runs have written
