@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
@@ -36,7 +37,8 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## trace every shipped model: operations, unique signatures, seconds, peak memory
+bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
 
 clean: ## remove the environment and what runs have written

@@ -111,9 +111,9 @@ class Regressor:
 def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Regressor:
     """The simplest candidate that predicts held-out points as well as any, fitted to all measurements.
 
-    As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984). Where noise alone
-    sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in features
-    and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares, Lawson and
+    As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984), paired. Where noise
+    alone sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in
+    features and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares, Lawson and
     Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber 1964): an
     outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error over
     folds that leave out every fifth point by size, or one point where there are few.
@@ -250,10 +250,17 @@ def _candidates(signature: Signature, data: _Data) -> list[_Candidate]:
 
 
 def _winner(trials: Sequence[_Trial]) -> _Trial:
-    """The first, and so the simplest, whose error is within one standard error of the smallest."""
+    """The first, and so the simplest, whose errors exceed those of the best by less than their standard error.
+
+    Errors are compared point by point, since the noise of a point is in both.
+    """
     best = min(trials, key=lambda trial: trial.error)
-    allowed = best.error + float(best.errors.std()) / math.sqrt(len(best.errors))
-    return next(trial for trial in trials if trial.error <= allowed)
+
+    def as_good(trial: _Trial) -> bool:
+        more = trial.errors - best.errors
+        return trial.error - best.error <= float(more.std()) / math.sqrt(len(more))
+
+    return next(trial for trial in trials if as_good(trial))
 
 
 def _compare(signature: Signature, data: _Data) -> list[_Trial]:
