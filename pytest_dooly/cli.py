@@ -264,7 +264,13 @@ def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     if arguments.png is not None:
         save_overview(report, Path(arguments.png))
-    return {"report": str(path), "png": arguments.png}, [f"report: {path}"]
+    document = {
+        "report": str(path),
+        "png": arguments.png,
+        "validation": report.validation and report.validation.to_json(),
+        "in_situ": report.in_situ and report.in_situ.to_json(),
+    }
+    return document, [f"report: {path}"]
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
