@@ -165,7 +165,7 @@ class DoolyPlugin:
         signature = case.operation.signature
         marks = [
             getattr(pytest.mark, f"dooly_{signature.kind}"),
-            pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer),
+            pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer(case)),
         ]
         if case.reused:
             marks.append(pytest.mark.skip(reason=reason))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.environment import Environment, content_hash
@@ -160,24 +160,23 @@ class Profiling:
             refresh: time every case again.
             progress: called with a line before anything that takes seconds.
         """
-        from pytest_dooly.clock import HostClock
+        from pytest_dooly.clock import Clocks
 
         self.db = db
         self._engine = engine
         self._progress = progress
-        self._clock = HostClock()
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
         self._timed = self._failed = 0
         environment = engine.environment(configurations[0])
+        self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
         self.plan = make_plan(models, environment, db, refresh=refresh)
 
-    @property
-    def timer(self) -> Callable[[], float]:
-        """Reads the device's clock, in seconds."""
-        return self._clock.now
+    def timer(self, case: Case) -> Callable[[], Any]:
+        """Reads the clock of the case's operation; the difference of two readings is in seconds."""
+        return self._clocks.of(case.operation.signature).now
 
     def time(self, case: Case, rounds: Rounds) -> Failure | None:
         """Times a case and commits its outcome, unless the rounds were disabled.
@@ -229,7 +228,9 @@ class Profiling:
     def _samples(self, session: Session, case: Case, rounds: Rounds) -> Sequence[float]:
         from pytest_dooly.measure import rounds_for
 
-        with session.isolate(case.operation, case.point, self._clock) as call:
+        signature = case.operation.signature
+        with session.isolate(case.operation, case.point, self._clocks.of(signature)) as isolated:
+            call = self._clocks.ready(signature, isolated)
             return rounds(call.run, call.before, rounds_for(call))
 
     def _session_for(self, model: ServedModel) -> Session:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -28,7 +28,7 @@ from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, out
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["VllmSession"]
@@ -45,9 +45,6 @@ _ALONE = nullcontext()
 
 def _ignore(*_: object) -> None:
     """What an observer calls that is asked for nothing."""
-
-
-T = TypeVar("T")
 
 
 class _Reached(Exception):  # noqa: N818 - ends a forward pass early, no error
@@ -146,7 +143,7 @@ class VllmSession:
             arguments["model"] = str(self._with_layers(configuration, _layers_needed(isolating)))
         self._llm = _start(arguments, kv_tokens)
         self._runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self._model: torch.nn.Module = self._runner.model
+        self._model: torch.nn.Module = self._runner.get_model()  # out of the wrapper that replays its graphs
         self._config = self._runner.vllm_config
         self.architecture: str = self._config.model_config.architecture
         self.collectives = COLLECTIVES
@@ -182,7 +179,7 @@ class VllmSession:
         """The operation alone; see `Session.isolate`."""
         name = operation.signature.name
         with torch.inference_mode():
-            if operation.signature.kind is not OperationKind.OVERHEAD:
+            if operation.signature.kind is not OperationKind.OVERHEAD or name == LAUNCH:
                 with self._layer_call(operation, point) as call:
                     yield call
             elif name == "layer_gap":
@@ -235,11 +232,13 @@ class VllmSession:
             chains = [chain for chain in chains if _roles(chain) == _roles(places)]
             calls = self._capture(batch, places, alone=point.batch is not None)
             chain, call = [calls[place] for place in places[:-1]], calls[places[-1]].copy()
-            rotation = itertools.cycle(chains)
+            # A GPU's cache is flushed: it is so large that few layers fill it, and a graph replays the same one anyway.
+            flushed = self._runner.device.type == "cuda"
+            rotation = itertools.cycle([places] if flushed else chains)
             function = call.function
 
             # Where there are no other layers to rotate to, one weight would stay in the cache from round to round.
-            ballast = self._ballast if len(chains) == 1 and _reads_a_matrix(operation) else None
+            ballast = self._ballast if flushed or (len(chains) == 1 and _reads_a_matrix(operation)) else None
 
             def before() -> None:
                 nonlocal function
@@ -254,11 +253,7 @@ class VllmSession:
             def run() -> object:
                 return function(*call.args, **call.kwargs)
 
-            if self._runner.device.type == "cuda":
-                # A kernel that a GPU has only been handed has taken no time yet on the host's clock.
-                yield IsolatedCall(_then_await(run), _then_await(before))
-            else:
-                yield IsolatedCall(run, before)
+            yield IsolatedCall(run, before)
 
     @cached_property
     def _ballast(self) -> torch.Tensor:
@@ -541,15 +536,6 @@ def _positions(batch: Batch) -> torch.Tensor:
 def _roles(chain: Sequence[str]) -> tuple[str, ...]:
     """What the layers of a chain are within their decoder layers; equal roles take equal arguments."""
     return tuple(path.rpartition(".")[2] for path in chain)
-
-
-def _then_await(function: Callable[[], T]) -> Callable[[], T]:
-    def awaited() -> T:
-        result = function()
-        torch.cuda.synchronize()
-        return result
-
-    return awaited
 
 
 def _noted(
