@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_dooly.environment import content_hash
+from pytest_dooly.environment import CUDA_GRAPH, EAGER, content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
 
 __all__ = ["ModelConfiguration", "ServingOptions", "aliases", "parse_options", "resolve"]
@@ -18,7 +18,7 @@ __all__ = ["ModelConfiguration", "ServingOptions", "aliases", "parse_options", "
 _SHIPPED = Path(__file__).parent / "models"
 
 
-def _option(flag: str, description: str, default: int | None = None) -> Any:
+def _option(flag: str, description: str, default: int | str | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"flag": flag, "help": description})
 
 
@@ -37,6 +37,7 @@ class ServingOptions:
     tensor_parallel_size: int = _option("tp", "tensor-parallel size: ranks that share each layer", 1)
     expert_parallel_size: int = _option("ep", "expert-parallel size: 1, or the tensor-parallel size", 1)
     quantization: str | None = _option("quantization", "how the engine quantises weights as it loads them, as in fp8")
+    execution: str = _option("execution", "how the model runs: eager (default), or cuda_graph to replay graphs", EAGER)
     max_num_tokens: int | None = _option("max-num-tokens", "most tokens of one step")
     max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
     max_model_len: int | None = _option("max-model-len", "most tokens of one request, prompt and output together")
@@ -53,6 +54,20 @@ class ServingOptions:
             )
         if self.device not in (None, "cpu", "cuda"):
             raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
+        if self.execution not in (EAGER, CUDA_GRAPH):
+            raise ConfigurationError(f"unknown execution {self.execution!r}: name {EAGER} or {CUDA_GRAPH}")
+        if self.device == "cpu":
+            self.execution_on(self.device)
+
+    def execution_on(self, device: str) -> str:
+        """How the model runs on a device, cpu or cuda.
+
+        Raises:
+            ConfigurationError: the device has no graphs to replay.
+        """
+        if self.execution == CUDA_GRAPH and device != "cuda":
+            raise ConfigurationError(f"execution {CUDA_GRAPH} needs device cuda: {device} has no CUDA graphs")
+        return self.execution
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,13 @@ import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["Environment", "content_hash"]
+__all__ = ["CUDA_EVENT", "CUDA_GRAPH", "EAGER", "PERF_COUNTER", "Environment", "content_hash"]
+
+PERF_COUNTER, CUDA_EVENT = "perf_counter", "cuda_event"
+"""Clocks: the host's, and events on a GPU."""
+
+EAGER, CUDA_GRAPH = "eager", "cuda_graph"
+"""Executions: kernel by kernel as the host launches them, and recorded once and replayed as a whole."""
 
 
 def content_hash(document: object) -> str:
@@ -28,8 +34,9 @@ class Environment:
         engine: name of the serving engine.
         engine_version: its version.
         torch_version: version of PyTorch, with its build tag.
-        clock: what the durations are read from (`perf_counter`: the host's, after the device has finished).
-        cache_mode: state of the caches when an operation starts (`in_pass`: as a forward pass leaves them).
+        clock: what the durations of layers are read from (`perf_counter`: the host's; `cuda_event`: the GPU's).
+        cache_mode: state of the caches when an operation starts (`in_pass`: as a forward pass leaves them; `flushed`:
+            evicted before its inputs are written).
         execution: how the engine runs its model (`eager`, `cuda_graph`).
     """
 

@@ -12,6 +12,7 @@ import sympy
 from pytest_dooly.errors import TraceError
 
 __all__ = [
+    "LAUNCH",
     "REQUEST_SYMBOLS",
     "Coverage",
     "FloorDiv",
@@ -30,6 +31,10 @@ REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len
 `query_len` and `context_len` are those of each request, `tokens_per_expert` those of each expert: the router decides
 it, so it belongs to the sweep point and not to the signature. Summed over experts it is num_tokens * top_k.
 """
+
+
+LAUNCH = "layer_launch"
+"""Name of the overhead that hides behind a GPU's work: what the host takes to launch a decoder layer."""
 
 
 class FloorDiv(sympy.Function):

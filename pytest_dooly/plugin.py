@@ -187,7 +187,7 @@ class DoolyPlugin:
         signature = case.operation.signature
         marks = [
             getattr(pytest.mark, f"dooly_{signature.kind}"),
-            pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer),
+            pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer(case)),
         ]
         if reason:
             marks.append(pytest.mark.skip(reason=reason))

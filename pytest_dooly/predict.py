@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -16,7 +16,7 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.regress import Regressor
 from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
@@ -142,6 +142,9 @@ def predict_step(
 ) -> StepPrediction:
     """Latency of one engine step, operation by operation.
 
+    A GPU works through a layer while the host launches the next, so that the slower of the two decides: what launches
+    take counts as far as it exceeds the work of the forward pass.
+
     Args:
         model: what is served.
         regressors: by signature key.
@@ -164,6 +167,13 @@ def predict_step(
         line = regressor.out_of_range(work)
         if line is not None:
             out_of_range.append(f"{signature.label}: {line}")
+    launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if _is_launch(o))
+    forward_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if _is_in_forward(o))
+    exposed = max(0.0, 1 - forward_s / launched_s) if launched_s else 0.0
+    latencies = [
+        replace(each, latency_s=exposed * each.latency_s) if _is_launch(operation) else each
+        for each, operation in zip(latencies, operations, strict=True)
+    ]
     return StepPrediction(batch, tuple(latencies), tuple(out_of_range))
 
 
@@ -311,6 +321,14 @@ def _is_admission(operation: ModelOperation) -> bool:
     return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == ADMISSION
 
 
+def _is_launch(operation: ModelOperation) -> bool:
+    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == LAUNCH
+
+
+def _is_in_forward(operation: ModelOperation) -> bool:
+    return operation.signature.kind not in (OperationKind.OVERHEAD, OperationKind.LOGITS, OperationKind.SAMPLER)
+
+
 def _check(model: ServedModel, operations: Sequence[ModelOperation], regressors: Mapping[str, Regressor]) -> None:
     missing = [o.signature.label for o in operations if o.signature.key not in regressors]
     if missing:
@@ -391,16 +409,22 @@ def _predict_steps(
     """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range."""
     operations = _step_operations(model)
     _check(model, operations, regressors)
-    total = np.zeros(len(steps))
+    total, forward, launched = (np.zeros(len(steps)) for _ in range(3))
     out_of_range = []
     for operation in operations:
         regressor = regressors[operation.signature.key]
         work = _work_of(operation.signature, steps, routing)
-        total += operation.multiplicity * regressor.predict_s(work)
+        of_steps = operation.multiplicity * regressor.predict_s(work)
+        if _is_launch(operation):
+            launched += of_steps
+        else:
+            total += of_steps
+        if _is_in_forward(operation):
+            forward += of_steps
         line = regressor.out_of_range(work)
         if line is not None:
             out_of_range.append(f"{operation.signature.label}: {line}")
-    return total, tuple(out_of_range)
+    return total + np.maximum(launched - forward, 0), tuple(out_of_range)
 
 
 def _admission_s(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> float:

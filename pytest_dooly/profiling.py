@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.environment import Environment, content_hash
@@ -182,16 +182,16 @@ class Profiling:
             held_out: how many points of each operation to time that no regressor may see.
             progress: called with a line before anything that takes seconds.
         """
-        from pytest_dooly.clock import HostClock
+        from pytest_dooly.clock import Clocks
 
         self.db = db
         self._engine = engine
         self._progress = progress
-        self._clock = HostClock()
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
         self._timed = self._failed = self._unneeded = 0
         environment = engine.environment(configurations[0])
+        self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
         self.plan = make_plan(models, environment, db, refresh=refresh, target=target, held_out=held_out)
@@ -201,10 +201,9 @@ class Profiling:
         self._reference: Reference | None = None
         self._beside_s: list[float] = []
 
-    @property
-    def timer(self) -> Callable[[], float]:
-        """Reads the device's clock, in seconds."""
-        return self._clock.now
+    def timer(self, case: Case) -> Callable[[], Any]:
+        """Reads the clock of the case's operation; the difference of two readings is in seconds."""
+        return self._clocks.of(case.operation.signature).now
 
     def unneeded(self, case: Case) -> str | None:
         """Why a case need not be timed, asked right before it would be; None where it is."""
@@ -286,9 +285,11 @@ class Profiling:
         """Seconds of every round, and the machine's noise beside them."""
         from pytest_dooly.measure import MOST_ROUNDS, PRECISION, Reference, Settled, warm_up
 
+        signature = case.operation.signature
         if self._reference is None:
-            self._reference = Reference(self._clock, self._configurations[case.model.key].options.device or "cpu")
-        with session.isolate(case.operation, case.point, self._clock) as call:
+            self._reference = Reference(self._clocks.of_layers, self._clocks.device_name)
+        with session.isolate(case.operation, case.point, self._clocks.of(signature)) as isolated:
+            call = self._clocks.ready(signature, isolated)
             warm_up(call)
             beside_s = self._reference.samples_s()
             samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)

@@ -19,6 +19,7 @@ OTHER_OPTIONS = {
     "max_num_tokens": 512,
     "max_num_seqs": 8,
     "max_model_len": 1024,
+    "execution": "cuda_graph",
 }
 
 
@@ -123,3 +124,17 @@ def test_experts_are_spread_over_all_ranks_or_none() -> None:
 def test_an_unknown_device_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="unknown device 'tpu': name cpu or cuda"):
         ServingOptions(device="tpu")
+
+
+def test_an_unknown_execution_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="unknown execution 'jit': name eager or cuda_graph"):
+        ServingOptions(execution="jit")
+
+
+def test_graphs_are_refused_where_there_are_none() -> None:
+    assert ServingOptions(execution="cuda_graph").execution_on("cuda") == "cuda_graph"
+    assert ServingOptions(device="cpu").execution_on("cpu") == "eager"
+    with pytest.raises(ConfigurationError, match="execution cuda_graph needs device cuda: cpu has no CUDA graphs"):
+        ServingOptions(device="cpu", execution="cuda_graph")
+    with pytest.raises(ConfigurationError, match="needs device cuda"):
+        ServingOptions(execution="cuda_graph").execution_on("cpu")

@@ -13,6 +13,7 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.predict import (
     StepPrediction,
     Workload,
@@ -24,7 +25,7 @@ from pytest_dooly.predict import (
 )
 from pytest_dooly.regress import Regressor
 from pytest_dooly.routing import RoutingDistribution
-from pytest_dooly.signature import ServedModel
+from pytest_dooly.signature import ServedModel, Signature
 from pytest_dooly.sweep import sweep
 from tests.samples import (
     ADMISSION,
@@ -57,6 +58,25 @@ def test_a_step_is_the_sum_of_its_operations() -> None:
     assert "admission" not in by_label
     assert step.latency_s == pytest.approx(sum(operation.latency_s for operation in step.operations))
     assert step.out_of_range == ()
+
+
+def launching(launch_s: float) -> tuple[ServedModel, dict[str, Regressor]]:
+    """The model on a GPU whose host takes that long to launch each of its 3 decoder layers."""
+    model, regressors = model_and_regressors()
+    launch = Signature(OperationKind.OVERHEAD, LAUNCH, (), (), "num_tokens")
+    regressors[launch.key] = fitted(launch, lambda p: launch_s, TOKENS)
+    return served(*model.operations, uses(launch, 3)), regressors
+
+
+@pytest.mark.parametrize("launch_s", [1e-6, 100e-6])
+def test_launches_hide_behind_the_forward_pass_as_far_as_it_reaches(launch_s: float) -> None:
+    batch, workload = Batch.parse("2x1+32"), Workload(2, 1, 1)
+    linears_s, per_request_s = 3 * 2 * 10e-6, 2 * 1e-6  # the sampler and the step come after
+    step, alone = (predict_step(*each, batch) for each in (launching(launch_s), model_and_regressors()))
+    exposed_s = max(0, 3 * launch_s - linears_s - 2 * per_request_s)
+    assert step.latency_s - alone.latency_s == pytest.approx(exposed_s, rel=1e-2)
+    ttfts = [predict_workload(*each, workload).ttft_s for each in (launching(launch_s), model_and_regressors())]
+    assert ttfts[0] - ttfts[1] == pytest.approx(max(0, 3 * launch_s - linears_s - per_request_s), rel=1e-2)
 
 
 def test_a_missing_regressor_is_named_with_what_to_run() -> None:

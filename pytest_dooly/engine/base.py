@@ -141,10 +141,12 @@ class IsolatedCall:
     Attributes:
         run: executes it once.
         before: called before every run, outside of the timed region.
+        again: in place of it before the very same call is made once more, as the replay of a graph does.
     """
 
     run: Callable[[], object]
     before: Callable[[], None] | None = None
+    again: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

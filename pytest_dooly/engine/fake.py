@@ -17,7 +17,7 @@ from torch import nn
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
-from pytest_dooly.environment import Environment
+from pytest_dooly.environment import PERF_COUNTER, Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import Operation, OperationKind
 from pytest_dooly.predict import Workload, schedule
@@ -45,9 +45,9 @@ class FakeEngine:
             engine=self.name,
             engine_version=self.version,
             torch_version=torch.__version__,
-            clock="perf_counter",
+            clock=PERF_COUNTER,
             cache_mode="warm",
-            execution="eager",
+            execution=configuration.options.execution_on("cpu"),
         )
 
     @contextmanager

@@ -30,7 +30,7 @@ class HaltingPass:
         self._forward = forward
         self._what = what
         self._pass = greenlet(self._run)
-        self._call: Callable[[], Any] | None = None
+        self._call: partial[Any] | None = None
         self._result: Any = None
 
     def proceed(self) -> None:
@@ -46,13 +46,19 @@ class HaltingPass:
         if self._call is None:
             raise EngineError(f"cannot isolate {self._what}: the forward pass never calls it")
 
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of the call that the pass has halted before."""
+        assert self._call is not None
+        return self._call.args, self._call.keywords
+
     def call(self) -> Any:
         """Makes the call that the pass has halted before."""
         assert self._call is not None
         self._result = self._call()
         return self._result
 
-    def halt(self, call: Callable[[], Any]) -> Any:
+    def halt(self, call: partial[Any]) -> Any:
         """Hands a call over, from within the pass; returns what it came to."""
         caller = getcurrent().parent
         assert caller is not None

@@ -29,9 +29,9 @@ from pytest_dooly.engine.vllm_layers import (
 )
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES, one_of_many
 from pytest_dooly.engine.vllm_small import in_small
-from pytest_dooly.environment import Environment
+from pytest_dooly.environment import CUDA_EVENT, CUDA_GRAPH, EAGER, PERF_COUNTER, Environment
 from pytest_dooly.errors import ConfigurationError, EngineError, TraceError, UntestedEngineWarning
-from pytest_dooly.operation import Operation, OperationKind
+from pytest_dooly.operation import LAUNCH, Operation, OperationKind
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["VllmEngine"]
@@ -42,6 +42,9 @@ _TESTED = ("0.26.0", "0.32.0")
 # Names of integers in a Hugging Face configuration that count layers or name tokens: no size is made of them.
 _NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
 
+
+_GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}}
+"""Arguments of an engine that replays CUDA graphs of the same kernels that it runs eagerly: nothing is compiled."""
 
 _DERIVED = {
     "hidden_size": "hidden_size",
@@ -70,10 +73,17 @@ class VllmEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # The other runner, which a GPU gets, keeps no attention groups and samples by another kernel.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
     def environment(self, configuration: ModelConfiguration) -> Environment:
-        """What latencies measured here are true for."""
+        """What latencies measured here are true for.
+
+        Raises:
+            ConfigurationError: the device has no graphs to replay.
+        """
         cuda = _device(configuration) == "cuda"
+        execution = configuration.options.execution_on(_device(configuration))
         return Environment(
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             device_count=configuration.options.tensor_parallel_size if cuda else torch.get_num_threads(),
@@ -81,9 +91,9 @@ class VllmEngine:
             engine=self.name,
             engine_version=self.version,
             torch_version=torch.__version__,
-            clock="perf_counter",
-            cache_mode="in_pass",
-            execution="eager",
+            clock=CUDA_EVENT if cuda else PERF_COUNTER,
+            cache_mode="flushed" if execution == CUDA_GRAPH else "in_pass",
+            execution=execution,
         )
 
     @contextmanager
@@ -120,7 +130,7 @@ class VllmEngine:
                         f"cannot build {config.model_config.architecture} of {configuration.name} without weights: "
                         f"{type(error).__name__}: {_first_line(error)}"
                     ) from error
-                yield _VllmSkeleton(model, config)
+                yield _VllmSkeleton(model, config, between_layers=_between_layers(configuration))
 
     @contextmanager
     def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
@@ -148,6 +158,8 @@ class VllmEngine:
                 f"{configuration.name} with tp {ranks} can be traced and planned, not timed: one process is one rank"
             )
         arguments = engine_arguments(configuration)
+        if not isolating and configuration.options.execution_on(_device(configuration)) == CUDA_GRAPH:
+            arguments |= _GRAPHS
         with _quiet():
             _check_import()
             return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
@@ -156,7 +168,7 @@ class VllmEngine:
 class _VllmSkeleton:
     """A model built on fake tensors."""
 
-    def __init__(self, model: torch.nn.Module, config: Any) -> None:
+    def __init__(self, model: torch.nn.Module, config: Any, *, between_layers: str | None) -> None:
         from vllm.model_executor.layers.fused_moe.runner import moe_runner
         from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -171,6 +183,7 @@ class _VllmSkeleton:
         self.collectives = COLLECTIVES
         self._model = model
         self._config = config
+        self._between_layers = between_layers
         self._sampler = Sampler()
         self._catalogue = LayerCatalogue(config.cache_config.block_size)
         for module in model.modules():
@@ -211,10 +224,11 @@ class _VllmSkeleton:
             self._sampler(logits=logits, sampling_metadata=greedy_sampling(device))
 
     def overheads(self) -> Sequence[Operation]:
-        """The step around the forward pass, the admission of a request, and the gap between a layer's leaves."""
+        """The step around the forward pass, the admission of a request, and what a layer costs beyond its leaves."""
         gaps = [
-            _overhead("layer_gap", path, architecture=self.architecture, layer=type(layer).__name__)
+            _overhead(self._between_layers, path, architecture=self.architecture, layer=type(layer).__name__)
             for path, layer in decoder_layers(self._model)
+            if self._between_layers is not None
         ]
         return (*gaps, _overhead("step", "", swept="batch"), _overhead("admission", ""))
 
@@ -228,6 +242,8 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "load_format": "dummy",
         # Compiled graphs fuse leaf layers into kernels that no layer can be timed for.
         "enforce_eager": True,
+        # Scheduling that overlaps the device's work would be hidden behind it to an extent that no part shows alone.
+        "async_scheduling": False,
         # Random prompts share no prefix; a cache hit would hide work that the prediction counts.
         "enable_prefix_caching": False,
         "dtype": options.dtype or "bfloat16",
@@ -385,6 +401,14 @@ def _version() -> str:
 
 def _device(configuration: ModelConfiguration) -> str:
     return configuration.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _between_layers(configuration: ModelConfiguration) -> str | None:
+    """The overhead of a decoder layer: a CPU's gaps add up, a GPU's launches hide behind its work, a graph has none."""
+    device = _device(configuration)
+    if device == "cpu":
+        return "layer_gap"
+    return LAUNCH if configuration.options.execution_on(device) == EAGER else None
 
 
 def _cpu_name() -> str:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -28,7 +28,7 @@ from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.signature import ModelOperation, Signature
 
 __all__ = ["VllmSession"]
@@ -46,9 +46,6 @@ _ALONE = nullcontext()
 
 def _ignore(*_: object) -> None:
     """What an observer calls that is asked for nothing."""
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class VllmSession:
             arguments["model"] = str(self._with_layers(configuration, _layers_needed(configuration, isolating)))
         self._llm = _start(arguments, kv_tokens)
         self._runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self._model: torch.nn.Module = self._runner.model
+        self._model: torch.nn.Module = self._runner.get_model()  # out of the wrapper that replays its graphs
         self._config = self._runner.vllm_config
         self.architecture: str = self._config.model_config.architecture
         self.collectives = COLLECTIVES
@@ -189,7 +186,7 @@ class VllmSession:
         """The operation alone; see `Session.isolate`."""
         name = operation.signature.name
         with torch.inference_mode():
-            if operation.signature.kind is not OperationKind.OVERHEAD:
+            if operation.signature.kind is not OperationKind.OVERHEAD or name == LAUNCH:
                 with self._layer_call(operation, point) as call:
                     yield call
             elif name == "layer_gap":
@@ -263,11 +260,20 @@ class VllmSession:
                 evict()
                 halting.proceed()
 
-            if self._runner.device.type == "cuda":
-                # A kernel that a GPU has only been handed has taken no time yet on the host's clock.
-                yield IsolatedCall(_then_await(halting.call), _then_await(before))
-            else:
-                yield IsolatedCall(halting.call, before)
+            yield IsolatedCall(halting.call, before, self._again(halting))
+
+    def _again(self, halting: HaltingPass) -> Callable[[], None]:
+        """Evicts everything and writes the inputs of a call once more, for one that is made over and over."""
+        written: list[torch.Tensor] = []
+
+        def again() -> None:
+            inputs = [value for value in tree_leaves(halting.arguments) if isinstance(value, torch.Tensor)]
+            written.extend(map(torch.clone, inputs[len(written) :]))
+            self._evict()
+            for tensor, value in zip(inputs, written, strict=True):
+                tensor.copy_(value)
+
+        return again
 
     @contextmanager
     def _halts(self, operation: ModelOperation, halting: HaltingPass) -> Iterator[int]:
@@ -540,15 +546,6 @@ def _positions(batch: Batch) -> torch.Tensor:
 
 def _in_place_of(place: _Place, stand_in: Any) -> AbstractContextManager[Any]:
     return mock.patch.dict(place.keeper, {place.name: stand_in})
-
-
-def _then_await(function: Callable[[], T]) -> Callable[[], T]:
-    def awaited() -> T:
-        result = function()
-        torch.cuda.synchronize()
-        return result
-
-    return awaited
 
 
 def _clone(value: Any) -> Any:
