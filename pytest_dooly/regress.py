@@ -114,9 +114,9 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
     As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984), paired. Where noise
     alone sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in
     features and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares,
-    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber 1964): an
-    outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error over
-    folds that leave out every fifth point by size, or one point where there are few.
+    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off
+    (Huber 1964): an outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute
+    relative error over folds that leave out every fifth point by size, or one point where there are few.
 
     Args:
         signature: of the operation.
