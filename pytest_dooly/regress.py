@@ -39,6 +39,9 @@ _MODEL_ERROR = 0.03
 _INDEPENDENT_ROUNDS = 10
 """Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
 
+_POINTS_PER_NUMBER = 4
+"""Measurements for each number that ramps over several features are fitted with."""
+
 _EVERY_POINT, _BETWEEN = 0, 3
 """Number of knots that stands for all points; how many knots a power law between two of them takes."""
 
@@ -255,12 +258,17 @@ def _candidates(signature: Signature, data: _Data) -> list[_Candidate]:
         }
     one_size = signature.swept in ("num_tokens", "num_reqs")
     ways = {"affine": 1, "3 ramps": 3} | ({"6 ramps": 6, "isotonic": _EVERY_POINT} if one_size else {})
-    return [
+    every = [
         _Candidate(f"{name}, {way}", features, num_knots)
         for way, num_knots in ways.items()
         for name, features in sets.items()
         if num_knots != _EVERY_POINT or len(features) == 1
     ]
+    if one_size:
+        return every
+    # Ramps over several features find noise where points are few.
+    most = len(data.work) / _POINTS_PER_NUMBER
+    return [each for each in every if each.num_knots == 1 or 1 + len(each.features) * each.num_knots <= most]
 
 
 def _winner(trials: Sequence[_Trial]) -> _Trial:
