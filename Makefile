@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-LIMITS  = max-model-len=2048 max-num-tokens=2048 max-num-seqs=32
+DB     ?= .dooly/latency.db
+# Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
+LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
 .PHONY: help demo test lint smoke bench clean
 .DEFAULT_GOAL := help
@@ -16,7 +18,7 @@ demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validat
 	@echo "== profiling llama-300m on vLLM (about 4 minutes; a second run times nothing)"
 	$(BIN)/pytest --dooly-model=llama-300m $(LIMITS:%=--dooly-%) --benchmark-columns=median,iqr,rounds --benchmark-quiet
 	@echo "== validating the predictions against vLLM (about 4 minutes)"
-	$(BIN)/dooly validate llama-300m --repeats 3 $(LIMITS:%=--%)
+	$(BIN)/dooly validate llama-300m --budget 240 $(LIMITS:%=--%)
 
 test: $(STAMP) lint ## lint, types, import rules and every test
 	$(BIN)/pytest
@@ -35,7 +37,8 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## trace every shipped model: operations, unique signatures, seconds, peak memory
+bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
 
 clean: ## remove the environment and what runs have written

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.environment import Environment
     from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.predict import Workload
+    from pytest_dooly.regress import Regressor
+    from pytest_dooly.routing import RoutingDistribution
     from pytest_dooly.signature import ServedModel
+    from pytest_dooly.workloads import Replacement
 
 __all__ = ["main", "parser"]
 
@@ -45,13 +49,26 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     predict.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
     predict.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
+    predict.add_argument(
+        "--routing",
+        type=_routing,
+        default="uniform",
+        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
+    )
     predict.set_defaults(run=_predict)
 
-    validate = _command(commands, "validate", "predictions against the real engine, over a grid of workloads")
-    validate.add_argument("--prompt", type=_positive, nargs="+", default=[32, 128, 512, 1024], help="prompt lengths")
-    validate.add_argument("--batch", type=_positive, nargs="+", default=[1, 4, 8], help="numbers of requests at once")
-    validate.add_argument("--output", type=_positive, nargs="+", default=[16], help="output lengths")
-    validate.add_argument("--repeats", type=_positive, default=5, help="rounds over the grid, after a warm-up (5)")
+    validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
+    validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
+    validate.add_argument(
+        "--budget", type=_seconds, default=300.0, help="seconds of engine time for the drawn, all rounds together (300)"
+    )
+    validate.add_argument("--seed", type=int, default=0, help="of the draw, and of the order in a round (0)")
+    grids = validate.add_argument_group("a grid in place of drawn workloads")
+    grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
+    grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
+    grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
+    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
+    validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     validate.set_defaults(run=_validate)
 
@@ -156,53 +173,83 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         regressors = regressors_of(db, environment)
     lines: list[str]
     if arguments.batch is not None:
-        step = predict_step(model, regressors, arguments.batch)
+        step = predict_step(model, regressors, arguments.batch, routing=arguments.routing)
         _warn(step.out_of_range)
         operations = [dataclasses.asdict(operation) for operation in step.operations]
         document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
         return {**document, "out_of_range": step.out_of_range}, [format_step(step)]
-    prediction = predict_workload(
-        model, regressors, Workload(arguments.prompt, arguments.output, arguments.concurrency)
-    )
+    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    prediction = predict_workload(model, regressors, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
     lines = [workload_line(prediction)]
     return dataclasses.asdict(prediction), lines
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.in_situ import measure_in_situ
     from pytest_dooly.predict import regressors_of
-    from pytest_dooly.profiling import model_report
+    from pytest_dooly.profiling import model_report, standard_batches
     from pytest_dooly.report import format_validation, write_report
-    from pytest_dooly.validate import grid, validate
+    from pytest_dooly.validate import validate
 
     if arguments.repeats < 2:
         raise ConfigurationError(f"--repeats must be at least 2 to show the noise floor, got {arguments.repeats}")
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
         regressors = regressors_of(db, environment)
-        workloads = grid(model.limits, arguments.prompt, arguments.batch, arguments.output)
-        if not workloads:
-            raise ConfigurationError(f"no workload of that grid fits {model.limits}")
+        workloads, replaced = _workloads(arguments, model, regressors)
         _progress(f"starting {engine.name} {engine.version} for {len(workloads)} workloads")
         session = engine.open(
             configuration, kv_tokens=max(w.concurrency * (w.prompt_len + w.output_len) for w in workloads)
         )
+        how = {"repeats": arguments.repeats, "seed": arguments.seed, "replaced": replaced}
         try:
-            validation = validate(session, model, regressors, workloads, repeats=arguments.repeats, progress=_progress)
+            validation = validate(session, model, regressors, workloads, **how, progress=_progress)
+            db.save_finding("validation", model.key, environment, validation.to_json())
+            if not arguments.no_in_situ:
+                in_situ = measure_in_situ(session, model, standard_batches(model.limits), progress=_progress)
+                db.save_finding("in_situ", model.key, environment, in_situ.to_json())
         finally:
             session.close()
-        db.save_finding("validation", model.key, environment, validation.to_json())
         report = model_report(model, db, environment, regressors)
         path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     passed = validation.passes()
     document = {
         "model": model.name,
         **validation.to_json(),
+        "ttft": dataclasses.asdict(validation.ttft),
+        "tpot": validation.tpot and dataclasses.asdict(validation.tpot),
         "passed": passed,
         "report": str(path),
         "status": _OK if passed else _FAILED,
     }
     return document, [format_validation(validation), f"report: {path}"]
+
+
+def _workloads(
+    arguments: argparse.Namespace, model: ServedModel, regressors: Mapping[str, Regressor]
+) -> tuple[Sequence[Workload], Sequence[Replacement]]:
+    """The grid that is asked for, or workloads that are drawn within the budget."""
+    from pytest_dooly.workloads import draw, grid, prefills_beside_decodes
+
+    asked = arguments.prompt, arguments.batch, arguments.output
+    if any(asked):
+        usual = [32, 128, 512, 1024], [1, 4, 8], [16]
+        workloads = grid(model.limits, *(given or default for given, default in zip(asked, usual, strict=True)))
+        if not workloads:
+            raise ConfigurationError(f"no workload of that grid fits {model.limits}")
+        return workloads, ()
+    rounds = arguments.repeats + 1
+    drawn = draw(model, regressors, points=arguments.points, budget_s=arguments.budget / rounds, seed=arguments.seed)
+    mixed = sum(prefills_beside_decodes(workload, model.limits) for workload in drawn.workloads)
+    _progress(
+        f"drew {len(drawn.workloads)} workloads: {mixed} prefill in chunks beside decodes, "
+        f"{len(drawn.replaced)} shrunk to fit the budget; "
+        f"about {rounds * drawn.cost_s:.0f} s of {arguments.budget:.0f} s for {rounds} rounds"
+    )
+    if len(drawn.workloads) < arguments.points:
+        _progress(f"limits and budget leave room for no more, {arguments.points} were asked for")
+    return drawn.workloads, drawn.replaced
 
 
 def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -217,7 +264,13 @@ def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
     if arguments.png is not None:
         save_overview(report, Path(arguments.png))
-    return {"report": str(path), "png": arguments.png}, [f"report: {path}"]
+    document = {
+        "report": str(path),
+        "png": arguments.png,
+        "validation": report.validation and report.validation.to_json(),
+        "in_situ": report.in_situ and report.in_situ.to_json(),
+    }
+    return document, [f"report: {path}"]
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -270,6 +323,22 @@ def _batch(text: str) -> Batch:
         return Batch.parse(text)
     except ConfigurationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _routing(text: str) -> RoutingDistribution:
+    from pytest_dooly.routing import RoutingDistribution  # numpy, which `dooly --help` does without
+
+    try:
+        return RoutingDistribution.parse(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    return value
 
 
 def _positive(text: str) -> int:

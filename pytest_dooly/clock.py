@@ -211,6 +211,16 @@ class Clocks:
             return self._host
         return self._awaiting if operation.kind is OperationKind.OVERHEAD else self._events
 
+    @property
+    def of_layers(self) -> Clock:
+        """The clock that layers are timed with."""
+        return self._host if self._on_host else self._events
+
+    @property
+    def device_name(self) -> str:
+        """Where layers run, as torch names it."""
+        return "cpu" if self._on_host else "cuda"
+
     def ready(self, operation: Signature, call: IsolatedCall) -> IsolatedCall:
         """The call as it is timed: replayed from a graph where the engine replays one, on a device held until then.
 
@@ -224,7 +234,7 @@ class Clocks:
         if self._replays and operation.kind not in _NOT_IN_GRAPHS:
             if call.before is not None:
                 call.before()
-            call = IsolatedCall(self._device.capture(call.run), call.before)
+            call = IsolatedCall(self._device.capture(call.run), call.again or call.before)
         return _held(call, self._device)
 
     @cached_property

@@ -35,8 +35,8 @@ class Environment:
         engine_version: its version.
         torch_version: version of PyTorch, with its build tag.
         clock: what the durations of layers are read from (`perf_counter`: the host's; `cuda_event`: the GPU's).
-        cache_mode: state of the caches when an operation starts (`rotated`: its weights are cold, since other layers
-            have run; `flushed`: evicted before its inputs are written).
+        cache_mode: state of the caches when an operation starts (`in_pass`: as a forward pass leaves them; `flushed`:
+            evicted before its inputs are written).
         execution: how the engine runs its model (`eager`, `cuda_graph`).
     """
 

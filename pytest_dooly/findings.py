@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.environment import Environment
+from pytest_dooly.isolation import InSitu
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.predict import StepPrediction, WorkloadPrediction
 from pytest_dooly.regress import Regressor
@@ -49,6 +50,7 @@ class ModelReport:
         validation: of the predictions against the engine; None where it was not run.
         spent_s: seconds that this run spent on timing.
         saved_s: seconds that reused cases had taken.
+        in_situ: operations alone beside the same within a real step; None where they were not compared.
     """
 
     model: ServedModel
@@ -59,3 +61,4 @@ class ModelReport:
     validation: Validation | None
     spent_s: float
     saved_s: float
+    in_situ: InSitu | None = None

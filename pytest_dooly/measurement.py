@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Failure", "Measurement"]
+__all__ = ["Failure", "Measurement", "interval_of_median", "relative_spread"]
+
+_TAIL = 0.025
+"""Probability of a median beyond either end of its 95 % confidence interval."""
+
+
+def interval_of_median(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the median, which holds for every distribution; None for fewer than 6 samples.
+
+    Its ends are order statistics: the number of samples below the median is binomial (Conover, Practical
+    Nonparametric Statistics, 3.2).
+    """
+    count = len(samples)
+    rank = _rank(count)
+    if rank == 0:
+        return None
+    ordered = sorted(samples)
+    return ordered[rank - 1], ordered[count - rank]
+
+
+@functools.cache
+def _rank(count: int) -> int:
+    """Largest r for which the r-th smallest sample lies beyond the median with probability _TAIL at most."""
+    tail, rank = 0.5**count, 0
+    while tail <= _TAIL:
+        rank += 1
+        tail += math.comb(count, rank) * 0.5**count
+    return rank
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Relative standard deviation, by the median absolute deviation, so that outliers hardly count; 0 for one value.
+
+    The factor makes it the standard deviation of a normal distribution (Rousseeuw and Croux 1993).
+    """
+    if len(values) < 2:
+        return 0.0
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values) / middle
 
 
 @dataclass(frozen=True)
@@ -19,6 +59,7 @@ class Measurement:
         median_s: what regressors are fitted to.
         mean_s: arithmetic mean.
         iqr_s: distance of the quartiles.
+        noise: relative IQR of a reference operation that was timed beside it, 0.05 for 5 %; None where it is unknown.
     """
 
     rounds: int
@@ -26,10 +67,15 @@ class Measurement:
     median_s: float
     mean_s: float
     iqr_s: float
+    noise: float | None = None
 
     @classmethod
-    def of(cls, samples_s: Sequence[float]) -> Measurement:
+    def of(cls, samples_s: Sequence[float], *, noise: float | None = None) -> Measurement:
         """The statistics of the samples, in seconds.
+
+        Args:
+            samples_s: every round.
+            noise: of the machine, as in the attribute.
 
         Raises:
             ValueError: fewer than 3 samples, of which no median is worth the name.
@@ -43,6 +89,7 @@ class Measurement:
             median_s=statistics.median(samples_s),
             mean_s=statistics.fmean(samples_s),
             iqr_s=high - low,
+            noise=noise,
         )
 
 

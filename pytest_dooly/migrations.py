@@ -141,3 +141,35 @@ def m004_findings(db: Database) -> None:
         ) WITHOUT ROWID;
         """
     )
+
+
+@MIGRATIONS()
+def m005_noise_held_out_and_settled_sweeps(db: Database) -> None:
+    """The machine's noise beside a latency; points that no regressor may see; sweeps that need no more points."""
+    db.executescript(
+        """
+        ALTER TABLE measurement ADD COLUMN noise REAL;
+        ALTER TABLE measurement ADD COLUMN held_out INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE settled_sweep (
+            environment TEXT NOT NULL REFERENCES environment (key),
+            signature TEXT NOT NULL REFERENCES signature (key),
+            target REAL NOT NULL,
+            error REAL,
+            grid TEXT NOT NULL,
+            settled_at TEXT NOT NULL,
+            PRIMARY KEY (environment, signature)
+        ) WITHOUT ROWID;
+        DROP VIEW latency;
+        CREATE VIEW latency AS
+            SELECT
+                signature.kind, signature.name AS signature, sweep_point.name AS sweep_point,
+                sweep_point.num_tokens, sweep_point.num_reqs,
+                measurement.median_s, measurement.min_s, measurement.mean_s, measurement.iqr_s, measurement.rounds,
+                measurement.noise, measurement.held_out, measurement.reason, environment.name AS environment,
+                measurement.measured_at
+            FROM measurement
+            JOIN environment ON environment.key = measurement.environment
+            JOIN signature ON signature.key = measurement.signature
+            JOIN sweep_point ON sweep_point.key = measurement.sweep_point;
+        """
+    )

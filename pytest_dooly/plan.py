@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from pytest_dooly.batch import SweepPoint
+from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.refine import TARGET, grid_key
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
-from pytest_dooly.sweep import sweep
+from pytest_dooly.sweep import refinements, sweep
 
 __all__ = ["Case", "Plan", "make_plan"]
 
@@ -20,6 +22,10 @@ __all__ = ["Case", "Plan", "make_plan"]
 _CASE_S, _RUNS = 0.8, 12
 # Operations a second that are assumed before any is measured, of a CPU and of a GPU.
 _CPU_FLOPS_PER_S, _GPU_FLOPS_PER_S = 1e11, 2e14
+
+
+Use = Literal["sweep", "refinement", "unneeded", "held out"]
+"""What a case is for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Case:
         outcome: what the latency DB holds, or None.
         refresh: time it again, whatever the DB holds.
         spent_s: what timing it cost, or about what it will, in seconds.
+        use: whether its sweep always takes it, takes it where the error asks for it, has been found not to need it, or
+            no regressor may see it.
     """
 
     model: ServedModel
@@ -41,6 +49,7 @@ class Case:
     outcome: Measurement | Failure | None
     refresh: bool
     spent_s: float
+    use: Use = "sweep"
 
     @property
     def reused(self) -> bool:
@@ -70,7 +79,17 @@ class Plan:
     @property
     def new(self) -> tuple[Case, ...]:
         """Cases to be timed."""
-        return tuple(case for case in self.cases if not case.reused)
+        return tuple(case for case in self.cases if not case.reused and case.use in ("sweep", "held out"))
+
+    @property
+    def possible(self) -> tuple[Case, ...]:
+        """Cases to be timed where the held-out error asks for them, which shows only when the others are timed."""
+        return tuple(case for case in self.cases if not case.reused and case.use == "refinement")
+
+    @property
+    def unneeded(self) -> tuple[Case, ...]:
+        """Cases that a sweep turned out not to need."""
+        return tuple(case for case in self.cases if not case.reused and case.use == "unneeded")
 
     @property
     def reused(self) -> tuple[Case, ...]:
@@ -79,7 +98,7 @@ class Plan:
 
     @property
     def estimate_s(self) -> float:
-        """About what timing the new cases takes, in seconds."""
+        """About what timing the new cases takes, in seconds; without those that may be needed."""
         return sum(case.spent_s for case in self.new)
 
     @property
@@ -88,7 +107,15 @@ class Plan:
         return sum(case.spent_s for case in self.reused)
 
 
-def make_plan(models: Sequence[ServedModel], environment: Environment, db: LatencyDB, *, refresh: bool = False) -> Plan:
+def make_plan(
+    models: Sequence[ServedModel],
+    environment: Environment,
+    db: LatencyDB,
+    *,
+    refresh: bool = False,
+    target: float = TARGET,
+    held_out: int = 0,
+) -> Plan:
     """The cases that the models need, with what the latency DB holds of them.
 
     Args:
@@ -96,32 +123,72 @@ def make_plan(models: Sequence[ServedModel], environment: Environment, db: Laten
         environment: what the latencies must be true for.
         db: where measurements are.
         refresh: time every case again.
+        target: held-out relative error at which a sweep needs no more points.
+        held_out: how many points of each operation to time that no regressor may see.
     """
-    outcomes = db.outcomes(environment)
-    spent_s = db.spent_s(environment)
+    recorded = {False: _Recorded.of(db, environment), True: _Recorded.of(db, environment, held_out=True)}
+    settled = db.settled(environment)
     assumed = _GPU_FLOPS_PER_S if "NVIDIA" in environment.device else _CPU_FLOPS_PER_S
-    flops_per_s = _flops_per_s(models, outcomes) or assumed
+    flops_per_s = _flops_per_s(models, recorded[False].outcomes) or assumed
     cases: dict[tuple[str, SweepPoint], Case] = {}
     for model in models:
         for operation in model.operations:
-            key = operation.signature.key
-            for point in sweep(operation.signature, model.limits):
-                known = outcomes.get(key, {}).get(point)
-                guess_s = _CASE_S + _RUNS * _flops(operation.signature, point) / flops_per_s
-                cost_s = spent_s.get(key, {}).get(point, guess_s)
-                cases.setdefault((key, point), Case(model, operation, point, known, refresh, cost_s))
+            signature = operation.signature
+            for point, use in _points(signature, model.limits, settled.get(signature.key), target, held_out):
+                known = recorded[use == "held out"]
+                outcome = known.outcomes.get(signature.key, {}).get(point)
+                guess_s = _CASE_S + _RUNS * _flops(signature, point) / flops_per_s
+                cost_s = known.spent_s.get(signature.key, {}).get(point, guess_s)
+                if refresh and isinstance(outcome, Measurement) and use != "held out":
+                    use = "sweep"
+                case = Case(model, operation, point, outcome, refresh, cost_s, use)
+                # A point that one model may need can be one that another always takes.
+                if use == "sweep" or (signature.key, point) not in cases:
+                    first = cases.get((signature.key, point), case)
+                    cases[signature.key, point] = replace(case, model=first.model, operation=first.operation)
     return Plan(environment, tuple(models), tuple(sorted(cases.values(), key=_order(models))))
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    outcomes: Mapping[str, Mapping[SweepPoint, Measurement | Failure]]
+    spent_s: Mapping[str, Mapping[SweepPoint, float]]
+
+    @classmethod
+    def of(cls, db: LatencyDB, environment: Environment, *, held_out: bool = False) -> _Recorded:
+        return cls(db.outcomes(environment, held_out=held_out), db.spent_s(environment, held_out=held_out))
+
+
+def _points(
+    signature: Signature, limits: Limits, settled: tuple[float, str] | None, target: float, held_out: int
+) -> Iterator[tuple[SweepPoint, Use]]:
+    """Every point that a signature may be timed at, and what for."""
+    for point in sweep(signature, limits):
+        yield point, "sweep"
+    finer = refinements(signature, limits)
+    done = settled is not None and settled[0] <= target and settled[1] == grid_key(finer)
+    for point in finer:
+        yield point, "unneeded" if done else "refinement"
+    if held_out and signature.kind is not OperationKind.OVERHEAD:
+        from pytest_dooly.strategies import held_out_points
+
+        for point in held_out_points(signature, limits, held_out):
+            yield point, "held out"
+
+
 def _flops(signature: Signature, point: SweepPoint) -> float:
-    """Floating-point operations of one run: two for each weight and row, four for each attended pair and channel."""
+    """Floating-point operations of one run: two for each weight and row, four for each attended pair and channel.
+
+    A row meets as many experts of a mixture as it is routed to.
+    """
+    attributes = dict(signature.attributes)
+    met = float(attributes.get("top_k", 1)) / float(attributes.get("num_local_experts", 1))
     rows = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
     weights = sum(
-        math.prod(dim for dim in shape if isinstance(dim, int))
+        math.prod(dim for dim in shape if isinstance(dim, int)) * (met if len(shape) > 2 else 1)
         for role, _, shape in signature.tensors
-        if role == "weight" and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
+        if role.endswith("weight") and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
     )
-    attributes = dict(signature.attributes)
     channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
     requests = point.batch.requests if point.batch else ()
     pairs = sum(request.query_len * (request.context_len + request.query_len / 2) for request in requests)
@@ -145,7 +212,7 @@ def _flops_per_s(
 
 
 def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
-    """One model after the other; equal points together, since they share the forward pass that inputs come from."""
+    """One model after the other; what a sweep always takes before what it may need, coarser grids first."""
     positions = {model.key: i for i, model in enumerate(models)}
 
     def key(case: Case) -> tuple[object, ...]:
@@ -153,6 +220,8 @@ def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
         point = case.point
         tokens = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
         swept = ("num_tokens", "routing", "num_reqs", "batch").index(case.operation.signature.swept)
-        return positions[case.model.key], overhead, swept, tokens, str(point)
+        if case.use in ("sweep", "held out"):
+            return positions[case.model.key], 0, overhead, swept, tokens, str(point)
+        return positions[case.model.key], 1, overhead, swept
 
     return key

@@ -6,14 +6,17 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pytest_dooly.batch import Batch, SweepPoint
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.validation import TPOT_TARGET, TTFT_TARGET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "fitted_against_measured",
     "format_latency",
+    "isolated_against_in_situ",
     "latency_curves",
     "predicted_against_measured",
     "save_overview",
@@ -157,20 +161,31 @@ def predicted_against_measured(report: ModelReport) -> str:
         ttfts.append((row.measured_ttft_s, row.predicted_ttft_s, name))
         if row.measured_tpot_s is not None and row.predicted_tpot_s is not None:
             tpots.append((row.measured_tpot_s, row.predicted_tpot_s, name))
-    plots = [("TTFT", ttfts, OperationKind.LINEAR), ("TPOT", tpots, OperationKind.ATTENTION)]
+    plots = [("TTFT", ttfts, OperationKind.LINEAR, TTFT_TARGET), ("TPOT", tpots, OperationKind.ATTENTION, TPOT_TARGET)]
     plots = [plot for plot in plots if plot[1]]
     with _style():
         figure = _figure(5.0 * len(plots), 4.4)
-        for ax, (name, pairs, kind) in zip(figure.subplots(1, len(plots), squeeze=False).flat, plots, strict=True):
+        axes = figure.subplots(1, len(plots), squeeze=False).flat
+        for ax, (name, pairs, kind, target) in zip(axes, plots, strict=True):
             ax.set_title(name, fontweight="bold")
             ax.scatter(*_milliseconds(pairs), color=_COLOURS[kind], s=28, alpha=0.85, linewidths=0, zorder=3)
-            _diagonal(ax, pairs, "predicted, ms")
+            _diagonal(ax, pairs, ("measured, ms", "predicted, ms"), band=target)
         return _svg(figure, "Predicted against measured TTFT and TPOT")
+
+
+def isolated_against_in_situ(report: ModelReport) -> str:
+    """Every operation alone against the same within a step, around the diagonal; empty where they were not compared."""
+    if report.in_situ is None or not report.in_situ.rows:
+        return ""
+    pairs: dict[str, list[_Pair]] = {}
+    for row in report.in_situ.rows:
+        pairs.setdefault(row.kind, []).append((row.in_situ_s, row.isolated_s, ""))
+    return _scattered(pairs, ("in situ, ms", "isolated, ms"), 0.05, "Latency alone against latency within a step")
 
 
 def fitted_against_measured(report: ModelReport) -> str:
     """Every measured point against its fit, around the diagonal; empty where nothing was fitted."""
-    pairs: dict[OperationKind, list[_Pair]] = {}
+    pairs: dict[str, list[_Pair]] = {}
     for row in report.operations:
         if row.regressor is not None and row.points:
             points, outcomes = zip(*row.points, strict=True)
@@ -179,16 +194,21 @@ def fitted_against_measured(report: ModelReport) -> str:
             found += [(outcome.median_s, float(fit), "") for outcome, fit in zip(outcomes, fitted, strict=True)]
     if not pairs:
         return ""
+    axes = "measured, ms", "fitted, ms"
+    return _scattered(pairs, axes, 0.10, "Fitted against measured latency of every sweep point")
+
+
+def _scattered(pairs: Mapping[str, Sequence[_Pair]], axes: tuple[str, str], band: float, title: str) -> str:
+    """SVG of pairs by kind of operation around the diagonal."""
     with _style():
         figure = _figure(4.9, 4.6)
         ax = figure.subplots()
         for kind, found in pairs.items():
-            ax.scatter(
-                *_milliseconds(found), s=11, alpha=0.75, linewidths=0, color=_COLOURS[kind], label=kind, zorder=3
-            )
-        _diagonal(ax, [pair for found in pairs.values() for pair in found], "fitted, ms")
+            colour = _COLOURS[OperationKind(kind)]
+            ax.scatter(*_milliseconds(found), s=11, alpha=0.75, linewidths=0, color=colour, label=kind, zorder=3)
+        _diagonal(ax, [pair for found in pairs.values() for pair in found], axes, band=band)
         ax.legend(loc="lower right", fontsize=8, handletextpad=0.1, labelspacing=0.25)
-        return _svg(figure, "Fitted against measured latency of every sweep point")
+        return _svg(figure, title)
 
 
 def save_overview(report: ModelReport, path: Path) -> None:
@@ -356,8 +376,8 @@ def _shares(step: StepPrediction) -> dict[OperationKind, float]:
     return shares
 
 
-def _diagonal(ax: Axes, pairs: Sequence[_Pair], y_label: str) -> None:
-    """Equal logarithmic axes, the diagonal, a band of ±10 % around it, and the names of points outside of it."""
+def _diagonal(ax: Axes, pairs: Sequence[_Pair], names: tuple[str, str], *, band: float) -> None:
+    """Equal logarithmic axes, the diagonal, a band around it (0.05 is ±5 %), the names of points outside of it."""
     values = [value for column in _milliseconds(pairs) for value in column]
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -365,14 +385,15 @@ def _diagonal(ax: Axes, pairs: Sequence[_Pair], y_label: str) -> None:
     _decimal_axis(ax.xaxis, values)
     low, high = _decimal_axis(ax.yaxis, values)
     ax.set(xlim=(low, high), ylim=(low, high))
-    ax.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color=_SOFT, alpha=0.18, linewidth=0)
-    ax.plot([low, high], [low, high], color=_SOFT, linewidth=0.9)
-    ax.text(0.03, 0.96, "band: ±10 %", transform=ax.transAxes, va="top", fontsize=8, color=_SOFT)
+    ends = np.array([low, high])
+    ax.fill_between(ends, (1 - band) * ends, (1 + band) * ends, color=_SOFT, alpha=0.18, linewidth=0)
+    ax.plot(ends, ends, color=_SOFT, linewidth=0.9)
+    ax.text(0.03, 0.96, f"band: ±{band * 100:.0f} %", transform=ax.transAxes, va="top", fontsize=8, color=_SOFT)
     for measured, predicted, name in pairs:
-        if name and abs(predicted / measured - 1) > 0.1:
+        if name and abs(predicted / measured - 1) > band:
             _note(ax, name, (measured * 1e3, predicted * 1e3), (-3, 9 if predicted > measured else -9))
-    ax.set_xlabel("measured, ms")
-    ax.set_ylabel(y_label)
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
 
 
 def _note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:

@@ -6,11 +6,12 @@ Loaded in every project that has us installed, so nothing heavy is imported befo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_dooly.profiling import Profiling, Summary
 
 __all__ = ["DoolyPlugin"]
+
+Number = TypeVar("Number", int, float)
 
 _PLUGIN = "dooly-session"
 _DB = ".dooly/latency.db"
@@ -51,6 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for field in dataclasses.fields(ServingOptions):
         add(field.metadata["flag"], field.metadata["help"], metavar=field.metadata["flag"].rpartition("-")[2].upper())
     add("reports", "directory that reports are written to (default: reports)", metavar="DIR")
+    add("target", "held-out error, in percent, at which a sweep needs no more points (5)", metavar="PERCENT")
+    add("precision", "half the width of the median's confidence interval at which a case ends, in percent (2)")
+    add("held-out", "random points of each operation to time that no regressor may see (0)", metavar="COUNT")
     add("refresh", "time every case again, whatever the latency DB holds", action="store_true")
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
     add("models", "list the models that are shipped, and exit", action="store_true")
@@ -98,13 +104,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("dooly_case", plugin.parameters())
 
 
+class _Enough(BaseException):
+    """Ends the rounds of a case; no Exception, which pytest-benchmark would take for a failure of the operation."""
+
+
 @pytest.fixture
 def dooly_time(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case], None]:
     """Times a case through pytest-benchmark and commits its outcome to the latency DB."""
     plugin = cast("DoolyPlugin", request.config.pluginmanager.get_plugin(_PLUGIN))
 
-    def rounds(run: Callable[[], object], before: Callable[[], None] | None, count: int) -> Sequence[float]:
-        benchmark.pedantic(run, setup=before, rounds=count)
+    def rounds(
+        run: Callable[[], object],
+        before: Callable[[], None] | None,
+        enough: Callable[[Sequence[float]], bool],
+        most: int,
+    ) -> Sequence[float]:
+        def setup() -> None:
+            if benchmark.stats and enough(benchmark.stats.stats.data):
+                raise _Enough
+            if before is not None:
+                before()
+
+        with suppress(_Enough):
+            benchmark.pedantic(run, setup=setup, rounds=most)
         return benchmark.stats.stats.data if benchmark.stats else ()
 
     def time(case: Case) -> None:
@@ -167,9 +189,16 @@ class DoolyPlugin:
             getattr(pytest.mark, f"dooly_{signature.kind}"),
             pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer(case)),
         ]
-        if case.reused:
+        if reason:
             marks.append(pytest.mark.skip(reason=reason))
         return pytest.param(case, id=case.id, marks=marks)
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skips a case that the cases timed before it have made unneeded."""
+        case = getattr(item, "callspec", None) and item.callspec.params.get("dooly_case")  # type: ignore[attr-defined]
+        reason = self.profiling.unneeded(case) if case is not None else None
+        if reason is not None:
+            pytest.skip(reason)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fits the regressors and writes the reports; nothing where nothing was to be run."""
@@ -212,8 +241,16 @@ def _profiling(config: pytest.Config) -> Iterator[Profiling]:
     configurations: list[ModelConfiguration] = [resolve(name, options) for name in _setting(config, "model")]
     engine = load_engine(_setting(config, "engine") or "vllm")
     with LatencyDB.open(_db_path(config)) as db:
-        refresh = bool(_setting(config, "refresh"))
-        profiling = Profiling(engine, configurations, db, refresh=refresh, progress=partial(_progress, config))
+        profiling = Profiling(
+            engine,
+            configurations,
+            db,
+            refresh=bool(_setting(config, "refresh")),
+            target=_percent(config, "target", 5),
+            precision=_percent(config, "precision", 2),
+            held_out=_number(config, "held-out", int, 0),
+            progress=partial(_progress, config),
+        )
         try:
             yield profiling
         finally:
@@ -252,6 +289,23 @@ def _setting(config: pytest.Config, flag: str) -> Any:
     name = f"dooly_{flag.replace('-', '_')}"
     value = config.getoption(name)
     return config.getini(name) if value is None else value
+
+
+def _percent(config: pytest.Config, flag: str, default: float) -> float:
+    return _number(config, flag, float, default) / 100
+
+
+def _number(config: pytest.Config, flag: str, kind: Callable[[str], Number], default: Number) -> Number:
+    from pytest_dooly.errors import ConfigurationError
+
+    text = _setting(config, flag)
+    try:
+        value = kind(text) if text else default
+    except ValueError:
+        value = None
+    if value is None or not 0 <= value < math.inf:
+        raise ConfigurationError(f"--dooly-{flag} takes a number that is not negative, got {text!r}")
+    return value
 
 
 def _suite() -> Path:

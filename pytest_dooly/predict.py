@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRa
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.regress import Regressor
-from pytest_dooly.signature import ModelOperation, ServedModel, SweptSymbol
+from pytest_dooly.routing import RoutingDistribution
+from pytest_dooly.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.work import Work, features_of
 
 __all__ = [
     "OperationLatency",
@@ -31,6 +34,8 @@ __all__ = [
     "regressors_of",
     "schedule",
 ]
+
+UNIFORM = RoutingDistribution()
 
 ADMISSION = "admission"
 """Name of the overhead that a request costs once, before its first step."""
@@ -116,6 +121,7 @@ class WorkloadPrediction:
         ttft_s: mean over the requests of arrival to first token.
         tpot_s: mean over the requests of (latency - TTFT) / (output_len - 1); None where output_len is 1.
         num_steps: engine steps simulated.
+        duration_s: first arrival to last token.
         out_of_range: one line for each operation that was asked outside of its measured range.
     """
 
@@ -123,10 +129,17 @@ class WorkloadPrediction:
     ttft_s: float
     tpot_s: float | None
     num_steps: int
+    duration_s: float
     out_of_range: tuple[str, ...] = ()
 
 
-def predict_step(model: ServedModel, regressors: Mapping[str, Regressor], batch: Batch) -> StepPrediction:
+def predict_step(
+    model: ServedModel,
+    regressors: Mapping[str, Regressor],
+    batch: Batch,
+    *,
+    routing: RoutingDistribution = UNIFORM,
+) -> StepPrediction:
     """Latency of one engine step, operation by operation.
 
     A GPU works through a layer while the host launches the next, so that the slower of the two decides: what launches
@@ -136,19 +149,22 @@ def predict_step(model: ServedModel, regressors: Mapping[str, Regressor], batch:
         model: what is served.
         regressors: by signature key.
         batch: what the step works on.
+        routing: how a mixture's router spreads tokens over experts.
 
     Raises:
+        ConfigurationError: the routing has another number of experts than the model.
         MissingMeasurements: an operation has no regressor; names all of them.
     """
     operations = _step_operations(model)
     _check(model, operations, regressors)
+    step = Work.of([SweepPoint(batch=batch)])
     latencies, out_of_range = [], []
     for operation in operations:
-        regressor, point = regressors[operation.signature.key], _point(operation.signature.swept, batch)
-        latency_s = operation.multiplicity * float(regressor.predict_s([point])[0])
-        signature = operation.signature
+        signature, regressor = operation.signature, regressors[operation.signature.key]
+        work = _work_of(signature, step, routing)
+        latency_s = operation.multiplicity * float(regressor.predict_s(work)[0])
         latencies.append(OperationLatency(signature.label, signature.kind, operation.multiplicity, latency_s))
-        line = regressor.out_of_range(point)
+        line = regressor.out_of_range(work)
         if line is not None:
             out_of_range.append(f"{signature.label}: {line}")
     launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if _is_launch(o))
@@ -170,34 +186,19 @@ def schedule(workload: Workload, limits: Limits) -> Iterator[ScheduledStep]:
     Raises:
         ConfigurationError: a request would be longer than max_model_len.
     """
-    if workload.prompt_len + workload.output_len > limits.max_model_len:
-        raise ConfigurationError(
-            f"prompt and output of {workload.prompt_len} + {workload.output_len} tokens exceed "
-            f"max_model_len {limits.max_model_len}"
-        )
-    waiting, running = list(range(workload.concurrency)), list[int]()
-    computed = [0] * workload.concurrency
-    while waiting or running:
-        budget, parts, first, last = limits.max_num_tokens, list[tuple[int, int]](), list[int](), list[int]()
-        candidates = [*running, *waiting[: limits.max_num_seqs - len(running)]]
-        for request in candidates:
-            query_len = min(budget, max(1, workload.prompt_len - computed[request]))
-            if query_len == 0:
-                break
-            if request not in running:
-                running.append(request)
-                waiting.remove(request)
-            parts.append((query_len, computed[request]))
-            budget -= query_len
-            computed[request] += query_len
-            generated = computed[request] - workload.prompt_len + 1
-            first += [request] if generated == 1 else []
-            last += [request] if generated == workload.output_len else []
-        running = [request for request in running if request not in last]
-        yield ScheduledStep(Batch.of(parts), tuple(first), tuple(last))
+    for run in _runs(workload, limits):
+        for i in range(run.steps):
+            batch = Batch.of((query_len, context_len + i) for query_len, context_len in run.parts)
+            yield ScheduledStep(batch, run.first, run.last if i == run.steps - 1 else ())
 
 
-def predict_workload(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> WorkloadPrediction:
+def predict_workload(
+    model: ServedModel,
+    regressors: Mapping[str, Regressor],
+    workload: Workload,
+    *,
+    routing: RoutingDistribution = UNIFORM,
+) -> WorkloadPrediction:
     """TTFT and TPOT of a workload whose requests arrive together at an idle engine.
 
     Requests are admitted one after the other, each one's clock starting with its own admission, before the first step.
@@ -206,31 +207,44 @@ def predict_workload(model: ServedModel, regressors: Mapping[str, Regressor], wo
         model: what is served.
         regressors: by signature key.
         workload: equal requests.
+        routing: how a mixture's router spreads tokens over experts.
 
     Raises:
-        ConfigurationError: a request would be longer than max_model_len.
+        ConfigurationError: a request would be longer than max_model_len, or the routing has another number of experts
+            than the model.
         MissingMeasurements: an operation has no regressor; names all of them.
     """
-    steps = list(schedule(workload, model.limits))
-    latencies_s, out_of_range = _predict_steps(model, regressors, [step.batch for step in steps])
+    runs = list(_runs(workload, model.limits))
+    latencies_s, out_of_range = _predict_steps(model, regressors, _steps(runs), routing)
     admission_s = _admission_s(model, regressors, workload)
     ends_s = np.cumsum(latencies_s) + workload.concurrency * admission_s
     first_s, last_s = np.zeros(workload.concurrency), np.zeros(workload.concurrency)
-    for step, end_s in zip(steps, ends_s, strict=True):
-        first_s[list(step.first)] = end_s
-        last_s[list(step.last)] = end_s
+    for run, end in zip(runs, np.cumsum([run.steps for run in runs]), strict=True):
+        first_s[list(run.first)] = ends_s[end - 1]
+        last_s[list(run.last)] = ends_s[end - 1]
     arrivals_s = admission_s * np.arange(workload.concurrency)
     tpot_s = float((last_s - first_s).mean()) / (workload.output_len - 1) if workload.output_len > 1 else None
-    return WorkloadPrediction(workload, float((first_s - arrivals_s).mean()), tpot_s, len(steps), out_of_range)
+    ttft_s = float((first_s - arrivals_s).mean())
+    return WorkloadPrediction(workload, ttft_s, tpot_s, len(ends_s), float(ends_s[-1]), out_of_range)
 
 
 @overload
 def predict(
-    model: str, *, batch: str | Batch, db: str | Path = ..., environment: Environment | None = ...
+    model: str,
+    *,
+    batch: str | Batch,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    routing: str | RoutingDistribution = ...,
 ) -> StepPrediction: ...
 @overload
 def predict(
-    model: str, *, workload: Workload, db: str | Path = ..., environment: Environment | None = ...
+    model: str,
+    *,
+    workload: Workload,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    routing: str | RoutingDistribution = ...,
 ) -> WorkloadPrediction: ...
 def predict(
     model: str,
@@ -239,6 +253,7 @@ def predict(
     workload: Workload | None = None,
     db: str | Path = ".dooly/latency.db",
     environment: Environment | None = None,
+    routing: str | RoutingDistribution = UNIFORM,
 ) -> StepPrediction | WorkloadPrediction:
     """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
 
@@ -248,12 +263,13 @@ def predict(
         workload: equal requests that arrive together.
         db: path of the latency DB.
         environment: what the latencies are true for; may be left out where the DB has the model in one only.
+        routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
 
     Returns:
         StepPrediction for a batch, WorkloadPrediction for a workload.
 
     Raises:
-        ConfigurationError: not exactly one of batch and workload is given, or it cannot be read.
+        ConfigurationError: not exactly one of batch and workload is given, or it or the routing cannot be read.
         DatabaseError: there is no latency DB, or it cannot be read.
         MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments.
 
@@ -264,11 +280,14 @@ def predict(
         raise ConfigurationError("name either a batch or a workload")
     with LatencyDB.open(Path(db), create=False) as opened:
         served, regressors = _profiled(opened, model, environment)
+    spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     prediction: StepPrediction | WorkloadPrediction
     if workload is not None:
-        prediction = predict_workload(served, regressors, workload)
+        prediction = predict_workload(served, regressors, workload, routing=spread)
     else:
-        prediction = predict_step(served, regressors, Batch.parse(batch) if isinstance(batch, str) else batch)  # type: ignore[arg-type]
+        asked = Batch.parse(batch) if isinstance(batch, str) else batch
+        assert asked is not None
+        prediction = predict_step(served, regressors, asked, routing=spread)
     for line in prediction.out_of_range:
         warnings.warn(line, OutOfRangeWarning, stacklevel=2)
     return prediction
@@ -319,42 +338,111 @@ def _check(model: ServedModel, operations: Sequence[ModelOperation], regressors:
         )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Steps in a row that do the same: one of any kind, or several in which the same requests all decode.
+
+    Attributes:
+        parts: (query_len, context_len) of each request in the first step; contexts grow by one each further step.
+        steps: number of them.
+        first: requests that get their first token at the end; then there is one step.
+        last: requests that get their last token at the end.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+    steps: int
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+
+def _runs(workload: Workload, limits: Limits) -> Iterator[_Run]:
+    """As `schedule`, with decodes that nothing interrupts taken together."""
+    prompt_len, output_len = workload.prompt_len, workload.output_len
+    if prompt_len + output_len > limits.max_model_len:
+        raise ConfigurationError(
+            f"prompt and output of {prompt_len} + {output_len} tokens exceed max_model_len {limits.max_model_len}"
+        )
+    running, admitted = list[int](), 0
+    computed = [0] * workload.concurrency
+    while running or admitted < workload.concurrency:
+        seats = range(admitted, min(workload.concurrency, admitted + limits.max_num_seqs - len(running)))
+        budget, served, parts = limits.max_num_tokens, list[int](), list[tuple[int, int]]()
+        for request in (*running, *seats):
+            query_len = min(budget, max(1, prompt_len - computed[request]))
+            if query_len == 0:
+                break
+            served.append(request)
+            parts.append((query_len, computed[request]))
+            budget -= query_len
+            computed[request] += query_len
+        running += served[len(running) :]
+        admitted = max(admitted, *(request + 1 for request in served))
+        generated = {request: computed[request] - prompt_len + 1 for request in served}
+        first = tuple(request for request, tokens in generated.items() if tokens == 1)
+        more = 0
+        if len(served) == len(running) and min(generated.values()) > 1:  # nothing but decodes, until one has its last
+            more = output_len - max(generated.values())
+            for request in served:
+                computed[request] += more
+        last = tuple(request for request, tokens in generated.items() if tokens + more == output_len)
+        running = [request for request in running if request not in last]
+        yield _Run(tuple(parts), 1 + more, first, last)
+
+
+def _steps(runs: Sequence[_Run]) -> Work:
+    """Every step of the runs, equal neighbours in a step taken together."""
+    queries, contexts, counts, sizes = [], [], [], []
+    for run in runs:
+        groups = [(part, len(list(same))) for part, same in itertools.groupby(run.parts)]
+        grown = np.arange(run.steps)[:, None]
+        queries.append(np.tile([query_len for (query_len, _), _ in groups], run.steps))
+        contexts.append((np.array([context_len for (_, context_len), _ in groups]) + grown).ravel())
+        counts.append(np.tile([count for _, count in groups], run.steps))
+        sizes.append(np.full(run.steps, len(groups)))
+    starts = np.cumsum([0, *np.concatenate(sizes)])[:-1]
+    return Work.of_batches(np.concatenate(queries), np.concatenate(contexts), starts, counts=np.concatenate(counts))
+
+
 def _predict_steps(
-    model: ServedModel, regressors: Mapping[str, Regressor], batches: Sequence[Batch]
+    model: ServedModel, regressors: Mapping[str, Regressor], steps: Work, routing: RoutingDistribution
 ) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range."""
     operations = _step_operations(model)
     _check(model, operations, regressors)
-    total, forward, launched = (np.zeros(len(batches)) for _ in range(3))
+    total, forward, launched = (np.zeros(len(steps)) for _ in range(3))
     out_of_range = []
     for operation in operations:
         regressor = regressors[operation.signature.key]
-        points = [_point(operation.signature.swept, batch) for batch in batches]
-        distinct = list(dict.fromkeys(points))
-        latencies = dict(zip(distinct, regressor.predict_s(distinct), strict=True))
-        of_steps = operation.multiplicity * np.array([latencies[point] for point in points])
+        work = _work_of(operation.signature, steps, routing)
+        of_steps = operation.multiplicity * regressor.predict_s(work)
         if _is_launch(operation):
             launched += of_steps
         else:
             total += of_steps
         if _is_in_forward(operation):
             forward += of_steps
-        lines = [line for line in map(regressor.out_of_range, distinct) if line is not None]
-        if lines:
-            out_of_range.append(f"{operation.signature.label}: {lines[-1]}")
+        line = regressor.out_of_range(work)
+        if line is not None:
+            out_of_range.append(f"{operation.signature.label}: {line}")
     return total + np.maximum(launched - forward, 0), tuple(out_of_range)
 
 
 def _admission_s(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> float:
     admissions = [operation for operation in model.operations if _is_admission(operation)]
     _check(model, admissions, regressors)
-    point = SweepPoint(num_tokens=workload.prompt_len)
-    return sum(float(regressors[operation.signature.key].predict_s([point])[0]) for operation in admissions)
+    work = Work.of_sizes([workload.prompt_len])
+    return sum(float(regressors[operation.signature.key].predict_s(work)[0]) for operation in admissions)
 
 
-def _point(swept: SweptSymbol, batch: Batch) -> SweepPoint:
-    if swept == "num_tokens":
-        return SweepPoint(num_tokens=batch.num_tokens)
-    if swept == "num_reqs":
-        return SweepPoint(num_reqs=batch.num_reqs)
-    return SweepPoint(batch=batch)
+def _work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> Work:
+    """What the operation sees of each step."""
+    if signature.swept == "batch":
+        return steps
+    size = "num_reqs" if signature.swept == "num_reqs" else "num_tokens"
+    sizes = features_of(steps, (size,), None)[:, 0]
+    if signature.swept != "routing":
+        return Work.of_sizes(sizes)
+    attributes = dict(signature.attributes)
+    experts, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
+    activated, busiest = routing.expectations(sizes, experts, top_k)
+    return Work.of_sizes(sizes, activated=activated, busiest=busiest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +13,23 @@ from pytest_dooly.batch import Batch, Limits
 from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.findings import ModelReport, OperationReport
+from pytest_dooly.isolation import InSitu
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.operation import Coverage
 from pytest_dooly.plan import Case, Plan, make_plan
 from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
+from pytest_dooly.refine import TARGET, Refinement, grid_key
 from pytest_dooly.regress import Regressor, fit
 from pytest_dooly.report import write_report
-from pytest_dooly.signature import ServedModel, model_operations
-from pytest_dooly.sweep import kv_tokens
+from pytest_dooly.signature import ServedModel, Signature, model_operations
+from pytest_dooly.sweep import kv_tokens, refinements
 from pytest_dooly.validation import Validation
 
 if TYPE_CHECKING:
     from pytest_dooly.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine, Session
+    from pytest_dooly.measure import Reference
 
 __all__ = [
     "Profiling",
@@ -37,6 +41,7 @@ __all__ = [
     "serve",
     "standard_batches",
     "standard_workloads",
+    "unseen_errors",
 ]
 
 _TRACE_FORMAT = 3
@@ -46,8 +51,15 @@ _TRACE_FORMAT = 3
 class Rounds(Protocol):
     """Runs a function for several rounds and returns the seconds of each; pytest-benchmark's fixture, adapted."""
 
-    def __call__(self, run: Callable[[], object], before: Callable[[], None] | None, rounds: int, /) -> Sequence[float]:
-        """Seconds of every round; empty where timing is disabled."""
+    def __call__(
+        self,
+        run: Callable[[], object],
+        before: Callable[[], None] | None,
+        enough: Callable[[Sequence[float]], bool],
+        most: int,
+        /,
+    ) -> Sequence[float]:
+        """Seconds of every round, until they are enough or the most; empty where timing is disabled."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,10 @@ class Summary:
         timed: number of cases measured.
         failed: number of cases that failed.
         spent_s: seconds spent on timing.
+        unneeded: points that the sweeps' held-out errors did not ask for.
         regressors: by signature key.
         lacking: one line for each operation with too few measurements to fit.
+        held_out: points that no regressor has seen and their mean absolute relative error, by signature key.
         workloads: predictions of the standard workloads by model name.
         reports: path of every report written.
     """
@@ -69,8 +83,10 @@ class Summary:
     timed: int
     failed: int
     spent_s: float
+    unneeded: int
     regressors: Mapping[str, Regressor]
     lacking: Sequence[str]
+    held_out: Mapping[str, tuple[int, float]]
     workloads: Mapping[str, Sequence[WorkloadPrediction]]
     reports: Sequence[Path]
 
@@ -149,6 +165,9 @@ class Profiling:
         db: LatencyDB,
         *,
         refresh: bool = False,
+        target: float = TARGET,
+        precision: float | None = None,
+        held_out: int = 0,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Traces the models and plans the cases.
@@ -158,6 +177,9 @@ class Profiling:
             configurations: what to profile.
             db: where measurements are and go to.
             refresh: time every case again.
+            target: held-out relative error at which a sweep needs no more points.
+            precision: half the relative width of the median's confidence interval at which a case ends; None for 2 %.
+            held_out: how many points of each operation to time that no regressor may see.
             progress: called with a line before anything that takes seconds.
         """
         from pytest_dooly.clock import Clocks
@@ -167,16 +189,35 @@ class Profiling:
         self._progress = progress
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
-        self._timed = self._failed = 0
+        self._timed = self._failed = self._unneeded = 0
         environment = engine.environment(configurations[0])
         self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
-        self.plan = make_plan(models, environment, db, refresh=refresh)
+        self.plan = make_plan(models, environment, db, refresh=refresh, target=target, held_out=held_out)
+        self._target, self._precision = target, precision
+        self._refinements: dict[str, Refinement] = {}
+        self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
+        self._reference: Reference | None = None
+        self._beside_s: list[float] = []
 
     def timer(self, case: Case) -> Callable[[], Any]:
         """Reads the clock of the case's operation; the difference of two readings is in seconds."""
         return self._clocks.of(case.operation.signature).now
+
+    def unneeded(self, case: Case) -> str | None:
+        """Why a case need not be timed, asked right before it would be; None where it is."""
+        if case.use != "refinement" or case.reused:
+            return None
+        refinement = self._refinement(case.operation.signature)
+        refinement.noise = relative_spread(self._beside_s)
+        needed = refinement.needs(case.point)
+        self._undecided.discard((case.operation.signature.key, case.point))
+        if needed:
+            return None
+        self._unneeded += 1
+        noise = f", machine's noise {refinement.noise:.1%}"
+        return f"not needed: held-out error {refinement.error or 0:.1%} (target {self._target:.0%}{noise})"
 
     def time(self, case: Case, rounds: Rounds) -> Failure | None:
         """Times a case and commits its outcome, unless the rounds were disabled.
@@ -192,31 +233,46 @@ class Profiling:
         session = self._session_for(case.model)
         outcome: Measurement | Failure
         try:
-            samples_s = self._samples(session, case, rounds)
+            samples_s, noise = self._samples(session, case, rounds)
             if not samples_s:
                 return None
-            outcome = Measurement.of(samples_s)
+            outcome = Measurement.of(samples_s, noise=noise)
         except Exception as error:  # noqa: BLE001 - whatever an operation raises is its outcome
             outcome = Failure(_reason(error))
         spent_s = time.perf_counter() - start
-        self.db.record(case.operation.signature, self.plan.environment, case.point, outcome, spent_s=spent_s)
+        signature, held_out = case.operation.signature, case.use == "held out"
+        self.db.record(signature, self.plan.environment, case.point, outcome, spent_s=spent_s, held_out=held_out)
         self._spent_s += spent_s
         if isinstance(outcome, Failure):
             self._failed += 1
             return outcome
         self._timed += 1
+        if not held_out:
+            self._refinement(signature).add(case.point, outcome)
         return None
 
     def summarise(self, reports: Path) -> Summary:
         """Fits the regressors, predicts the standard workloads and writes one report a model under `reports`."""
         environment = self.plan.environment
+        self._settle()
         regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
         workloads, paths = {}, []
         for model in self.plan.models:
             report = model_report(model, self.db, environment, regressors, plan=self.plan, spent_s=self._spent_s)
             workloads[model.name] = report.workloads
             paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
-        return Summary(self.plan, self._timed, self._failed, self._spent_s, regressors, lacking, workloads, paths)
+        return Summary(
+            plan=self.plan,
+            timed=self._timed,
+            failed=self._failed,
+            spent_s=self._spent_s,
+            unneeded=len(self.plan.unneeded) + self._unneeded,
+            regressors=regressors,
+            lacking=lacking,
+            held_out=unseen_errors(regressors, self.db, environment),
+            workloads=workloads,
+            reports=paths,
+        )
 
     def close(self) -> None:
         """Ends the engine's session."""
@@ -225,19 +281,52 @@ class Profiling:
             self._session = None
             session.close()
 
-    def _samples(self, session: Session, case: Case, rounds: Rounds) -> Sequence[float]:
-        from pytest_dooly.measure import rounds_for
+    def _samples(self, session: Session, case: Case, rounds: Rounds) -> tuple[Sequence[float], float | None]:
+        """Seconds of every round, and the machine's noise beside them."""
+        from pytest_dooly.measure import MOST_ROUNDS, PRECISION, Reference, Settled, warm_up
 
         signature = case.operation.signature
+        if self._reference is None:
+            self._reference = Reference(self._clocks.of_layers, self._clocks.device_name)
         with session.isolate(case.operation, case.point, self._clocks.of(signature)) as isolated:
             call = self._clocks.ready(signature, isolated)
-            return rounds(call.run, call.before, rounds_for(call))
+            warm_up(call)
+            beside_s = self._reference.samples_s()
+            samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)
+            beside_s += self._reference.samples_s()
+        beside = Measurement.of(beside_s)
+        self._beside_s.append(beside.median_s)
+        return samples_s, beside.iqr_s / beside.median_s
+
+    def _refinement(self, signature: Signature) -> Refinement:
+        if signature.key not in self._refinements:
+            known = self.db.outcomes(self.plan.environment).get(signature.key, {})
+            measured = {point: outcome for point, outcome in known.items() if isinstance(outcome, Measurement)}
+            self._refinements[signature.key] = Refinement(signature, measured, target=self._target)
+        return self._refinements[signature.key]
+
+    def _settle(self) -> None:
+        """Keeps which sweeps have been decided on to the last point, so that another run need not ask again."""
+        if self.plan.new and not self._timed:
+            return
+        undecided = {key for key, _ in self._undecided}
+        for model in self.plan.models:
+            for signature in {operation.signature for operation in model.operations}:
+                if signature.key in self._refinements and signature.key not in undecided:
+                    self.db.settle(
+                        signature.key,
+                        self.plan.environment,
+                        target=self._target,
+                        error=self._refinements[signature.key].error,
+                        grid=grid_key(refinements(signature, model.limits)),
+                    )
 
     def _session_for(self, model: ServedModel) -> Session:
         if self._session is None or self._session[0] != model.key:
             self.close()
             self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {model.name}")
-            operations = list(dict.fromkeys(case.operation for case in self.plan.new if case.model.key == model.key))
+            asked = (*self.plan.new, *self.plan.possible)
+            operations = list(dict.fromkeys(case.operation for case in asked if case.model.key == model.key))
             session = self._engine.open(
                 self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)
             )
@@ -270,6 +359,24 @@ def fit_regressors(
         regressors[signature.key] = regressor
         db.save_regressor(signature.key, environment, regressor.to_json(), error=regressor.error)
     return regressors, sorted(lacking)
+
+
+def unseen_errors(
+    regressors: Mapping[str, Regressor], db: LatencyDB, environment: Environment
+) -> Mapping[str, tuple[int, float]]:
+    """How far regressors are off where points were held out of every fit.
+
+    Returns:
+        number of points and mean absolute relative error, by signature key.
+    """
+    errors = {}
+    for key, outcomes in db.outcomes(environment, held_out=True).items():
+        measured = {point: each.median_s for point, each in outcomes.items() if isinstance(each, Measurement)}
+        if key in regressors and measured:
+            predicted_s = regressors[key].predict_s(list(measured))
+            off = [abs(a / b - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]
+            errors[key] = len(off), float(statistics.fmean(off))
+    return errors
 
 
 def model_report(
@@ -308,6 +415,7 @@ def model_report(
             )
         )
     validation = db.load_finding("validation", model.key, environment)
+    in_situ = db.load_finding("in_situ", model.key, environment)
     predictable = all(operation.signature.key in regressors for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
@@ -319,6 +427,7 @@ def model_report(
         validation=None if validation is None else Validation.from_json(validation),
         spent_s=spent_s,
         saved_s=sum(case.spent_s for case in cases if case.reused),
+        in_situ=None if in_situ is None else InSitu.from_json(in_situ),
     )
 
 

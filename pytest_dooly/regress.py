@@ -1,14 +1,15 @@
 """Measurements -> Regressor: non-negative combinations of ramps over what the kernel does.
 
 Every candidate is `intercept + sum_j c_j * ramp_j(work)` with non-negative coefficients, where a ramp rises from one
-knot of a work feature to the next and then stays. Work features grow with every request, query and context, so no
-regressor can predict a negative latency or one that falls as work grows. The parameters are a few lists of numbers.
+knot of a work feature to the next and then stays. Work features grow with every request, query, context and expert, so
+no regressor can predict a negative latency or one that falls as work grows. The parameters are a few lists of numbers.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
+from pytest_dooly.work import Features, Work, features_of
 
-__all__ = ["Regressor", "Work", "features_of", "fit"]
+__all__ = ["Regressor", "fit", "held_out_errors"]
 
 Array = npt.NDArray[np.float64]
 
@@ -29,68 +31,14 @@ _FOLDS = 5
 _MIN_POINTS = 3
 """Fewer leave none to hold out: the two that are always in the fit are the extremes."""
 
+_MODEL_ERROR = 0.03
+"""Relative error that a good model has at a point that was measured without noise: no point counts as better known."""
 
-@dataclass(frozen=True)
-class Work:
-    """Every request of many sweep points, flat, so that features are computed for all at once.
+_INDEPENDENT_ROUNDS = 10
+"""Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
 
-    Attributes:
-        query_lens: shape (requests,).
-        context_lens: shape (requests,).
-        starts: index of each point's first request, shape (points,).
-    """
-
-    query_lens: Array
-    context_lens: Array
-    starts: npt.NDArray[np.intp]
-
-    @classmethod
-    def of(cls, points: Sequence[SweepPoint]) -> Work:
-        """The work of sweep points; one that only counts tokens or requests is that many in one request."""
-        pairs: list[tuple[int, int]] = []
-        starts = []
-        for point in points:
-            starts.append(len(pairs))
-            if point.batch is None:
-                pairs.append((point.num_tokens or point.num_reqs or 0, 0))
-            else:
-                pairs += [(request.query_len, request.context_len) for request in point.batch.requests]
-        queries, contexts = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-        return cls(queries, contexts, np.array(starts, dtype=np.intp))
-
-    def sum(self, per_request: Array) -> Array:
-        """The sum over each point's requests, shape (points,)."""
-        return np.add.reduceat(per_request, self.starts)
-
-
-_Feature = Callable[[Work, float], Array]
-
-_FEATURES: Mapping[str, _Feature] = {
-    "size": lambda work, window: work.sum(work.query_lens),
-    "tiles": lambda work, window: np.ceil(work.sum(work.query_lens) / 16),
-    "num_reqs": lambda work, window: work.sum(np.ones_like(work.query_lens)),
-    "num_tokens": lambda work, window: work.sum(work.query_lens),
-    "prompt_tokens": lambda work, window: work.sum(np.where(work.query_lens > 1, work.query_lens, 0)),
-    "pairs": lambda work, window: work.sum(_pairs(work, window)),
-    "prompt_pairs": lambda work, window: work.sum(np.where(work.query_lens > 1, _pairs(work, window), 0)),
-    "kv_tokens": lambda work, window: work.sum(_read(work, window)),
-    "longest_kv": lambda work, window: np.maximum.reduceat(_read(work, window), work.starts),
-}
-"""Work features by name: (work, attention window) -> shape (points,).
-
-`pairs` counts attended (query, key) pairs, `kv_tokens` keys read; a window cuts both off.
-"""
-
-
-def _pairs(work: Work, window: float) -> Array:
-    """Attended pairs of each request: sum over its queries i = 1..q of min(context + i, window)."""
-    q, c = work.query_lens, work.context_lens
-    growing = np.clip(window - c, 0, q)  # queries that still see everything before them
-    return growing * c + growing * (growing + 1) / 2 + (q - growing) * np.minimum(window, 1e18)
-
-
-def _read(work: Work, window: float) -> Array:
-    return np.minimum(work.query_lens + work.context_lens, window + work.query_lens - 1)
+_HUBER, _REWEIGHTINGS = 1.5, 5
+"""Residuals beyond so many standard deviations count linearly; how often weights are made from residuals."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +69,33 @@ class Regressor:
     candidates: tuple[tuple[str, float], ...]
     num_points: int
 
-    def predict_s(self, points: Sequence[SweepPoint]) -> Array:
-        """Latencies in seconds, shape (points,)."""
-        return self.predict_work_s(Work.of(points))
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,); millions of them a second where the points are a Work."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        return np.concatenate([self._predict(block) for block in work.blocks()]) if len(work) else np.empty(0)
 
-    def predict_work_s(self, work: Work) -> Array:
-        """Latencies in seconds, shape (points,); as fast as numpy interpolates."""
-        matrix = features_of(work, self.features, self.window)
-        total = np.full(matrix.shape[0], self.intercept)
-        for column, knots, coefficients in zip(matrix.T, self.knots, self.coefficients, strict=True):
-            total += _ramps(column, np.array(knots), np.array(coefficients))
+    def _predict(self, work: Work) -> Array:
+        total = np.full(len(work), self.intercept)
+        features = Features(work, self.window)
+        for name, knots, coefficients in zip(self.features, self.knots, self.coefficients, strict=True):
+            if any(coefficients):
+                total += _ramps(features[name], knots, coefficients)
         return total
 
-    def out_of_range(self, point: SweepPoint) -> str | None:
-        """One line on the feature that lies furthest outside of what was measured, or None."""
-        values = features_of(Work.of([point]), self.features, self.window)[0]
-        for name, value, (low, high) in zip(self.features, values, self.ranges, strict=True):
-            if not low <= value <= high:
-                return f"{name} {value:,.0f} is outside of the measured {low:,.0f} to {high:,.0f}"
-        return None
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on the feature and the point that lie furthest outside of what was measured, or None."""
+        work = points if isinstance(points, Work) else Work.of([points])
+        values = features_of(work, self.features, self.window)
+        low, high = np.array(self.ranges).T
+        beyond = np.maximum(values / np.maximum(high, 1e-9), (low + 1e-9) / (values + 1e-9))
+        beyond[(low <= values) & (values <= high)] = 0
+        point, feature = np.unravel_index(np.argmax(beyond), beyond.shape)
+        if not beyond[point, feature]:
+            return None
+        return (
+            f"{self.features[feature]} {values[point, feature]:,.0f} is outside of the measured "
+            f"{low[feature]:,.0f} to {high[feature]:,.0f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads back."""
@@ -152,16 +108,14 @@ class Regressor:
         return cls(**values)
 
 
-def features_of(work: Work, names: Sequence[str], window: float | None) -> Array:
-    """The features' values, shape (points, features)."""
-    return np.column_stack([_FEATURES[name](work, window or math.inf) for name in names])
-
-
 def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Regressor:
-    """The candidate with the smallest held-out error, fitted to all measurements.
+    """The simplest candidate that predicts held-out points as well as any, fitted to all measurements.
 
-    Candidates differ in features and in the number of knots. Coefficients minimise the squared relative error
-    (non-negative least squares, Lawson and Hanson 1974); the held-out error is the mean absolute relative error over
+    As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984), paired. Where noise
+    alone sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in
+    features and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares,
+    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber 1964): an
+    outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error over
     folds that leave out every fifth point by size, or one point where there are few.
 
     Args:
@@ -173,108 +127,254 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
     """
     if not outcomes:
         raise MissingMeasurements(f"{signature.label} has no measurement to fit a regressor to")
-    points = list(outcomes)
-    work = Work.of(points)
-    latencies_s = np.array([outcome.median_s for outcome in outcomes.values()])
-    attribute = dict(signature.attributes).get("sliding_window")
-    window = float(attribute) if attribute else None
-    candidates = _candidates(signature, len(points))
-    tried: list[tuple[float, str, tuple[str, ...], int]] = []
-    if len(points) >= _MIN_POINTS:
-        for name, features, num_knots in candidates:
-            matrix = features_of(work, features, window)
-            tried.append((_held_out_error(matrix, latencies_s, num_knots), name, features, num_knots))
-    error, name, features, num_knots = min(tried) if tried else (None, *candidates[0])
-    matrix = features_of(work, features, window)
-    knots, coefficients, intercept = _solve(matrix, latencies_s, num_knots)
+    data = _Data.of(signature, outcomes)
+    trials = _compare(signature, data)
+    best = _winner(trials) if trials else None
+    candidate = best.candidate if best else _candidates(signature, data)[0]
+    matrix = data.matrix(candidate)
+    knots, coefficients, intercept = _Solver.of(matrix, candidate.num_knots).fit(data)
     return Regressor(
-        method=name,
-        features=features,
+        method=candidate.name,
+        features=candidate.features,
         knots=knots,
         coefficients=coefficients,
         intercept=intercept,
-        window=window,
+        window=data.window,
         ranges=tuple((float(low), float(high)) for low, high in zip(matrix.min(0), matrix.max(0), strict=True)),
-        error=error,
-        candidates=tuple((candidate, held_out) for held_out, candidate, _, _ in tried),
-        num_points=len(points),
+        error=best.error if best else None,
+        candidates=tuple((trial.candidate.name, trial.error) for trial in trials),
+        num_points=len(outcomes),
     )
 
 
-def _candidates(signature: Signature, num_points: int) -> list[tuple[str, tuple[str, ...], int]]:
-    """(name, features, knots of each feature) of everything that is tried."""
+def held_out_errors(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> dict[SweepPoint, float]:
+    """Absolute relative error of each measured point when the winning candidate is fitted without it, 0.05 for 5 %.
+
+    Args:
+        signature: of the operation.
+        outcomes: its measurements.
+
+    Returns:
+        By sweep point; the fastest and the slowest are always in the fit and are left out. Empty below three points.
+    """
+    if len(outcomes) < _MIN_POINTS:
+        return {}
+    data = _Data.of(signature, outcomes)
+    best = _winner(_compare(signature, data))
+    points = list(outcomes)
+    return {points[i]: float(error) for i, error in zip(best.held, best.errors, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A name, the features and the knots of each: one thing that is tried."""
+
+    name: str
+    features: tuple[str, ...]
+    num_knots: int
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Held-out errors of a candidate: places of the points that were held out, and the error of each."""
+
+    candidate: _Candidate
+    held: npt.NDArray[np.intp]
+    errors: Array
+    error: float
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Measurements as arrays.
+
+    Attributes:
+        work: of the points.
+        latencies_s: medians, shape (points,).
+        weights: how well each median is known, 1 for perfectly, shape (points,).
+        window: attention window in tokens, or None.
+    """
+
+    work: Work
+    latencies_s: Array
+    weights: Array
+    window: float | None
+
+    @classmethod
+    def of(cls, signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> _Data:
+        """Arrays of the outcomes, in their order.
+
+        The standard error of a median of n normal samples is 1.253 sigma / sqrt(n), and sigma their IQR / 1.349.
+        """
+        measured = list(outcomes.values())
+        latencies_s = np.array([each.median_s for each in measured])
+        spread = np.array([each.iqr_s for each in measured]) * (1.253 / 1.349) / latencies_s
+        rounds = np.minimum([each.rounds for each in measured], _INDEPENDENT_ROUNDS)
+        weights = _MODEL_ERROR / np.sqrt(_MODEL_ERROR**2 + spread**2 / rounds)
+        attribute = dict(signature.attributes).get("sliding_window")
+        return cls(Work.of(list(outcomes)), latencies_s, weights, float(attribute) if attribute else None)
+
+    def matrix(self, candidate: _Candidate) -> Array:
+        """The candidate's features, shape (points, features)."""
+        return features_of(self.work, candidate.features, self.window)
+
+
+def _candidates(signature: Signature, data: _Data) -> list[_Candidate]:
+    """Everything that is tried, the simplest first."""
     sets: dict[str, tuple[str, ...]]
-    if signature.swept != "batch":
+    if signature.swept == "routing" and data.work.activated is not None:
+        sets = {
+            "experts": ("size", "activated"),
+            "busiest expert": ("size", "activated", "busiest"),
+            "expert tiles": ("size", "activated", "busiest_tiles"),
+        }
+    elif signature.swept != "batch":
         sets = {"size": ("size",), "tiles": ("size", "tiles")}
     elif signature.kind is OperationKind.OVERHEAD:
         sets = {"requests": ("num_reqs",), "requests and tokens": ("num_reqs", "num_tokens")}
     else:
+        phases = ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens")
         sets = {
+            "phases": phases,
             "roofline": ("num_reqs", "num_tokens", "pairs", "kv_tokens"),
-            "phases": ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens"),
-            "longest": ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens", "longest_kv"),
+            "tiled": (*phases, "tile_tokens"),
+            "longest": (*phases, "longest_kv", "longest_pairs"),
         }
-    counts = [1, 3, 6] + ([num_points] if signature.swept != "batch" else [])
+    counts = [1, 3, 6, len(data.work)] if signature.swept in ("num_tokens", "num_reqs") else [1, 3]
     ways = {1: "affine", 3: "3 ramps", 6: "6 ramps"}
     return [
-        (f"{name}, {ways.get(count, 'interpolated')}", features, count)
-        for name, features in sets.items()
+        _Candidate(f"{name}, {ways.get(count, 'interpolated')}", features, count)
         for count in dict.fromkeys(counts)
+        for name, features in sets.items()
     ]
 
 
-def _held_out_error(matrix: Array, latencies_s: Array, num_knots: int) -> float:
-    """Mean absolute relative error of points that the fit has not seen; the extremes are always in the fit."""
-    order = np.argsort(latencies_s)[1:-1]
-    folds = len(order) if len(order) <= 2 * _FOLDS else _FOLDS
-    errors = []
-    for fold in range(folds):
-        held = order[fold::folds]
-        kept = np.setdiff1d(np.arange(len(latencies_s)), held)
-        knots, coefficients, intercept = _solve(matrix[kept], latencies_s[kept], num_knots)
-        predicted = np.full(len(held), intercept)
-        for column, k, c in zip(matrix[held].T, knots, coefficients, strict=True):
-            predicted += _ramps(column, np.array(k), np.array(c))
-        errors.append(np.abs(predicted / latencies_s[held] - 1))
-    return float(np.concatenate(errors).mean())
+def _winner(trials: Sequence[_Trial]) -> _Trial:
+    """The first, and so the simplest, whose errors exceed those of the best by less than their standard error.
+
+    Errors are compared point by point, since the noise of a point is in both.
+    """
+    best = min(trials, key=lambda trial: trial.error)
+
+    def as_good(trial: _Trial) -> bool:
+        more = trial.errors - best.errors
+        return trial.error - best.error <= float(more.std()) / math.sqrt(len(more))
+
+    return next(trial for trial in trials if as_good(trial))
 
 
-def _solve(
-    matrix: Array, latencies_s: Array, num_knots: int
-) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]:
-    """Knots, coefficients and intercept of the least relative error."""
-    from scipy.optimize import nnls  # half a second that a plan or a prediction does without
+def _compare(signature: Signature, data: _Data) -> list[_Trial]:
+    """The held-out errors of every candidate; none where the points are too few. The extremes are always in the fit."""
+    order = np.argsort(data.latencies_s, kind="stable")[1:-1]
+    if len(data.latencies_s) < _MIN_POINTS:
+        return []
+    folds = [order[fold :: min(len(order), _FOLDS)] for fold in range(min(len(order), _FOLDS))]
+    if len(order) <= 2 * _FOLDS:
+        folds = [order[i : i + 1] for i in range(len(order))]
+    held = np.concatenate(folds)
+    trials = []
+    for candidate in _candidates(signature, data):
+        matrix = data.matrix(candidate)
+        solver = _Solver.of(matrix, candidate.num_knots)
+        rows = solver.weights(data)
+        predicted = []
+        for fold in folds:
+            kept = np.ones(len(data.latencies_s), dtype=bool)
+            kept[fold] = False
+            # A knot at a point that is held out would be one that nothing holds in its place.
+            without = _Solver.of(matrix[kept], candidate.num_knots)
+            predicted.append(without.design_of(matrix[fold]) @ without.solve(rows[kept]))
+        errors = np.abs(np.concatenate(predicted) / data.latencies_s[held] - 1)
+        error = float(np.average(errors, weights=data.weights[held]))
+        trials.append(_Trial(candidate, held, errors, error))
+    return trials
 
-    knots = [_knots(column, num_knots) for column in matrix.T]
-    columns = [np.ones(len(latencies_s))]
-    for column, places in zip(matrix.T, knots, strict=True):
-        ends = np.append(places[1:], math.inf)
-        columns += [np.clip(column - start, 0, end - start) for start, end in zip(places, ends, strict=True)]
-    design = np.column_stack(columns) / latencies_s[:, None]
-    # Columns of like size keep the solver's tolerance meaningful: pairs are millions, requests are one.
-    scale = np.maximum(design.max(0), 1e-30)
-    solution, _ = nnls(design / scale, np.ones(len(latencies_s)), maxiter=50 * design.shape[1])
-    solution = solution / scale
-    coefficients, at = [], 1
-    for places in knots:
-        coefficients.append(tuple(map(float, solution[at : at + len(places)])))
-        at += len(places)
-    return tuple(tuple(map(float, places)) for places in knots), tuple(coefficients), float(solution[0])
+
+@dataclass(frozen=True)
+class _Solver:
+    """Non-negative least squares over the ramps of a matrix of features.
+
+    Attributes:
+        knots: of each feature, ascending.
+        design: a column of ones and one for each ramp, shape (points, ramps + 1).
+    """
+
+    knots: tuple[Array, ...]
+    design: Array
+
+    @classmethod
+    def of(cls, matrix: Array, num_knots: int) -> _Solver:
+        """Ramps with knots at zero and at quantiles of each feature's values."""
+        knots = tuple(_knots(column, num_knots) for column in matrix.T)
+        return cls(knots, _design(matrix, knots))
+
+    def design_of(self, matrix: Array) -> Array:
+        """The ramps at other points."""
+        return _design(matrix, self.knots)
+
+    def solve(self, rows: Array) -> Array:
+        """Coefficients of the least squared error of `rows[:, 0] * prediction` against `rows[:, 1]`."""
+        from scipy.optimize import nnls  # half a second that a plan or a prediction does without
+
+        # Columns of like size keep the solver's tolerance meaningful: pairs are millions, requests are one.
+        weighted = self.design * rows[:, :1]
+        scale = np.maximum(weighted.max(0), 1e-30)
+        solution, _ = nnls(weighted / scale, rows[:, 1], maxiter=50 * weighted.shape[1])
+        return solution / scale
+
+    def weights(self, data: _Data) -> Array:
+        """Rows for `solve` that make squared errors log-like and far ones linear, shape (points, 2).
+
+        With both sides divided by the root of what is measured times what was predicted before, an error is
+        (p - y) / sqrt(p y), nearly log(p / y): too high and too low weigh alike.
+        """
+        latencies_s = data.latencies_s
+        rows = np.column_stack([data.weights / latencies_s, data.weights])
+        for _ in range(_REWEIGHTINGS):
+            predicted = np.maximum(self.design @ self.solve(rows), 1e-3 * latencies_s)
+            residuals = np.abs(np.log(predicted / latencies_s))
+            scale = max(1.4826 * float(np.median(residuals)), _MODEL_ERROR / 2)
+            trust = np.sqrt(np.minimum(1.0, _HUBER * scale / np.maximum(residuals, 1e-12)))
+            factor = data.weights * trust / np.sqrt(predicted * latencies_s)
+            rows = np.column_stack([factor, factor * latencies_s])
+        return rows
+
+    def fit(self, data: _Data) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]:
+        """Knots, coefficients and intercept of the robust fit."""
+        solution = self.solve(self.weights(data))
+        ends = np.cumsum([1, *(len(places) for places in self.knots)])
+        coefficients = tuple(tuple(map(float, solution[at:end])) for at, end in itertools.pairwise(ends))
+        return tuple(tuple(map(float, places)) for places in self.knots), coefficients, float(solution[0])
 
 
 def _knots(column: Array, num_knots: int) -> Array:
     """Zero and quantiles of the distinct values: where a ramp begins."""
-    distinct = np.unique(column)[:-1]
+    if num_knots == 1:
+        return np.zeros(1)
+    ordered = np.sort(column)
+    distinct = ordered[:-1][np.diff(ordered) > 0]  # the largest begins nothing
     distinct = distinct[distinct > 0]
-    inner = distinct if num_knots > len(distinct) else np.quantile(distinct, np.linspace(0, 1, num_knots + 1)[1:-1])
-    return np.unique(np.concatenate([[0.0], inner]))
+    if num_knots <= len(distinct):
+        places = np.arange(1, num_knots) / num_knots * (len(distinct) - 1)
+        distinct = np.interp(places, np.arange(len(distinct)), distinct)
+    return np.concatenate([[0.0], distinct])
 
 
-def _ramps(column: Array, knots: Array, coefficients: Array) -> Array:
+def _design(matrix: Array, knots: Sequence[Array]) -> Array:
+    """A column of ones, and of each feature one for each ramp: how far it has risen; shape (points, ramps + 1)."""
+    ramps = [
+        np.minimum(np.maximum(column[:, None] - places, 0), np.append(places[1:], math.inf) - places)
+        for column, places in zip(matrix.T, knots, strict=True)
+    ]
+    return np.concatenate([np.ones((len(matrix), 1)), *ramps], axis=1)
+
+
+def _ramps(column: Array, knots: Sequence[float], coefficients: Sequence[float]) -> Array:
     """Sum of the ramps: a piecewise-linear function with slope coefficients[i] from knots[i] on."""
-    heights = np.concatenate([[0.0], np.cumsum(coefficients[:-1] * np.diff(knots))])
-    i = np.clip(np.searchsorted(knots, column, side="right") - 1, 0, len(knots) - 1)
-    ramps: Array = heights[i] + coefficients[i] * np.maximum(column - knots[i], 0)
+    if len(knots) == 1:
+        return column * coefficients[0]  # the one knot is zero
+    heights = np.concatenate([[0.0], np.cumsum(np.array(coefficients[:-1]) * np.diff(knots))])
+    ramps: Array = np.interp(column, knots, heights) + coefficients[-1] * np.maximum(column - knots[-1], 0)
     return ramps
 
 

@@ -14,9 +14,10 @@ from pytest_dooly import plots
 from pytest_dooly.diff import Difference, Pair
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.findings import ModelReport
+from pytest_dooly.isolation import InSitu, InSituRow, InSituStep
 from pytest_dooly.operation import Coverage
 from pytest_dooly.plots import format_latency, step_name
-from pytest_dooly.predict import StepPrediction
+from pytest_dooly.predict import StepPrediction, Workload
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ModelOperation, ServedModel
 from pytest_dooly.validation import NOISE_FACTOR, TPOT_TARGET, TTFT_TARGET, Accuracy, Validation, ValidationRow
@@ -25,6 +26,7 @@ __all__ = [
     "ReportError",
     "format_coverage",
     "format_diff",
+    "format_in_situ",
     "format_latency",
     "format_operations",
     "format_step",
@@ -34,6 +36,7 @@ __all__ = [
 
 _COLUMNS = 100
 _LABEL = 64
+_NARROW = 51
 
 
 class ReportError(DoolyError):
@@ -123,24 +126,55 @@ def format_step(step: StepPrediction) -> str:
 
 
 def format_validation(validation: Validation) -> str:
-    """A table of predicted and measured TTFT and TPOT with the noise floor beside the error; 100 columns."""
+    """A table of predicted and measured TTFT and TPOT, and how near they are beside the noise; 100 columns."""
     half = f"{'predicted':>10} {'measured':>10} {'error':>8} {'noise':>6}"
     lines = [
         f"{'workload':>20} | {'TTFT':37} | {'TPOT':37}".rstrip(),
         f"{'prompt x reqs -> out':>20} | {half} | {half}",
     ]
     lines += [_validation_line(row) for row in validation.rows]
-    for name, accuracy in (("TTFT", validation.ttft), ("TPOT", validation.tpot)):
-        if accuracy is not None:
-            lines.append(_accuracy_line(name, accuracy))
+    for line in (*_verdicts(validation), *_remarks(validation)):
+        lines += _wrap(line, "", "  ")
     return "\n".join(lines)
 
 
+def format_in_situ(in_situ: InSitu) -> str:
+    """For each batch a table of operations alone and within a step, the dearest first, at most 100 columns wide."""
+    lines = []
+    for step in in_situ.steps:
+        lines += _wrap(f"alone and within a step of {step.batch}", "", "  ")
+        lines.append(_in_situ_line(_IN_SITU))
+        lines += [_in_situ_line(_in_situ_cells(step, row)) for row in step.rows]
+        lines += [_in_situ_line(_in_situ_total(step)), ""]
+    return "\n".join(lines[:-1])
+
+
+_IN_SITU = ("operation", "times", "isolated", "in situ", "difference", "share", "noise")
+
+
+def _in_situ_line(cells: Sequence[str]) -> str:
+    numbers = " ".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], (5, 8, 8, 10, 6, 6), strict=True))
+    label = cells[0] if len(cells[0]) <= _NARROW else f"{cells[0][: _NARROW - 1]}…"
+    return f"{label:{_NARROW}} {numbers}".rstrip()
+
+
+def _in_situ_cells(step: InSituStep, row: InSituRow) -> tuple[str, ...]:
+    times = str(row.multiplicity), format_latency(row.isolated_s), format_latency(row.in_situ_s)
+    return (row.label, *times, _signed(row.error), _percent(step.share(row)), _percent(row.noise))
+
+
+def _in_situ_total(step: InSituStep) -> tuple[str, ...]:
+    together = format_latency(step.isolated_s), format_latency(step.in_situ_s), _signed(step.error)
+    return ("all together", "", *together, _percent(1.0), "")
+
+
 def _validation_line(row: ValidationRow) -> str:
-    workload = row.workload
-    name = f"{workload.prompt_len} x {workload.concurrency} -> {workload.output_len}"
     ttft, tpot = _cells(row)
-    return f"{name:>20} | {_right(ttft)} | {_right(tpot)}"
+    return f"{_workload(row.workload):>20} | {_right(ttft)} | {_right(tpot)}"
+
+
+def _workload(workload: Workload) -> str:
+    return f"{workload.prompt_len} x {workload.concurrency} -> {workload.output_len}"
 
 
 def _right(cells: Sequence[str]) -> str:
@@ -178,9 +212,21 @@ def _verdict(name: str, accuracy: Accuracy, target: float) -> str:
 
 def _accuracy_line(name: str, accuracy: Accuracy) -> str:
     return (
-        f"{name}: median error {accuracy.median:.1%}, MAPE {accuracy.mape:.1%}, "
-        f"noise floor {accuracy.noise:.1%}, {accuracy.count} workloads"
+        f"{name}: MAPE {accuracy.mape:.1%} (95% interval {accuracy.low:.1%} to {accuracy.high:.1%}), "
+        f"median error {accuracy.median:.1%}, noise floor {accuracy.mean_noise:.1%} (median {accuracy.noise:.1%}), "
+        f"{accuracy.count} workloads"
     )
+
+
+def _remarks(validation: Validation) -> list[str]:
+    """What the budget excluded, and what the machine did meanwhile."""
+    lines = []
+    if validation.replaced:
+        pairs = ", ".join(f"{_workload(pair.asked)} to {_workload(pair.ran)}" for pair in validation.replaced)
+        lines.append(f"too dear for the budget, and shrunk: {pairs}")
+    if validation.drift:
+        lines.append(f"drift of the machine, round by round: {', '.join(map(_signed, validation.drift))}")
+    return lines
 
 
 def _page(report: ModelReport) -> str:
@@ -202,13 +248,17 @@ def _page(report: ModelReport) -> str:
         report=report,
         held_out=_held_out(report),
         runners_up={row.operation.signature.key: _runner_up(row.regressor) for row in report.operations},
-        verdicts=[] if report.validation is None else _verdicts(report.validation),
+        verdicts=[] if report.validation is None else [*_verdicts(report.validation), *_remarks(report.validation)],
         cells=_cells,
+        in_situ_header=_IN_SITU,
+        in_situ_cells=_in_situ_cells,
+        in_situ_total=_in_situ_total,
         step_name=step_name,
         extrapolated=_extrapolated(report),
         curves=plots.latency_curves(report),
         breakdown=plots.step_breakdown(report),
         accuracy=plots.predicted_against_measured(report),
+        isolation=plots.isolated_against_in_situ(report),
         fitted=plots.fitted_against_measured(report),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -234,7 +284,12 @@ def _summary(report: ModelReport) -> str:
     blocks += [f"- extrapolated: {_markdown(line)}" for line in _extrapolated(report)]
     if report.validation is not None:
         blocks += ["## Against the real engine", _validation_table(report.validation)]
-        blocks += [f"- {line}" for line in _verdicts(report.validation)]
+        blocks.append("\n".join(f"- {line}" for line in (*_verdicts(report.validation), *_remarks(report.validation))))
+    if report.in_situ is not None:
+        blocks.append("## Alone and within a real step")
+        for step in report.in_situ.steps:
+            lines = [*(_in_situ_cells(step, row) for row in step.rows), _in_situ_total(step)]
+            blocks += [f"Step of {_markdown(step.batch)}:", _table(_IN_SITU, lines)]
     blocks += ["## Operations", _operation_table(report)]
     failures = [
         (row.operation.signature.label, str(point), failure.reason)

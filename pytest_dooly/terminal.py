@@ -40,27 +40,31 @@ def header_lines(plan: Plan, db: Path) -> list[str]:
 def counts(plan: Plan) -> str:
     """How many cases are to be timed, about how long that takes, and how many are reused."""
     about = f" (about {_duration(plan.estimate_s)})" if plan.new else ""
-    return f"{len(plan.new)} to time{about}, {len(plan.reused)} reused"
+    more = f", up to {len(plan.possible)} more where the held-out error asks for them" if plan.possible else ""
+    unneeded = f", {len(plan.unneeded)} not needed" if plan.unneeded else ""
+    return f"{len(plan.new)} to time{about}, {len(plan.reused)} reused{unneeded}{more}"
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """What is missing, operation by operation, and about how long it would take."""
     lines = [*(f"{model.name} ({model.architecture})" for model in plan.models), f"on {plan.environment}", ""]
     lines.append(f"{'operation':44} {'swept over':12} {'new':>5} {'reused':>7} {'failed':>7} {'about':>8}")
+    asked = set(plan.new)
     for operation in dict.fromkeys(case.operation for case in plan.cases):
         cases = [case for case in plan.cases if case.operation == operation]
-        new = [case for case in cases if not case.reused]
+        reused = sum(case.reused for case in cases)
+        new = [case for case in cases if case in asked]
         failed = sum(isinstance(case.outcome, Failure) for case in new)
         about = _duration(sum(case.spent_s for case in new)) if new else "-"
         label = operation.signature.label
-        lines.append(
-            f"{label:44} {operation.signature.swept:12} {len(new):5} {len(cases) - len(new):7} {failed:7} {about:>8}"
-        )
+        lines.append(f"{label:44} {operation.signature.swept:12} {len(new):5} {reused:7} {failed:7} {about:>8}")
     return [*lines, "", counts(plan)]
 
 
 def skip_reason(case: Case, db: str) -> str:
     """Why a case is not timed; empty where it is."""
+    if case.use == "unneeded" and not case.reused:
+        return "not needed: the sweep's held-out error was within its target without it"
     if not isinstance(case.outcome, Measurement) or not case.reused:
         return ""
     return f"measured: {format_latency(case.outcome.median_s)} in {db}; --dooly-refresh times it again"
@@ -73,8 +77,8 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
     failed = f", {summary.failed} failed" if summary.failed else ""
     saved = f", which saved {_duration(plan.saved_s)}" if plan.reused else ""
     lines = [
-        f"{len(signatures)} operations, {len(plan.cases)} cases: {summary.timed} timed in {_duration(summary.spent_s)}"
-        f"{failed}, {len(plan.reused)} reused{saved}"
+        f"{len(signatures)} operations, {len(plan.cases)} points: {summary.timed} timed in "
+        f"{_duration(summary.spent_s)}{failed}, {len(plan.reused)} reused{saved}, {summary.unneeded} not needed"
     ]
     if summary.regressors:
         errors = [regressor.error for regressor in summary.regressors.values() if regressor.error is not None]
@@ -112,6 +116,8 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         runner_up = f", next best {others[0]:.1%}" if others else ""
         held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
         lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {held_out}{runner_up}")
+        if key in summary.held_out:
+            lines[-1] += "; {} unseen points: {:.1%}".format(*summary.held_out[key])
     return lines
 
 

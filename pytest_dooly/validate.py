@@ -1,4 +1,4 @@
-"""Predictions against the real engine: a grid of workloads, interleaved and repeated."""
+"""Predictions against the real engine: many workloads, interleaved and repeated."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_dooly.batch import Limits
-from pytest_dooly.predict import Workload, predict_workload
+from pytest_dooly.predict import Workload, WorkloadPrediction, predict_workload
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ServedModel
 from pytest_dooly.validation import Validation, ValidationRow
+from pytest_dooly.workloads import Replacement
 
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import RequestTiming, Session
 
-__all__ = ["grid", "validate"]
+__all__ = ["noise_floor", "validate"]
 
-
-def grid(
-    limits: Limits, prompts: Sequence[int], concurrencies: Sequence[int], outputs: Sequence[int]
-) -> tuple[Workload, ...]:
-    """Every combination that the engine's limits allow."""
-    return tuple(
-        Workload(prompt, output, concurrency)
-        for prompt in prompts
-        for concurrency in concurrencies
-        for output in outputs
-        if prompt + output <= limits.max_model_len and concurrency <= limits.max_num_seqs
-    )
+_Timing = tuple[float, float | None]
+"""Mean TTFT and mean TPOT of a workload's requests in one round, in seconds."""
 
 
 def validate(
@@ -38,8 +28,9 @@ def validate(
     regressors: Mapping[str, Regressor],
     workloads: Sequence[Workload],
     *,
-    repeats: int = 5,
+    repeats: int = 3,
     seed: int = 0,
+    replaced: Sequence[Replacement] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Validation:
     """Predicted and measured TTFT and TPOT of every workload, with the noise floor.
@@ -52,12 +43,19 @@ def validate(
         session: of the whole model.
         model: what is served.
         regressors: by signature key.
-        workloads: the grid.
+        workloads: what runs, each once a round.
         repeats: how often each runs, after one warm-up; at least 2.
         seed: of the order.
+        replaced: those among the workloads that stand for dearer ones.
         progress: called with a line before each round.
+
+    Raises:
+        ConfigurationError: a request would be longer than max_model_len.
+        MissingMeasurements: an operation has no regressor; names all of them.
     """
-    timings: dict[Workload, list[tuple[float, float | None]]] = {workload: [] for workload in workloads}
+    # First, so that what cannot be predicted is not run in vain.
+    predicted = [predict_workload(model, regressors, workload) for workload in workloads]
+    timings: dict[Workload, list[_Timing]] = {workload: [] for workload in workloads}
     order = random.Random(seed)
     for repeat in range(repeats + 1):
         progress(f"round {repeat} of {repeats}" if repeat else "warm-up")
@@ -65,7 +63,8 @@ def validate(
             timing = _mean(session.generate(workload.prompt_len, workload.output_len, workload.concurrency))
             if repeat:
                 timings[workload].append(timing)
-    return Validation(tuple(_row(model, regressors, workload, timings[workload]) for workload in workloads))
+    rows = tuple(_row(prediction, timings[prediction.workload]) for prediction in predicted)
+    return Validation(rows, tuple(replaced), _drift(timings))
 
 
 def noise_floor(repeats: Sequence[float]) -> float:
@@ -77,22 +76,26 @@ def noise_floor(repeats: Sequence[float]) -> float:
     return statistics.median(errors)
 
 
-def _mean(requests: Sequence[RequestTiming]) -> tuple[float, float | None]:
+def _mean(requests: Sequence[RequestTiming]) -> _Timing:
     tpots = [request.tpot_s for request in requests if request.tpot_s is not None]
     return statistics.fmean(request.ttft_s for request in requests), statistics.fmean(tpots) if tpots else None
 
 
-def _row(
-    model: ServedModel,
-    regressors: Mapping[str, Regressor],
-    workload: Workload,
-    timings: Sequence[tuple[float, float | None]],
-) -> ValidationRow:
-    predicted = predict_workload(model, regressors, workload)
+def _drift(timings: Mapping[Workload, Sequence[_Timing]]) -> tuple[float, ...]:
+    """How much slower each round was than a workload's median round, over all workloads the median."""
+    slower: list[list[float]] = []
+    for workload, rounds in timings.items():
+        latencies_s = [ttft + (tpot or 0.0) * (workload.output_len - 1) for ttft, tpot in rounds]
+        usual_s = statistics.median(latencies_s)
+        slower.append([latency_s / usual_s - 1 for latency_s in latencies_s])
+    return tuple(map(statistics.median, zip(*slower, strict=True)))
+
+
+def _row(predicted: WorkloadPrediction, timings: Sequence[_Timing]) -> ValidationRow:
     ttfts = [ttft for ttft, _ in timings]
     tpots = [tpot for _, tpot in timings if tpot is not None]
     return ValidationRow(
-        workload=workload,
+        workload=predicted.workload,
         predicted_ttft_s=predicted.ttft_s,
         measured_ttft_s=statistics.median(ttfts),
         ttft_noise=noise_floor(ttfts),

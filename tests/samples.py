@@ -29,6 +29,13 @@ ATTENTION = Signature(
     (("head_size", 16), ("num_heads", 4), ("num_kv_heads", 2)),
     "batch",
 )
+MIXTURE = Signature(
+    OperationKind.MOE,
+    "fused_moe",
+    (("input", "bf16", ("num_tokens", 64)), ("w13_weight", "bf16", (8, 256, 64))),
+    (("num_local_experts", 8), ("top_k", 2)),
+    "routing",
+)
 SAMPLER = Signature(OperationKind.SAMPLER, "sampler", (("logits", "fp32", ("num_reqs", 256)),), (), "num_reqs")
 STEP = Signature(OperationKind.OVERHEAD, "step", (), (("swept", "batch"),), "batch")
 ADMISSION = Signature(OperationKind.OVERHEAD, "admission", (), (), "num_tokens")

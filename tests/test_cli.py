@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from pytest_dooly import cli
-from pytest_dooly.engine.fake import FakeEngine
+from pytest_dooly.engine.fake import FakeEngine, _FakeSession
 from pytest_dooly.errors import EngineError
+from pytest_dooly.latency_db import LatencyDB
 from tests.models import LLAMA, write
+from tests.test_isolation import IN_SITU
 
 SMALL = ("--engine=fake", "--max-num-tokens=16", "--max-model-len=32", "--max-num-seqs=2")
 
@@ -85,8 +87,12 @@ def test_trace_compares_two_models(place: Path, capsys: pytest.CaptureFixture[st
     assert 0 < document["share_saved"] < 1
 
 
-def test_predict_needs_measurements_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["predict", "model", "--batch=1+8", *SMALL]) == 1
+@pytest.mark.parametrize("asked", [["predict", "--batch=1+8"], ["validate"], ["validate", "--prompt", "8"]])
+def test_predictions_need_measurements_first(
+    place: Path, capsys: pytest.CaptureFixture[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_FakeSession, "generate", lambda *_: pytest.fail("the engine ran in vain"))
+    assert cli.main([asked[0], "model", *asked[1:], *SMALL]) == 1
     streams = capsys.readouterr()
     assert streams.out == ""
     assert "run pytest --dooly-model=model with the same options first" in streams.err
@@ -132,13 +138,55 @@ def test_validate_compares_with_the_engine(profiled: Path, capsys: pytest.Captur
     assert status == (0 if document["passed"] else 1)
     assert "noise floor" in Path(document["report"]).read_text(encoding="utf-8")
     cli.main(arguments)
-    assert "TTFT: median error" in capsys.readouterr().out
+    assert "TTFT: MAPE" in capsys.readouterr().out
+
+
+def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["validate", "model", "--points=10", "--budget=60", "--repeats=2", "--json", *SMALL]
+    cli.main(arguments)
+    streams = capsys.readouterr()
+    document = json.loads(streams.out)
+    workloads = [tuple(row["workload"].values()) for row in document["rows"]]
+    assert len(set(workloads)) == 10
+    assert {concurrency for _, _, concurrency in workloads} == {1, 2}
+    assert all(prompt + output <= 32 for prompt, output, _ in workloads)
+    assert any(prompt > 16 for prompt, _, _ in workloads)  # longer than a step: prefilled in chunks
+    assert document["ttft"]["low"] <= document["ttft"]["mape"] <= document["ttft"]["high"]
+    assert len(document["drift"]) == 2
+    assert re.search(r"drew 10 workloads: [1-9]\d* prefill in chunks beside decodes, 0 shrunk", streams.err)
+    cli.main([*arguments, "--seed=1"])
+    again = [tuple(row["workload"].values()) for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert set(again) != set(workloads)
+
+
+def test_validate_says_what_a_budget_excludes(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", "model", "--budget=1e-6", *SMALL]) == 2
+    assert "the smallest workload takes" in capsys.readouterr().err
+    cli.main(["validate", "model", "--points=999", "--budget=60", "--repeats=2", *SMALL])
+    assert "limits and budget leave room for no more, 999 were asked for" in capsys.readouterr().err
 
 
 def test_report_writes_page_and_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", "model", "--reports=here", "--png=picture.png", *SMALL]) == 0
     assert "report: here/model-fake-cpu/index.html" in capsys.readouterr().out
     assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_as_json_holds_what_was_found_out(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "model", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["validation"] is document["in_situ"] is None
+    cli.main(["validate", "model", "--prompt", "8", "--repeats", "2", "--json", *SMALL])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    with LatencyDB.open(Path(".dooly/latency.db")) as db:
+        (environment,) = db.environments()
+        (model,) = db.models(environment)
+        db.save_finding("in_situ", model.key, environment, IN_SITU.to_json())
+    assert cli.main(["report", "model", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["validation"]["rows"] == rows
+    assert document["in_situ"] == json.loads(json.dumps(IN_SITU.to_json()))
+    assert "Alone and within a real step" in Path(document["report"]).read_text(encoding="utf-8")
 
 
 def test_models_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +217,14 @@ def test_wrong_usage_exits_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["predict", "model"], ["predict", "model", "--batch=x"], ["predict", "model", "--prompt=0"]],
+    [
+        [],
+        ["nonsense"],
+        ["predict", "model"],
+        ["predict", "model", "--batch=x"],
+        ["predict", "model", "--prompt=0"],
+        ["validate", "model", "--budget=0"],
+    ],
 )
 def test_a_line_that_cannot_be_parsed_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as error:

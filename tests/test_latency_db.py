@@ -169,6 +169,26 @@ def test_a_failure_never_replaces_a_measurement(
     assert db.spent_s(CPU) == {linear().key: {POINT: spent_s}}
 
 
+def test_what_is_held_out_is_kept_apart(db: LatencyDB) -> None:
+    other = SweepPoint(num_tokens=77)
+    noisy = dataclasses.replace(MEASUREMENT, noise=0.04)
+    db.record(linear(), CPU, POINT, MEASUREMENT, spent_s=1.0)
+    db.record(linear(), CPU, other, noisy, spent_s=2.0, held_out=True)
+    assert db.outcomes(CPU) == {linear().key: {POINT: MEASUREMENT}}
+    assert db.outcomes(CPU, held_out=True) == {linear().key: {other: noisy}}
+    assert db.spent_s(CPU, held_out=True) == {linear().key: {other: 2.0}}
+    db.record(linear(), CPU, other, noisy, spent_s=2.0)  # a sweep may take it after all
+    assert db.outcomes(CPU, held_out=True) == {}
+
+
+def test_a_settled_sweep_is_read_back_and_replaced(db: LatencyDB) -> None:
+    db.record(linear(), CPU, POINT, MEASUREMENT, spent_s=1.0)
+    db.settle(linear().key, CPU, target=0.1, error=None, grid="old")
+    db.settle(linear().key, CPU, target=0.05, error=0.03, grid="new")
+    assert db.settled(CPU) == {linear().key: (0.05, "new")}
+    assert db.settled(GPU) == {}
+
+
 def test_an_environment_without_outcomes_has_none(db: LatencyDB) -> None:
     db.record(linear(), CPU, POINT, MEASUREMENT, spent_s=1.0)
     assert db.outcomes(GPU) == {} == db.spent_s(GPU)

@@ -1,12 +1,16 @@
-"""How many rounds a case gets; time is faked, never asserted."""
+"""When a case has been timed enough; time is faked, never asserted."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 
 from pytest_dooly import measure
+from pytest_dooly.clock import HostClock
 from pytest_dooly.engine.base import IsolatedCall
-from pytest_dooly.measure import rounds_for
+from pytest_dooly.measure import MOST_ROUNDS, Reference, Settled, warm_up
+from pytest_dooly.measurement import interval_of_median
 
 
 class Time:
@@ -16,9 +20,6 @@ class Time:
     def perf_counter(self) -> float:
         return self.now_s
 
-    def passes(self, seconds: float) -> None:
-        self.now_s += seconds
-
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
@@ -27,17 +28,57 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     return fake
 
 
-@pytest.mark.parametrize(("round_s", "rounds"), [(1e-6, 101), (0.01, 40), (0.1, 15), (0.25, 8), (1.0, 5)])
-def test_rounds_fit_into_a_case(time: Time, round_s: float, rounds: int) -> None:
-    assert abs(rounds_for(IsolatedCall(lambda: time.passes(round_s))) - rounds) <= 1
+def rounds_until_settled(spread: float, precision: float, *, seed: int = 0) -> list[float]:
+    draw, enough, samples = random.Random(seed), Settled(precision), list[float]()
+    while not enough(samples):
+        samples.append(draw.gauss(1.0, spread))
+    return samples
 
 
-def test_what_runs_before_a_round_takes_time_too(time: Time) -> None:
+def test_rounds_end_when_the_median_is_known(time: Time) -> None:
+    samples = rounds_until_settled(0.05, 0.02)
+    interval = interval_of_median(samples)
+    assert interval is not None
+    assert interval[1] - interval[0] <= 0.04 * sorted(samples)[len(samples) // 2]
+    assert 7 < len(samples) < MOST_ROUNDS
+
+
+def test_the_noisier_and_the_preciser_the_more_rounds(time: Time) -> None:
+    calm, noisy = (sum(len(rounds_until_settled(s, 0.02, seed=i)) for i in range(5)) for s in (0.02, 0.08))
+    assert calm < noisy
+    assert sum(len(rounds_until_settled(0.02, 0.005, seed=i)) for i in range(5)) > calm
+
+
+def test_there_is_a_floor_and_a_ceiling(time: Time) -> None:
+    assert len(rounds_until_settled(0.0, 0.02)) == 7
+    assert len(rounds_until_settled(0.3, 0.0001)) == MOST_ROUNDS
+
+
+def test_a_slow_case_ends_with_the_fewest_rounds(time: Time) -> None:
+    enough, samples = Settled(1e-6), list[float]()
+    while not enough(samples):
+        time.now_s += 1.0
+        samples.append(1.0 + len(samples) % 3)
+    assert len(samples) == 7
+
+
+def test_a_warm_up_runs_what_precedes_too(time: Time) -> None:
     calls: list[str] = []
-
-    def before() -> None:
-        calls.append("before")
-        time.passes(0.01)
-
-    assert abs(rounds_for(IsolatedCall(lambda: calls.append("run"), before)) - 40) <= 1
+    warm_up(IsolatedCall(lambda: calls.append("run"), lambda: calls.append("before")))
     assert calls == ["before", "run"] * 3
+
+
+def test_a_slow_warm_up_ends_early(time: Time) -> None:
+    def run() -> None:
+        time.now_s += 1.0
+
+    start_s = time.now_s
+    warm_up(IsolatedCall(run))
+    assert time.now_s == start_s + 1.0
+
+
+def test_the_reference_is_timed_with_the_clock_of_the_cases() -> None:
+    clock = HostClock()
+    samples = Reference(clock, "cpu").samples_s(4)
+    assert len(samples) == 4
+    assert all(sample > 0 for sample in samples)

@@ -1,8 +1,11 @@
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dooly.measurement import Measurement
+from pytest_dooly.measurement import Measurement, interval_of_median, relative_spread
 
 samples = st.lists(st.floats(1e-7, 10.0), min_size=3, max_size=50)
 
@@ -38,3 +41,25 @@ def test_statistics_are_ordered(samples_s: list[float]) -> None:
 def test_two_rounds_have_no_median_worth_the_name(samples_s: list[float]) -> None:
     with pytest.raises(ValueError, match=f"at least 3 rounds, got {len(samples_s)}"):
         Measurement.of(samples_s)
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    held = 0
+    for _ in range(400):
+        interval = interval_of_median([draw.expovariate(1.0) for _ in range(25)])
+        assert interval is not None
+        held += interval[0] <= math.log(2) <= interval[1]
+    assert 0.93 <= held / 400 <= 1.0
+
+
+@pytest.mark.parametrize(("count", "known"), [(5, False), (6, True)])
+def test_too_few_rounds_have_no_interval(count: int, known: bool) -> None:
+    assert (interval_of_median([float(i) for i in range(count)]) is not None) == known
+
+
+def test_an_outlier_hardly_spreads() -> None:
+    calm = [1.0, 1.01, 0.99, 1.02, 0.98]
+    assert relative_spread([*calm, 50.0]) < 0.05
+    assert relative_spread([2 * value for value in calm]) == pytest.approx(relative_spread(calm))
+    assert relative_spread([1.0]) == 0.0

@@ -1,4 +1,4 @@
-"""The shipped configurations have the published hyper-parameters."""
+"""The shipped configurations have the published hyper-parameters, or those that our own are named after."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ PUBLISHED = {
     "qwen3-8b": (36, 4096, 32, 8, 12288, 151936, 8.19),
     "command-r7b": (32, 4096, 32, 8, 14336, 256000, 8.028),
     "llama-300m": (12, 1024, 16, 8, 2816, 32000, 0.2073),
+    "qwen2-300m": (12, 896, 14, 2, 4864, 64000, 0.2363),
+    "moe-300m": (12, 768, 12, 4, 1024, 32000, 0.2946),
 }
 
 
@@ -35,7 +37,8 @@ def test_sizes_and_parameter_count(alias: str) -> None:
     head_dim = config.get("head_dim", hidden // heads)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     tied = config.get("tie_word_embeddings", config["model_type"] == "gemma2")
-    count = layers * (attention + 3 * hidden * intermediate) + vocabulary * hidden * (1 if tied else 2)
+    experts = config.get("num_local_experts", 1)
+    count = layers * (attention + experts * 3 * hidden * intermediate) + vocabulary * hidden * (1 if tied else 2)
     assert count / 1e9 == pytest.approx(billions, rel=0.01)
 
 

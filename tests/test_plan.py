@@ -12,8 +12,9 @@ from pytest_dooly.batch import Limits
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure
 from pytest_dooly.plan import make_plan
-from pytest_dooly.sweep import sweep
-from tests.samples import ATTENTION, ENVIRONMENT, LIMITS, LINEAR, SAMPLER, measured, served, uses
+from pytest_dooly.refine import grid_key
+from pytest_dooly.sweep import refinements, sweep
+from tests.samples import ATTENTION, ENVIRONMENT, LIMITS, LINEAR, SAMPLER, STEP, measured, served, uses
 
 
 @pytest.fixture
@@ -27,9 +28,10 @@ def test_every_signature_and_point_is_one_case_however_many_models_use_it(db: La
     second = served(uses(LINEAR, 9, layer="layers.7.y"), uses(ATTENTION), name="second")
     plan = make_plan([first, second], ENVIRONMENT, db)
     expected = sum(len(sweep(signature, LIMITS)) for signature in (LINEAR, SAMPLER, ATTENTION))
-    assert len(plan.cases) == len(plan.new) == expected
+    assert len(plan.new) == expected
+    assert len(plan.cases) == len(plan.new) + len(plan.possible)
     assert {case.model.name for case in plan.cases if case.operation.signature == LINEAR} == {"first"}
-    assert len({case.id for case in plan.cases}) == expected
+    assert len({case.id for case in plan.cases}) == len(plan.cases)
 
 
 def test_measured_is_reused_and_what_it_took_is_saved(db: LatencyDB) -> None:
@@ -58,8 +60,12 @@ def test_another_environment_has_measured_nothing(db: LatencyDB) -> None:
 
 
 def test_refresh_times_everything_again(db: LatencyDB) -> None:
-    db.record(LINEAR, ENVIRONMENT, sweep(LINEAR, LIMITS)[0], measured(1e-3), spent_s=2.0)
-    assert make_plan([served(uses(LINEAR))], ENVIRONMENT, db, refresh=True).reused == ()
+    measured_before = sweep(LINEAR, LIMITS)[0], refinements(LINEAR, LIMITS)[0]
+    for point in measured_before:
+        db.record(LINEAR, ENVIRONMENT, point, measured(1e-3), spent_s=2.0)
+    plan = make_plan([served(uses(LINEAR))], ENVIRONMENT, db, refresh=True)
+    assert plan.reused == ()
+    assert set(measured_before) <= {case.point for case in plan.new}
 
 
 def test_larger_limits_time_only_what_lies_beyond(db: LatencyDB) -> None:
@@ -67,6 +73,37 @@ def test_larger_limits_time_only_what_lies_beyond(db: LatencyDB) -> None:
         db.record(LINEAR, ENVIRONMENT, point, measured(1e-3), spent_s=1.0)
     plan = make_plan([served(uses(LINEAR), limits=Limits(2048, 8, 2048))], ENVIRONMENT, db)
     assert [str(case.point) for case in plan.new] == ["T1024", "T2048"]
+
+
+def test_a_settled_sweep_needs_no_more_points_until_more_is_asked_of_it(db: LatencyDB) -> None:
+    for point in sweep(LINEAR, LIMITS):
+        db.record(LINEAR, ENVIRONMENT, point, measured(1e-3), spent_s=1.0)
+    models = [served(uses(LINEAR))]
+    finer = refinements(LINEAR, LIMITS)
+    assert len(make_plan(models, ENVIRONMENT, db).possible) == len(finer)
+    db.settle(LINEAR.key, ENVIRONMENT, target=0.05, error=0.02, grid=grid_key(finer))
+    settled = make_plan(models, ENVIRONMENT, db)
+    assert (len(settled.new), len(settled.possible), len(settled.unneeded)) == (0, 0, len(finer))
+    assert len(make_plan(models, ENVIRONMENT, db, target=0.01).possible) == len(finer)
+    larger = [served(uses(LINEAR), limits=Limits(2048, 8, 2048))]
+    assert make_plan(larger, ENVIRONMENT, db).possible
+
+
+def test_points_held_out_are_cases_of_their_own(db: LatencyDB) -> None:
+    plan = make_plan([served(uses(LINEAR), uses(STEP))], ENVIRONMENT, db, held_out=3)
+    held_out = [case for case in plan.new if case.use == "held out"]
+    assert len(held_out) == 3
+    assert {case.operation.signature for case in held_out} == {LINEAR}
+    db.record(LINEAR, ENVIRONMENT, held_out[0].point, measured(1e-3), spent_s=1.0, held_out=True)
+    again = make_plan([served(uses(LINEAR), uses(STEP))], ENVIRONMENT, db, held_out=3)
+    assert [case.point for case in again.reused] == [held_out[0].point]
+
+
+def test_what_one_model_may_need_and_another_takes_is_taken(db: LatencyDB) -> None:
+    small, large = Limits(48, 8, 64), Limits(96, 8, 128)
+    plan = make_plan([served(uses(LINEAR), limits=large), served(uses(LINEAR), limits=small)], ENVIRONMENT, db)
+    assert [case.use for case in plan.cases if str(case.point) == "T48"] == ["sweep"]
+    assert len({case.point for case in plan.cases}) == len(plan.cases)
 
 
 def test_ids_are_readable(db: LatencyDB) -> None:

@@ -79,7 +79,7 @@ def report(*rows: OperationReport, **changes: object) -> ModelReport:
         environment=Environment("a CPU", 2, "avx512", "vllm", "0.32.0", "2.13.0", "perf_counter", "rotated", "eager"),
         operations=rows,
         steps=(step("128", (OperationKind.LINEAR, 6e-3), (OperationKind.ATTENTION, 2e-3)),),
-        workloads=(WorkloadPrediction(Workload(128, 16, 4), 0.0123, 0.00456, 16),),
+        workloads=(WorkloadPrediction(Workload(128, 16, 4), 0.0123, 0.00456, 16, 0.0807),),
         validation=Validation((ROW,)),
         spent_s=12.0,
         saved_s=34.0,
@@ -177,9 +177,9 @@ def test_points_outside_of_the_band_are_named(full: ModelReport) -> None:
     high = replace(ROW, workload=Workload(32, 16, 1), predicted_ttft_s=0.060, predicted_tpot_s=0.0099)
     said = texts(plots.predicted_against_measured(replace(full, validation=Validation((ROW, near, high)))))
     assert said.count("32 × 1") == 2
-    assert said.count("512 × 8") == 1
+    assert said.count("512 × 8") == 2
     assert "64 × 2" not in said
-    assert said.count("band: ±10 %") == 2
+    assert {"band: ±5 %", "band: ±8 %"} <= set(said)
 
 
 def test_without_tpot_only_ttft_is_drawn(full: ModelReport) -> None:

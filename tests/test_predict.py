@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dooly.batch import Batch, Limits
+from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db import LatencyDB
@@ -24,8 +24,23 @@ from pytest_dooly.predict import (
     schedule,
 )
 from pytest_dooly.regress import Regressor
+from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ServedModel, Signature
-from tests.samples import ENVIRONMENT, LIMITS, LINEAR, TOKENS, fitted, model_and_regressors, served, uses
+from pytest_dooly.sweep import sweep
+from tests.samples import (
+    ADMISSION,
+    ENVIRONMENT,
+    LIMITS,
+    LINEAR,
+    MIXTURE,
+    TOKENS,
+    fitted,
+    model_and_regressors,
+    served,
+    uses,
+)
+
+MODEL = model_and_regressors()
 
 
 def batches(workload: Workload, limits: Limits = LIMITS) -> list[str]:
@@ -103,6 +118,93 @@ def test_every_schedule_does_all_work_within_the_limits(
     assert all(step.batch.num_tokens <= limits.max_num_tokens and step.batch.num_reqs <= seats for step in steps)
     assert sorted(request for step in steps for request in step.first) == list(range(concurrency))
     assert sorted(request for step in steps for request in step.last) == list(range(concurrency))
+
+
+def one_step_at_a_time(workload: Workload, limits: Limits) -> list[tuple[tuple[int, int], ...]]:
+    """(query_len, context_len) of every request in every step, by the rules alone."""
+    computed = [0] * workload.concurrency
+    total, steps = workload.prompt_len + workload.output_len - 1, []
+    while any(tokens < total for tokens in computed):
+        budget, parts = limits.max_num_tokens, []
+        seated = [request for request, tokens in enumerate(computed) if tokens < total][: limits.max_num_seqs]
+        for request in seated:
+            query_len = min(budget, max(1, workload.prompt_len - computed[request]))
+            if query_len:
+                parts.append((query_len, computed[request]))
+            budget -= query_len
+            computed[request] += query_len
+        steps.append(tuple(parts))
+    return steps
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), st.integers(1, 100), st.integers(1, 5))
+def test_decodes_that_are_taken_together_are_steps_like_any_other(
+    prompt_len: int, output_len: int, concurrency: int, budget: int, seats: int
+) -> None:
+    workload, limits = Workload(prompt_len, output_len, concurrency), Limits(max(budget, seats), seats, 1024)
+    steps = [tuple((r.query_len, r.context_len) for r in step.batch.requests) for step in schedule(workload, limits)]
+    assert steps == one_step_at_a_time(workload, limits)
+
+
+@given(st.integers(1, 900), st.integers(1, 40), st.integers(1, 12))
+def test_a_workload_takes_as_long_as_its_steps(prompt_len: int, output_len: int, concurrency: int) -> None:
+    model, regressors = MODEL
+    workload = Workload(prompt_len, output_len, concurrency)
+    steps = list(schedule(workload, LIMITS))
+    seconds = [predict_step(model, regressors, step.batch).latency_s for step in steps]
+    first = {request: sum(seconds[: i + 1]) for i, step in enumerate(steps) for request in step.first}
+    last = {request: sum(seconds[: i + 1]) for i, step in enumerate(steps) for request in step.last}
+    prediction = predict_workload(model, regressors, workload)
+    assert prediction.num_steps == len(steps)
+    waited = 50e-6 * (concurrency + 1) / 2  # for the admissions, on average
+    assert prediction.ttft_s == pytest.approx(sum(first.values()) / concurrency + waited, rel=1e-3)
+    decoding = sum(last[request] - first[request] for request in first) / concurrency
+    assert (prediction.tpot_s or 0) * (output_len - 1) == pytest.approx(decoding)
+
+
+def mixture() -> tuple[ServedModel, dict[str, Regressor]]:
+    """A model of one mixture of experts that takes 10 µs an activated expert and 1 µs a token of the busiest one."""
+
+    def latency_s(point: SweepPoint) -> float:
+        assert point.routing is not None
+        return 10e-6 * point.routing.activated + 1e-6 * point.routing.busiest
+
+    model = served(uses(MIXTURE, 2), uses(ADMISSION))
+    return model, {
+        MIXTURE.key: fitted(MIXTURE, latency_s, sweep(MIXTURE, LIMITS)),
+        ADMISSION.key: fitted(ADMISSION, lambda _: 50e-6, TOKENS),
+    }
+
+
+@pytest.mark.parametrize("text", ["uniform", "zipf:1.2", "4,4,2,2,1,1,1,1"])
+def test_a_mixture_is_predicted_for_the_routing_that_is_expected(text: str) -> None:
+    model, regressors = mixture()
+    routing = RoutingDistribution.parse(text)
+    for tokens in (2, 40, 300):
+        activated, busiest = routing.expectations([tokens], 8, 2)
+        step = predict_step(model, regressors, Batch.uniform(1, tokens), routing=routing)
+        expected = 2 * (10e-6 * activated[0] + 1e-6 * busiest[0])
+        assert step.latency_s == pytest.approx(expected, rel=0.02)
+        assert step.out_of_range == ()
+
+
+def test_skewed_routing_changes_a_workload() -> None:
+    model, regressors = mixture()
+    uniform, skewed = (
+        predict_workload(model, regressors, Workload(100, 4, 2), routing=RoutingDistribution.parse(text))
+        for text in ("uniform", "zipf:2")
+    )
+    assert uniform == predict_workload(model, regressors, Workload(100, 4, 2))
+    assert skewed.ttft_s > uniform.ttft_s  # a prompt reaches every expert, and waits for the busiest
+    assert skewed.tpot_s is not None
+    assert uniform.tpot_s is not None
+    assert skewed.tpot_s < uniform.tpot_s  # a decode reaches fewer experts
+
+
+def test_a_routing_of_another_model_is_refused() -> None:
+    model, regressors = mixture()
+    with pytest.raises(ConfigurationError, match="has 2 shares for 8 experts"):
+        predict_step(model, regressors, Batch.uniform(1, 8), routing=RoutingDistribution(shares=(1, 2)))
 
 
 def test_a_request_longer_than_the_model_allows_is_refused() -> None:
@@ -187,6 +289,12 @@ def test_predict_refuses_what_it_cannot_answer(db: Path, tmp_path: Path) -> None
         predict("big", batch="1", db=db)
     with pytest.raises(DatabaseError, match="no latency DB"):
         predict("small", batch="1", db=tmp_path / "none.db")
+
+
+def test_predict_takes_a_routing_as_text(db: Path) -> None:
+    assert predict("small", batch="1+32", db=db, routing="zipf:1.2") == predict("small", batch="1+32", db=db)
+    with pytest.raises(ConfigurationError, match="write uniform, zipf:ALPHA"):
+        predict("small", batch="1+32", db=db, routing="skewed")
 
 
 def test_several_environments_must_be_told_apart(db: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_summary_is_markdown(findings: ModelReport, tmp_path: Path) -> None:
     assert summary.startswith("# small on CPU\n")
     assert "| linear-64x128-bf16 | 3 | 10 | 1 | 3 |" in summary
     assert "| 64 | 8 | 1 |" in summary
-    assert "TTFT: median error 10.0%" in summary
+    assert "- TTFT: MAPE 10.0% (95% interval 10.0% to 10.0%), median error 10.0%, noise floor 2.0%" in summary
 
 
 def test_a_report_without_measurements_is_a_report(findings: ModelReport, tmp_path: Path) -> None:
@@ -147,8 +147,9 @@ def test_a_validation_shows_the_noise_beside_the_error(findings: ModelReport) ->
     assert "+10.0%" in lines[2]
     assert "2.0%" in lines[2]
     assert lines[3].rstrip().endswith("-")
-    assert lines[-2] == "TTFT: median error 10.0%, MAPE 10.0%, noise floor 2.0%, 2 workloads"
-    assert max(map(len, lines)) <= 104
+    assert lines[4].startswith("TTFT: MAPE 10.0% (95% interval 10.0% to 10.0%), median error 10.0%, noise floor 2.0%")
+    assert lines[5] == "  2 workloads; MISSES the target of 5% or 1.2 x the noise floor"
+    assert max(map(len, lines)) <= 100
 
 
 def test_origins_wrap_within_a_terminal(findings: ModelReport) -> None:

@@ -141,10 +141,12 @@ class IsolatedCall:
     Attributes:
         run: executes it once.
         before: called before every run, outside of the timed region.
+        again: in place of it before the very same call is made once more, as the replay of a graph does.
     """
 
     run: Callable[[], object]
     before: Callable[[], None] | None = None
+    again: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,12 @@ class Session(Protocol):
 
         Raises:
             EngineError: the engine cannot run the operation at this point.
+        """
+
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        """Seconds of every layer within one forward pass, by path; of a decoder layer, without its leaf layers.
+
+        A layer that is called more than once, or from several places, has one entry for each call.
         """
 
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:

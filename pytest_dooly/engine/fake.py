@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, Reques
 from pytest_dooly.environment import PERF_COUNTER, Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import Operation, OperationKind
+from pytest_dooly.predict import Workload, schedule
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["FakeEngine"]
@@ -66,7 +68,7 @@ class FakeEngine:
     ) -> Session:
         """A running model; see `Engine.open`."""
         depth = configuration.document["num_hidden_layers"]
-        return _FakeSession(_Model(_sizes(configuration), 1 if isolating else depth))
+        return _FakeSession(_Model(_sizes(configuration), depth), _limits(configuration))
 
 
 class _FakeSkeleton:
@@ -94,10 +96,11 @@ class _FakeSkeleton:
 
 
 class _FakeSession:
-    def __init__(self, model: _Model) -> None:
+    def __init__(self, model: _Model, limits: Limits) -> None:
         self.architecture = "FakeForCausalLM"
         self.collectives: Mapping[str, str] = {}
         self._model = model
+        self._limits = limits
         self._modules = dict(model.named_modules())
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -123,15 +126,37 @@ class _FakeSession:
             arguments = _inputs(operation, point)
             yield IsolatedCall(lambda: next(rotation)(*arguments))
 
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        calls: dict[str, list[tuple[Any, Any]]] = {}
+        hooks = ExitStack()
+        for path, module in self._modules.items():
+            if _describe(module) is not None:
+                pairs = calls.setdefault(path, [])
+                enter = module.register_forward_pre_hook(lambda *_, pairs=pairs: pairs.append((clock.now(), None)))
+                leave = module.register_forward_hook(
+                    lambda *_, pairs=pairs: pairs.append((pairs.pop()[0], clock.now()))
+                )
+                hooks.callback(enter.remove)
+                hooks.callback(leave.remove)
+        with torch.inference_mode(), hooks:
+            self._step(batch)
+        return {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
+
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-        start = time.perf_counter()
+        start, now_s = time.perf_counter(), 0.0
+        first_s, last_s = [0.0] * concurrency, [0.0] * concurrency
         with torch.inference_mode():
-            self._step(Batch.uniform(concurrency, prompt_len))
-            first_s = time.perf_counter() - start
-            for generated in range(1, output_len):
-                self._step(Batch.uniform(concurrency, 1, prompt_len + generated - 1))
-        decode_s = time.perf_counter() - start - first_s
-        return (RequestTiming(first_s, decode_s / (output_len - 1) if output_len > 1 else None),) * concurrency
+            for step in schedule(Workload(prompt_len, output_len, concurrency), self._limits):
+                self._step(step.batch)
+                now_s = time.perf_counter() - start
+                for ends_s, requests in ((first_s, step.first), (last_s, step.last)):
+                    for request in requests:
+                        ends_s[request] = now_s
+        gaps = max(1, output_len - 1)
+        tpots_s = [
+            (last - first) / gaps if output_len > 1 else None for first, last in zip(first_s, last_s, strict=True)
+        ]
+        return tuple(map(RequestTiming, first_s, tpots_s))
 
     def close(self) -> None:
         self._modules.clear()

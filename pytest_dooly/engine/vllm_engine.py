@@ -83,6 +83,7 @@ class VllmEngine:
             ConfigurationError: the device has no graphs to replay.
         """
         cuda = _device(configuration) == "cuda"
+        execution = configuration.options.execution_on(_device(configuration))
         return Environment(
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             device_count=configuration.options.tensor_parallel_size if cuda else torch.get_num_threads(),
@@ -91,8 +92,8 @@ class VllmEngine:
             engine_version=self.version,
             torch_version=torch.__version__,
             clock=CUDA_EVENT if cuda else PERF_COUNTER,
-            cache_mode="flushed" if cuda else "rotated",
-            execution=configuration.options.execution_on(_device(configuration)),
+            cache_mode="flushed" if execution == CUDA_GRAPH else "in_pass",
+            execution=execution,
         )
 
     @contextmanager

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
 import random
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,19 +23,22 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.engine.vllm_layers import LayerCatalogue, greedy_sampling, outermost_leaves
+from pytest_dooly.engine.halting import Halted, HaltingPass
+from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
+from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import LAUNCH, OperationKind
-from pytest_dooly.signature import ModelOperation
+from pytest_dooly.signature import ModelOperation, Signature
 
 __all__ = ["VllmSession"]
 
 # A step's context where only the number of requests matters.
 _SOME_CONTEXT = 16
-# Operations to run before one that is timed: qkv projection, its norms and rotary come before attention.
-_MAX_CHAIN = 5
+_CACHE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# Assumed where the kernel does not say.
+_USUAL_CACHE_BYTES = 32 * 2**20
 # Layers beyond which more rotation costs memory and start-up for nothing.
 _MAX_LAYERS = 64
 
@@ -48,28 +49,19 @@ def _ignore(*_: object) -> None:
     """What an observer calls that is asked for nothing."""
 
 
-class _Reached(Exception):  # noqa: N818 - ends a forward pass early, no error
-    """The last place that matters has been reached."""
-
-
 @dataclass(frozen=True)
-class _Call:
-    """One call in a forward pass, its arguments copied before it ran."""
+class _Place:
+    """Where an object keeps a layer.
 
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    Attributes:
+        keeper: attributes or submodules by name.
+        name: of the layer among them.
+        layer: what is there.
+    """
 
-    def copy(self) -> _Call:
-        """The same call on tensors of its own."""
-        return _Call(self.function, tree_map(_clone, self.args), tree_map(_clone, self.kwargs))
-
-    def restore(self, original: _Call) -> None:
-        """Writes the original's values into the tensors, which a call in place has changed."""
-        mine, theirs = tree_leaves((self.args, self.kwargs)), tree_leaves((original.args, original.kwargs))
-        for tensor, value in zip(mine, theirs, strict=True):
-            if isinstance(tensor, torch.Tensor):
-                tensor.copy_(value)
+    keeper: dict[str, Any]
+    name: str
+    layer: Any
 
 
 class _Untimed:
@@ -93,27 +85,44 @@ class _Untimed:
         return getattr(self._layer, name)
 
 
+class _Timed:
+    """A layer that notes when its calls begin and end, in place of the layer itself."""
+
+    def __init__(self, layer: Any, clock: Clock, calls: list[tuple[Any, Any]]) -> None:
+        self._layer = layer
+        self._clock = clock
+        self._calls = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = self._clock.now()
+        output = self._layer(*args, **kwargs)
+        self._calls.append((start, self._clock.now()))
+        return output
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
 class _Recalled:
-    """A model that computes once for each shape of its input, then answers from memory and leaves the caches as cold.
+    """A module that computes once for each shape of its input, then answers from memory."""
 
-    What surrounds the forward pass is timed with it, and does not depend on what it computes.
-    """
-
-    def __init__(self, model: Any, ballast: torch.Tensor) -> None:
-        self._model = model
+    def __init__(self, module: Any, before: Callable[[], object] = _ignore) -> None:
+        self._module = module
+        self._before = before
         self._outputs: dict[tuple[torch.Size, ...], Any] = {}
-        self._ballast = ballast
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         if shapes not in self._outputs:
-            self._outputs[shapes] = self._model(*args, **kwargs)
+            self._outputs[shapes] = self._module(*args, **kwargs)
         else:
-            self._ballast.add_(1)
-        return self._outputs[shapes]
+            self._before()
+        return tree_map(_clone, self._outputs[shapes])  # what follows may write into it
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self._module, name)
 
 
 class VllmSession:
@@ -141,7 +150,7 @@ class VllmSession:
         self._files = ExitStack()
         arguments = dict(arguments)
         if isolating:
-            arguments["model"] = str(self._with_layers(configuration, _layers_needed(isolating)))
+            arguments["model"] = str(self._with_layers(configuration, _layers_needed(configuration, isolating)))
         self._llm = _start(arguments, kv_tokens)
         self._runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self._model: torch.nn.Module = self._runner.get_model()  # out of the wrapper that replays its graphs
@@ -150,10 +159,8 @@ class VllmSession:
         self.collectives = COLLECTIVES
         self._modules = {**dict(self._model.named_modules()), "sampler": self._runner.sampler}
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
+        self._files.enter_context(routed_at_random(self._model))
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
-        self._captured: tuple[Batch | None, dict[str, _Call]] = (None, {})
-        self._order = self._order_of_calls() if isolating else []
-        self._places = {place for operation in isolating for path in operation.layers for place in self._chain(path)}
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call; see `Session.modules`."""
@@ -185,21 +192,43 @@ class VllmSession:
                 with self._layer_call(operation, point) as call:
                     yield call
             elif name == "layer_gap":
-                with self._layer_call(operation, point) as call, self._untimed(self._leaves, clock):
+                with self._untimed(self._leaves, clock), self._layer_call(operation, point) as call:
                     yield call
             elif name == "admission":
                 with self._requests_of_its_own():
                     yield self._admission_call(point)
             elif name == "step":
-                model, sampler = (
-                    _Untimed(_Recalled(self._model, self._ballast), clock),
-                    _Untimed(self._runner.sampler, clock),
-                )
-                patches = mock.patch.multiple(self._runner, model=model, sampler=sampler)
+                # What surrounds the forward pass is timed with it, and does not depend on what it computes.
+                model = _Untimed(_Recalled(self._model, self._evict), clock)
+                patches = mock.patch.multiple(self._runner, model=model, sampler=_Untimed(self._runner.sampler, clock))
                 with self._requests_of_its_own(), patches, self._untimed(self._logits_processors(), clock):
                     yield self._step_call(point)
             else:
                 raise EngineError(f"cannot isolate {name!r}: this adapter does not know that overhead")
+
+    def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
+        """Seconds of every layer within one forward pass; see `Session.time_layers`."""
+        paths = {id(module): path for path, module in self._modules.items()}
+        leaves = {paths[id(leaf)]: leaf for leaf in self._leaves}
+        decoders = dict(decoder_layers(self._model))
+        calls: dict[str, list[tuple[Any, Any]]] = {path: [] for path in (*leaves, *decoders)}
+        with torch.inference_mode(), self._forward_context(batch), ExitStack() as swaps:
+            for path, layer in {**leaves, **decoders}.items():
+                for place in self._places_of(layer):
+                    swaps.enter_context(_in_place_of(place, _Timed(layer, clock, calls[path])))
+            self._forward(batch)
+        # Differences come last, since a device's clock waits for the device to read one.
+        latencies_s = {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
+        for path, layer in decoders.items():
+            within = {id(module) for module in layer.modules()}
+            # A layer that several decoder layers share is called as often by each.
+            spent_s = sum(
+                sum(latencies_s[leaf]) / len(self._places_of(module))
+                for leaf, module in leaves.items()
+                if id(module) in within
+            )
+            latencies_s[path] = [latency_s - spent_s for latency_s in latencies_s[path]]
+        return latencies_s
 
     def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
         """The engine's own timings; see `Session.generate`."""
@@ -211,7 +240,6 @@ class VllmSession:
         """Frees what the engine holds."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self._captured = (None, {})
         self._modules.clear()
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm, self._runner, self._model
@@ -222,101 +250,80 @@ class VllmSession:
 
     @contextmanager
     def _layer_call(self, operation: ModelOperation, point: SweepPoint) -> Iterator[IsolatedCall]:
-        """A layer on the inputs of a real forward pass, each time after the operations that precede it there.
-
-        What precedes leaves the caches as a layer finds them in a model: its weights and the interpreter's own data
-        evicted, its inputs just written.
-        """
+        """A layer within forward passes over one batch, which halt before each of its instances."""
         batch = self._batch(point)
-        chains = [self._chain(path) for path in operation.layers if path in self._modules or "/" in path]
-        with self._forward_context(batch):
-            places = chains[min(1, len(chains) - 1)]  # a layer within the model, and soon reached
-            chains = [chain for chain in chains if _roles(chain) == _roles(places)]
-            calls = self._capture(batch, places, alone=point.batch is not None)
-            chain, call = [calls[place] for place in places[:-1]], calls[places[-1]].copy()
-            # A GPU's cache is flushed: it is so large that few layers fill it, and a graph replays the same one anyway.
-            flushed = self._runner.device.type == "cuda"
-            rotation = itertools.cycle([places] if flushed else chains)
-            function = call.function
-
-            # Where there are no other layers to rotate to, one weight would stay in the cache from round to round.
-            ballast = self._ballast if flushed or (len(chains) == 1 and _reads_a_matrix(operation)) else None
+        halting = HaltingPass(partial(self._forward, batch), operation.signature.label)
+        routing = routed_as(self._model, point) if point.routing is not None else nullcontext()
+        with routing, self._forward_context(batch), closing(halting), self._halts(operation, halting) as instances:
+            # A single weight would stay in the cache from pass to pass where those of other layers do not evict it.
+            evict = self._evict if instances == 1 and _reads_a_matrix(operation.signature) else _ignore
 
             def before() -> None:
-                nonlocal function
-                if ballast is not None:
-                    ballast.add_(1)
-                path = next(rotation)
-                for place, preceding in zip(path[:-1], chain, strict=False):
-                    self._modules.get(place, preceding.function)(*preceding.args, **preceding.kwargs)
-                call.restore(calls[places[-1]])
-                function = self._modules.get(path[-1], call.function)
+                evict()
+                halting.proceed()
 
-            def run() -> object:
-                return function(*call.args, **call.kwargs)
+            yield IsolatedCall(halting.call, before, self._again(halting))
 
-            yield IsolatedCall(run, before)
+    def _again(self, halting: HaltingPass) -> Callable[[], None]:
+        """Evicts everything and writes the inputs of a call once more, for one that is made over and over."""
+        written: list[torch.Tensor] = []
+
+        def again() -> None:
+            inputs = [value for value in tree_leaves(halting.arguments) if isinstance(value, torch.Tensor)]
+            written.extend(map(torch.clone, inputs[len(written) :]))
+            self._evict()
+            for tensor, value in zip(inputs, written, strict=True):
+                tensor.copy_(value)
+
+        return again
+
+    @contextmanager
+    def _halts(self, operation: ModelOperation, halting: HaltingPass) -> Iterator[int]:
+        """Lets the pass halt before the operation; yields how many instances of it a pass calls."""
+        layers = [self._modules[path] for path in operation.layers if path in self._modules]
+        with ExitStack() as swaps:
+            if not layers:
+                wanted = {path for path in operation.layers if "/" in path}
+
+                def halt(place: str, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+                    if place in wanted:
+                        halting.halt(partial(function, *args, **kwargs))
+
+                swaps.enter_context(self._observer(on_operation=halt))
+                yield len(wanted)
+                return
+            places = [place for layer in layers for place in self._places_of(layer)]
+            if len(places) == 1:
+                for place, layer in self._decoder_layers_without(places[0]):
+                    swaps.enter_context(_in_place_of(place, _Recalled(layer)))
+            for place in places:
+                swaps.enter_context(_in_place_of(place, Halted(place.layer, halting)))
+            yield len(places)
+
+    def _places_of(self, layer: torch.nn.Module) -> list[_Place]:
+        """Where the model keeps a layer: more than once where it is shared, like rotary embeddings."""
+        found = [
+            _Place(parent._modules, name, layer)
+            for parent in self._model.modules()
+            for name, child in parent._modules.items()
+            if child is layer
+        ]
+        return found or [_Place(vars(self._runner), "sampler", layer)]
+
+    def _decoder_layers_without(self, place: _Place) -> Iterator[tuple[_Place, torch.nn.Module]]:
+        """Decoder layers that need not be computed to reach a place that only one of them leads to."""
+        layers = [layer for _, layer in decoder_layers(self._model)]
+        for layer in layers[:-1]:
+            if all(module is not place.layer for module in layer.modules()):
+                yield self._places_of(layer)[0], layer
+
+    def _evict(self) -> None:
+        self._ballast.add_(1)
 
     @cached_property
     def _ballast(self) -> torch.Tensor:
         """What evicts everything else from the last-level cache when it is written to."""
         return torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8, device=self._runner.device)
-
-    def _chain(self, path: str) -> tuple[str, ...]:
-        """The path, after those of the layers called before it, back to the nearest one that streams weights."""
-        if path not in self._order:
-            return (path,)
-        end = self._order.index(path)
-        start = end - 1
-        while start > 0 and end - start < _MAX_CHAIN and not self._streams_weights(self._order[start]):
-            start -= 1
-        return tuple(self._order[max(0, start) : end + 1])
-
-    def _streams_weights(self, path: str) -> bool:
-        layer = self._catalogue.describe(self._modules[path])
-        return layer is not None and layer.kind in (OperationKind.LINEAR, OperationKind.MOE)
-
-    def _capture(self, batch: Batch, places: Sequence[str], *, alone: bool) -> dict[str, _Call]:
-        """Calls at places in a forward pass over the batch, their arguments copied.
-
-        Args:
-            batch: what the pass works on.
-            places: paths of layers, or of operations outside of layers; the last is reached last.
-            alone: no other operation is timed at this batch, so only these places matter.
-        """
-        if self._captured[0] != batch or not self._captured[1].keys() >= set(places):
-            self._captured = batch, {}
-            calls: dict[str, _Call] = {}
-            with ExitStack() as hooks:
-                self._copy_calls(calls, set(places) if alone else self._places, places[-1] if alone else None, hooks)
-                with suppress(_Reached):
-                    self._forward(batch)
-            self._captured = batch, calls
-        return self._captured[1]
-
-    def _copy_calls(self, calls: dict[str, _Call], places: set[str], last: str | None, hooks: ExitStack) -> None:
-        def copy(place: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if place in places and place not in calls:
-                calls[place] = _Call(function, args, dict(kwargs)).copy()
-            if place == last:
-                raise _Reached
-
-        if any("/" in place for place in places):
-            hooks.enter_context(self._observer(on_operation=copy))
-        for path in places & self._modules.keys():
-            module = self._modules[path]
-            noted = partial(_noted, copy, path, module, module.forward)
-            hooks.enter_context(mock.patch.object(module, "forward", noted))
-
-    def _order_of_calls(self) -> list[str]:
-        """Paths of the leaf layers in the order in which a forward pass calls them; none within another."""
-        order: list[str] = []
-
-        def note(path: str, layer: Layer, arguments: Mapping[str, Any]) -> None:
-            order.append(path)
-
-        self.forward(Batch.uniform(1, 1), self._observer(on_layer=note))
-        return order
 
     def _observer(
         self, on_layer: Callable[..., None] = _ignore, on_operation: Callable[..., None] = _ignore
@@ -408,12 +415,10 @@ class VllmSession:
     @contextmanager
     def _untimed(self, layers: Sequence[torch.nn.Module], clock: Clock) -> Iterator[None]:
         """Stops the clock while one of the layers runs."""
-        wanted = {id(layer) for layer in layers}
         with ExitStack() as swaps:
-            for parent in self._model.modules():
-                for name, child in parent._modules.items():
-                    if id(child) in wanted:
-                        swaps.enter_context(mock.patch.dict(parent._modules, {name: _Untimed(child, clock)}))
+            for layer in layers:
+                for place in self._places_of(layer):
+                    swaps.enter_context(_in_place_of(place, _Untimed(layer, clock)))
             yield
 
     def _logits_processors(self) -> list[torch.nn.Module]:
@@ -461,30 +466,36 @@ class VllmSession:
         return folder
 
 
-def _layers_needed(operations: Sequence[ModelOperation]) -> int:
-    """Layers that hold every operation, and enough weights that none stays in the cache between two uses."""
+def _layers_needed(configuration: ModelConfiguration, operations: Sequence[ModelOperation]) -> int:
+    """Layers that hold every operation, and enough weights that none stays in the cache between two uses.
+
+    No more than the model has: what stays in the cache between two steps of the model itself is warm there too.
+    """
     last = max((int(part) for o in operations for part in o.layers[0].split(".") if part.isdigit()), default=0)
-    layer_bytes = [
+    layer_bytes = sum(
         2 * math.prod(dim for dim in shape if isinstance(dim, int))
         for operation in operations
         if len(operation.layers) > 1
         for role, _, shape in operation.signature.tensors
-        if role == "weight" and len(shape) > 1
-    ]
-    rotation = math.ceil(2 * _last_level_cache_bytes() / min(layer_bytes, default=2 * _last_level_cache_bytes()))
-    affordable = psutil.virtual_memory().available // 3 // max(1, sum(layer_bytes))
-    return max(last + 1, min(rotation, affordable, _MAX_LAYERS))
+        if role.endswith("weight") and len(shape) > 1
+    )
+    rotation = math.ceil(2 * _last_level_cache_bytes() / max(1, layer_bytes))
+    affordable = psutil.virtual_memory().available // 3 // max(1, layer_bytes)
+    depth = configuration.document.get("num_hidden_layers", _MAX_LAYERS)
+    return max(last + 1, min(rotation, affordable, depth, _MAX_LAYERS))
 
 
-def _reads_a_matrix(operation: ModelOperation) -> bool:
-    return any(role.endswith("weight") and len(shape) > 1 for role, _, shape in operation.signature.tensors)
+def _reads_a_matrix(signature: Signature) -> bool:
+    """Whether the kernel reads a whole weight, of which an embedding reads some rows."""
+    matrix = any(role.endswith("weight") and len(shape) > 1 for role, _, shape in signature.tensors)
+    return matrix and signature.kind is not OperationKind.EMBEDDING
 
 
 def _last_level_cache_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    size = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0
-    return size if size > 0 else 32 * 2**20
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * _CACHE_UNITS[size[-1]] for size in sizes), default=_USUAL_CACHE_BYTES)
 
 
 def _start(arguments: dict[str, Any], kv_tokens: int) -> Any:
@@ -549,21 +560,8 @@ def _positions(batch: Batch) -> torch.Tensor:
     return torch.cat([torch.arange(request.context_len, request.seq_len) for request in batch.requests])
 
 
-def _roles(chain: Sequence[str]) -> tuple[str, ...]:
-    """What the layers of a chain are within their decoder layers; equal roles take equal arguments."""
-    return tuple(path.rpartition(".")[2] for path in chain)
-
-
-def _noted(
-    copy: Callable[..., None],
-    path: str,
-    module: torch.nn.Module,
-    forward: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    copy(path, module, args, kwargs)
-    return forward(*args, **kwargs)
+def _in_place_of(place: _Place, stand_in: Any) -> AbstractContextManager[Any]:
+    return mock.patch.dict(place.keeper, {place.name: stand_in})
 
 
 def _clone(value: Any) -> Any:

@@ -121,6 +121,17 @@ def test_an_isolated_layer_computes_what_it_is_for(session: Session, operations:
     assert tuple(output.shape) == (7, 256)
 
 
+def test_a_pass_shows_every_layer_as_often_as_it_runs(session: Session, operations: tuple[ModelOperation, ...]) -> None:
+    latencies_s = session.time_layers(Batch.of([(1, 20), (6, 0)]), HostClock())
+    for operation in operations:
+        if operation.layers[0] not in latencies_s or operation.signature.kind is OperationKind.OVERHEAD:
+            continue
+        samples = [sample for path in operation.layers for sample in latencies_s[path]]
+        assert len(samples) == operation.multiplicity, operation.signature.label
+        assert min(samples) > 0
+    assert {"linear", "attention"} <= {o.signature.name for o in operations if o.layers[0] in latencies_s}
+
+
 def test_generate_reports_every_request(session: Session) -> None:
     timings = session.generate(prompt_len=16, output_len=4, concurrency=3)
     assert len(timings) == 3
