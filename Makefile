@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEVICE ?= cuda
 DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench clean
+.PHONY: help demo test lint smoke bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +41,10 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
+
+# Installs nothing: a GPU host has vLLM and the rest on its PYTHONPATH. DEVICE=cpu runs small models, in .venv where it is.
+gpu-check: ## on an NVIDIA GPU with vLLM: trace, profile, predict, validate three models, into reports/ (8 minutes)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tests.gpu_check --device $(DEVICE)
 
 clean: ## remove the environment and what runs have written
 	rm -rf $(VENV) .dooly .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info

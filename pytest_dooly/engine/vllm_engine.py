@@ -126,10 +126,13 @@ class VllmEngine:
                     with origins.building(), torch.device(_device(configuration)):
                         model = initialize_model(vllm_config=config)
                 except Exception as error:
+                    if configuration.options.attention_backend and "backend" in str(error).lower():
+                        raise _wrong_backend(configuration, _first_line(error)) from error
                     raise TraceError(
                         f"cannot build {config.model_config.architecture} of {configuration.name} without weights: "
                         f"{type(error).__name__}: {_first_line(error)}"
                     ) from error
+                _check_backend(configuration, model)
                 yield _VllmSkeleton(model, config, between_layers=_between_layers(configuration))
 
     @contextmanager
@@ -290,6 +293,21 @@ def _engine_config(configuration: ModelConfiguration) -> Any:
         raise ConfigurationError(
             f"vLLM {_version()} refuses the configuration of {configuration.name}: {_reason(error)}"
         ) from error
+
+
+def _check_backend(configuration: ModelConfiguration, model: torch.nn.Module) -> None:
+    """A platform without the attention backend that was asked for may take its own and say nothing."""
+    asked = configuration.options.attention_backend
+    taken = {module.attn_backend.get_name() for module in model.modules() if hasattr(module, "attn_backend")}
+    if asked and taken and asked.upper() not in taken:
+        raise _wrong_backend(configuration, f"{_device(configuration)} runs {' and '.join(sorted(taken))} instead")
+
+
+def _wrong_backend(configuration: ModelConfiguration, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"vLLM {_version()} cannot serve {configuration.name} with attention backend "
+        f"{configuration.options.attention_backend}: {reason}"
+    )
 
 
 def _plant(config: Any, plant: Callable[[str, int], int]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ class VllmSession:
 
     def forward(self, batch: Batch, within: AbstractContextManager[object]) -> None:
         """Runs the model, the logits and the sampler once for real; see `Session.forward`."""
+        batch = self._ordered(batch)
         with torch.inference_mode(), self._forward_context(batch):
             self._forward(batch, within)
 
@@ -361,12 +363,24 @@ class VllmSession:
 
     def _batch(self, point: SweepPoint) -> Batch:
         if point.batch is not None:
-            return point.batch
+            return self._ordered(point.batch)
         if point.num_reqs is not None:
             return Batch.uniform(point.num_reqs, 1, _SOME_CONTEXT)
         assert point.num_tokens is not None
         whole, rest = divmod(point.num_tokens, self.limits.max_model_len)
         return Batch.of([(self.limits.max_model_len, 0)] * whole + [(rest, 0)] * bool(rest))
+
+    def _ordered(self, batch: Batch) -> Batch:
+        """The batch as the engine's runner orders it where the attention backend treats decodes apart.
+
+        Decodes come first, then chunks of prompts, then their beginnings: one that finds them in another order takes
+        all for prefills. Source: `reorder_batch_to_split_decodes_and_prefills` of vLLM.
+        """
+        longest_decode = self._runner.reorder_batch_threshold
+        if longest_decode is None:
+            return batch
+        requests = sorted(batch.requests, key=lambda r: (r.context_len == 0, r.query_len > longest_decode))
+        return Batch(tuple(requests))
 
     # Isolation of what surrounds the layers
 
@@ -536,7 +550,9 @@ def _attention_metadata(group: Any, batch: Batch, device: torch.device) -> tuple
         is_prefilling=torch.tensor([r.query_len > 1 or r.context_len == 0 for r in batch.requests]),
         positions=_positions(batch).to(device),
     )
-    return group.get_metadata_builder().build(common_prefix_len=0, common_attn_metadata=common), slot_mapping
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fields that FlashInfer's builder still reads
+        return group.get_metadata_builder().build(common_prefix_len=0, common_attn_metadata=common), slot_mapping
 
 
 def _positions(batch: Batch) -> torch.Tensor:

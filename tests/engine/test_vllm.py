@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +20,11 @@ from pytest_dooly.batch import Batch
 from pytest_dooly.configuration import ModelConfiguration, ServingOptions, aliases, resolve
 from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine
-from pytest_dooly.errors import TraceError, UntestedEngineWarning
-from pytest_dooly.operation import REQUEST_SYMBOLS, Operation, OperationKind, TensorSpec, Trace, evaluate
+from pytest_dooly.errors import ConfigurationError, TraceError, UntestedEngineWarning
+from pytest_dooly.operation import LAUNCH, REQUEST_SYMBOLS, Operation, OperationKind, TensorSpec, Trace, evaluate
 from pytest_dooly.signature import model_operations
 from pytest_dooly.trace import cover, observe, trace
+from tests.models import LLAMA
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -281,3 +285,77 @@ def test_an_untested_version_is_named(monkeypatch: pytest.MonkeyPatch, version: 
     assert bool(texts) is warned
     if warned:
         assert f"vLLM {version} is outside of the tested range, 0.26.0 to 0.32.0" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "complaint"),
+    [
+        ("FASTEST", "vLLM .* refuses the configuration of .*: Unknown attention backend: 'FASTEST'. Valid options are"),
+        ("FLASH_ATTN", "cannot serve .* with attention backend FLASH_ATTN: cpu runs CPU_ATTN instead"),
+    ],
+)
+def test_an_attention_backend_that_cannot_be_had_is_named(
+    engine: Engine, tmp_path: Path, backend: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=complaint) as raised:
+        trace(engine, configured(tmp_path, LLAMA, attention_backend=backend))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_attention_backend_can_be_chosen(engine: Engine, tmp_path: Path) -> None:
+    traced, _ = trace(engine, configured(tmp_path, LLAMA, attention_backend="CPU_ATTN"))
+    (attention,) = {o.attributes for o in traced.operations if o.kind is OperationKind.ATTENTION}
+    assert dict(attention)["backend"] == "CPU_ATTN"
+
+
+def test_graphs_are_refused_on_a_cpu(engine: Engine, tmp_path: Path) -> None:
+    configuration = configured(tmp_path, LLAMA, device=None, execution="cuda_graph")
+    if torch.cuda.is_available():
+        assert engine.environment(configuration).execution == "cuda_graph"
+    else:
+        with pytest.raises(ConfigurationError, match="execution cuda_graph needs device cuda"):
+            engine.environment(configuration)
+
+
+@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
+def test_a_step_on_a_gpu_has_launches_unless_it_replays_graphs(execution: str, tmp_path: Path) -> None:
+    """What is between layers costs a CPU a gap, a GPU launches that may hide, and a graph nothing."""
+    from pytest_dooly.engine.vllm_engine import _between_layers
+
+    on_gpu = configured(tmp_path, LLAMA, device="cuda", execution=execution)
+    assert _between_layers(on_gpu) == {"eager": LAUNCH, "cuda_graph": None}[execution]
+    assert _between_layers(configured(tmp_path, LLAMA)) == "layer_gap"
+
+
+@pytest.mark.parametrize(
+    ("longest_decode", "ordered"),
+    [(None, "64,1+9,32+16,2x1+30"), (1, "1+9,2x1+30,32+16,64"), (32, "1+9,32+16,2x1+30,64")],
+)
+def test_batches_are_ordered_as_the_attention_backend_wants_them(longest_decode: int | None, ordered: str) -> None:
+    from pytest_dooly.engine.vllm_session import VllmSession
+
+    session = SimpleNamespace(_runner=SimpleNamespace(reorder_batch_threshold=longest_decode))
+    batch = VllmSession._ordered(session, Batch.parse("64,1+9,32+16,2x1+30"))  # type: ignore[arg-type]
+    assert batch == Batch.parse(ordered)
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "triton_attn", "flashinfer"])
+def test_builders_of_attention_metadata_find_what_they_read(engine: Engine, backend: str) -> None:
+    """They run on a GPU only, so what they read is read off their source."""
+    from pytest_dooly.engine.vllm_session import _attention_metadata
+
+    built: list[Any] = []
+    builder = SimpleNamespace(build=lambda common_prefix_len, common_attn_metadata: built.append(common_attn_metadata))
+    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16), get_metadata_builder=lambda: builder)
+    _attention_metadata(group, Batch.parse("2x1+30,40"), torch.device("cpu"))
+    package = importlib.util.find_spec("vllm.v1.attention.backends")
+    assert package is not None
+    assert package.submodule_search_locations
+    source = Path(package.submodule_search_locations[0], f"{backend}.py").read_text(encoding="utf-8")
+    read = set(re.findall(r"\bcommon_attn_metadata\.(\w+)", source))
+    # Of multimodal prompts, of reference windows and of contexts that ranks share: a builder copes without.
+    optional = {"mm_req_doc_ranges", "rswa_prefix_lens", "dcp_local_seq_lens"}
+    assert {"query_start_loc", "block_table_tensor", "slot_mapping"} <= read
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert [name for name in sorted(read - optional) if getattr(built[0], name) is None] == []
