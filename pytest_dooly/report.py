@@ -225,7 +225,9 @@ def _remarks(validation: Validation) -> list[str]:
         pairs = ", ".join(f"{_workload(pair.asked)} to {_workload(pair.ran)}" for pair in validation.replaced)
         lines.append(f"too dear for the budget, and shrunk: {pairs}")
     if validation.drift:
-        lines.append(f"drift of the machine, round by round: {', '.join(map(_signed, validation.drift))}")
+        lines.append(
+            f"later rounds against the first, the machine's own drift: {', '.join(map(_signed, validation.drift))}"
+        )
     return lines
 
 

@@ -82,12 +82,11 @@ def _mean(requests: Sequence[RequestTiming]) -> _Timing:
 
 
 def _drift(timings: Mapping[Workload, Sequence[_Timing]]) -> tuple[float, ...]:
-    """How much slower each round was than a workload's median round, over all workloads the median."""
+    """How much slower each later round was than the first, over all workloads the median."""
     slower: list[list[float]] = []
     for workload, rounds in timings.items():
-        latencies_s = [ttft + (tpot or 0.0) * (workload.output_len - 1) for ttft, tpot in rounds]
-        usual_s = statistics.median(latencies_s)
-        slower.append([latency_s / usual_s - 1 for latency_s in latencies_s])
+        first_s, *later_s = [ttft + (tpot or 0.0) * (workload.output_len - 1) for ttft, tpot in rounds]
+        slower.append([latency_s / first_s - 1 for latency_s in later_s])
     return tuple(map(statistics.median, zip(*slower, strict=True)))
 
 

@@ -121,8 +121,8 @@ class Validation:
     Attributes:
         rows: one a workload, at least one.
         replaced: workloads that the budget excluded, and those that ran in their place.
-        drift: how much slower each round was than a workload's median round, over all workloads the median; 0.05 for
-            5 %. What the machine itself does from round to round.
+        drift: how much slower each later round was than the first, over all workloads the median; 0.05 for 5 %. What
+            the machine itself does from round to round.
     """
 
     rows: tuple[ValidationRow, ...]

@@ -133,13 +133,13 @@ def test_what_the_budget_excluded_and_how_the_machine_drifted_is_said(full: Mode
     validation = Validation((ROW,), (replaced,), (0.012, -0.003))
     lines = (
         "too dear for the budget, and shrunk: 2048 x 32 -> 128 to 300 x 9 -> 20",
-        "drift of the machine, round by round: +1.2%, -0.3%",
+        "later rounds against the first, the machine's own drift: +1.2%, -0.3%",
     )
     page = write_report(replace(full, validation=validation), tmp_path).read_text(encoding="utf-8")
     summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
     for line in lines:
         assert line in format_validation(validation)
-        assert line.replace(">", "&gt;") in page
+        assert line.replace(">", "&gt;").replace("'", "&#39;") in page
         assert f"- {line}" in summary
 
 
