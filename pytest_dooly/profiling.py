@@ -370,7 +370,7 @@ def unseen_errors(
     """
     errors = {}
     for key, outcomes in db.outcomes(environment, held_out=True).items():
-        measured = {point: each.median_s for point, each in outcomes.items() if isinstance(each, Measurement)}
+        measured = {point: each.mean_s for point, each in outcomes.items() if isinstance(each, Measurement)}
         if key in regressors and measured:
             predicted_s = regressors[key].predict_s(list(measured))
             off = [abs(a / b - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]

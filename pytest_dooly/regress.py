@@ -45,8 +45,9 @@ _POINTS_PER_NUMBER = 4
 _EVERY_POINT, _BETWEEN = 0, 3
 """Number of knots that stands for all points; how many knots a power law between two of them takes."""
 
-_HUBER, _REWEIGHTINGS = 1.5, 5
-"""Residuals beyond so many standard deviations count linearly; how often weights are made from residuals."""
+_CAUCHY, _REWEIGHTINGS = 2.385, 8
+"""Standard deviations from which on a residual counts ever less (95 % efficient on normal noise, Holland and Welsch
+1977); how often weights are made from residuals."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
     As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984), paired. Where noise
     alone sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in
     features and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares,
-    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber
-    1964): an outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error
-    over folds that leave out every fifth point by size, or one point where there are few.
+    Lawson and Hanson 1974), each point weighted by how well its mean is known, and less where it lies far off
+    (Holland and Welsch 1977): an outlier is kept and does not bend the fit. The held-out error is the weighted mean
+    absolute relative error over folds that leave out every fifth point by size, or one point where there are few.
 
     Args:
         signature: of the operation.
@@ -206,8 +207,8 @@ class _Data:
 
     Attributes:
         work: of the points.
-        latencies_s: medians, shape (points,).
-        weights: how well each median is known, 1 for perfectly, shape (points,).
+        latencies_s: means, shape (points,).
+        weights: how well each mean is known, 1 for perfectly, shape (points,).
         window: attention window in tokens, or None.
     """
 
@@ -220,11 +221,11 @@ class _Data:
     def of(cls, signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> _Data:
         """Arrays of the outcomes, in their order.
 
-        The standard error of a median of n normal samples is 1.253 sigma / sqrt(n), and sigma their IQR / 1.349.
+        The standard error of a mean of n normal samples is sigma / sqrt(n), and sigma their IQR / 1.349.
         """
         measured = list(outcomes.values())
-        latencies_s = np.array([each.median_s for each in measured])
-        spread = np.array([each.iqr_s for each in measured]) * (1.253 / 1.349) / latencies_s
+        latencies_s = np.array([each.mean_s for each in measured])
+        spread = np.array([each.iqr_s for each in measured]) / 1.349 / latencies_s
         rounds = np.minimum([each.rounds for each in measured], _INDEPENDENT_ROUNDS)
         weights = _MODEL_ERROR / np.sqrt(_MODEL_ERROR**2 + spread**2 / rounds)
         attribute = dict(signature.attributes).get("sliding_window")
@@ -385,7 +386,7 @@ class _Solver:
             predicted = np.maximum(self.design @ self.solve(rows), 1e-3 * latencies_s)
             residuals = np.abs(np.log(predicted / latencies_s))
             scale = max(1.4826 * float(np.median(residuals)), _MODEL_ERROR / 2)
-            trust = np.sqrt(np.minimum(1.0, _HUBER * scale / np.maximum(residuals, 1e-12)))
+            trust = 1 / np.sqrt(1 + (residuals / (_CAUCHY * scale)) ** 2)
             factor = data.weights * trust / np.sqrt(predicted * latencies_s)
             rows = np.column_stack([factor, factor * latencies_s])
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,13 +110,15 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         for model in summary.plan.models
         for operation in model.operations
     }
+    grid = Counter(case.operation.signature.key for case in summary.plan.cases if case.use != "held out")
     lines = []
     for label, key in sorted((labels[key], key) for key in summary.regressors):
         regressor = summary.regressors[key]
         others = sorted(error for name, error in regressor.candidates if name != regressor.method)
         runner_up = f", next best {others[0]:.1%}" if others else ""
         held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
-        lines.append(f"{label:44} {regressor.num_points:4} points  {regressor.method}: {held_out}{runner_up}")
+        points = f"{regressor.num_points:4} of {grid[key]:4} points"
+        lines.append(f"{label:44} {points}  {regressor.method}: {held_out}{runner_up}")
         if key in summary.held_out:
             lines[-1] += "; {} unseen points: {:.1%}".format(*summary.held_out[key])
     return lines

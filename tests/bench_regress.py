@@ -73,7 +73,7 @@ def table(signature: Signature, outcomes: Outcomes) -> tuple[Callable[[Work], Ar
     def logs(work: Work) -> Array:
         return np.log1p(features_of(work, names, window))
 
-    latencies = np.log([outcome.median_s for outcome in outcomes.values()])
+    latencies = np.log([outcome.mean_s for outcome in outcomes.values()])
     return logs, logs(Work.of(list(outcomes))), latencies
 
 
@@ -89,7 +89,7 @@ def roofline(signature: Signature, outcomes: Outcomes) -> Fitted:
 
     names = ("num_reqs", "num_tokens", "pairs", "kv_tokens") if signature.swept == "batch" else columns(signature)
     matrix = features_of(Work.of(list(outcomes)), names, None)
-    latencies_s = np.array([outcome.median_s for outcome in outcomes.values()])
+    latencies_s = np.array([outcome.mean_s for outcome in outcomes.values()])
     design = np.column_stack([np.ones(len(matrix)), matrix])
     scale = np.maximum(design.max(0), 1e-30)
     solution, _ = nnls(design / scale / latencies_s[:, None], np.ones(len(design)), maxiter=1000)
@@ -219,7 +219,7 @@ class Score:
 
 def measure(method: Method, signature: Signature, outcomes: Outcomes, held: Outcomes, score: Score) -> None:
     """Adds an operation to the score of a method."""
-    points = sorted(outcomes, key=lambda point: outcomes[point].median_s)
+    points = sorted(outcomes, key=lambda point: outcomes[point].mean_s)
     inner = points[1:-1]
     folds = [inner[fold::FOLDS] for fold in range(FOLDS)]
     by_size = defaultdict(list)
@@ -243,7 +243,7 @@ def measure(method: Method, signature: Signature, outcomes: Outcomes, held: Outc
 
 def _needed(method: Method, signature: Signature, outcomes: Outcomes) -> float:
     """Points of the smallest evenly spread subset from which the others are predicted within the target, in median."""
-    points = sorted(outcomes, key=lambda point: outcomes[point].median_s)
+    points = sorted(outcomes, key=lambda point: outcomes[point].mean_s)
     for count in (3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48):
         if count > 0.8 * len(points):
             return math.inf
@@ -257,7 +257,7 @@ def _needed(method: Method, signature: Signature, outcomes: Outcomes) -> float:
 
 def _errors(method: Method, signature: Signature, outcomes: Outcomes, held: Outcomes) -> list[float]:
     predicted_s = method(signature, outcomes).predict_s(Work.of(list(held)))
-    measured_s = np.array([outcome.median_s for outcome in held.values()])
+    measured_s = np.array([outcome.mean_s for outcome in held.values()])
     return [float(error) for error in np.abs(predicted_s / measured_s - 1)]
 
 

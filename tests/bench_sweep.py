@@ -109,7 +109,7 @@ def time_one(session: Session, operation: ModelOperation, point: SweepPoint) -> 
 
 def errors(regressor: Regressor, outcomes: dict[SweepPoint, Measurement]) -> dict[str, float]:
     """Median, mean and 95th percentile of the absolute relative error."""
-    measured = np.array([outcome.median_s for outcome in outcomes.values()])
+    measured = np.array([outcome.mean_s for outcome in outcomes.values()])
     off = np.abs(regressor.predict_s(list(outcomes)) / measured - 1)
     return {"median": float(np.median(off)), "mean": float(off.mean()), "p95": float(np.quantile(off, 0.95))}
 
