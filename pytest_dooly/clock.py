@@ -27,7 +27,13 @@ _SLACK_S, _LONGEST_HOLD_S = 50e-6, 10e-3
 
 
 class Device(Protocol):
-    """A device that works through what it is handed, in order, while the host goes on."""
+    """A device that works through what it is handed, in order, while the host goes on.
+
+    Attributes:
+        name: what torch calls it.
+    """
+
+    name: str
 
     def record(self) -> Any:
         """An event, which the device reaches when it has done everything that it was handed before."""
@@ -47,6 +53,8 @@ class Device(Protocol):
 
 class CudaDevice:
     """The current CUDA device; see `Device`."""
+
+    name = "cuda"
 
     def __init__(self) -> None:
         import torch
@@ -219,7 +227,7 @@ class Clocks:
     @property
     def device_name(self) -> str:
         """Where layers run, as torch names it."""
-        return "cpu" if self._on_host else "cuda"
+        return "cpu" if self._on_host else self._device.name
 
     def ready(self, operation: Signature, call: IsolatedCall) -> IsolatedCall:
         """The call as it is timed: replayed from a graph where the engine replays one, on a device held until then.

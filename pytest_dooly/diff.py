@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_dooly.plan import Plan
+from pytest_dooly.plan import Case, Plan
 from pytest_dooly.signature import ModelOperation, Signature
 
 __all__ = ["Difference", "Pair", "diff"]
@@ -75,15 +75,20 @@ def diff(first: Plan, second: Plan) -> Difference:
         else:
             lacking.remove(other)
             differing.append(Pair(other, op, tuple(_changes(other.signature, signature))))
-    done = {(case.operation.signature, case.point) for case in first.cases}
+    done = {(case.operation.signature, case.point) for case in _taken(first)}
     return Difference(
         shared=tuple(op for signature, op in theirs.items() if signature in mine),
         differing=tuple(differing),
         only_first=tuple(lacking),
         only_second=tuple(only_second),
-        total_s=sum(case.spent_s for case in second.cases),
-        saved_s=sum(case.spent_s for case in second.cases if (case.operation.signature, case.point) in done),
+        total_s=sum(case.spent_s for case in _taken(second)),
+        saved_s=sum(case.spent_s for case in _taken(second) if (case.operation.signature, case.point) in done),
     )
+
+
+def _taken(plan: Plan) -> tuple[Case, ...]:
+    """The cases of a sweep, without those that may turn out not to be needed."""
+    return plan.new + plan.reused
 
 
 def _same(first: Signature, second: Signature) -> bool:

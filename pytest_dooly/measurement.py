@@ -39,14 +39,15 @@ def _rank(count: int) -> int:
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """Relative standard deviation, by the median absolute deviation, so that outliers hardly count; 0 for one value.
+    """Relative standard deviation, by the median absolute deviation, so that outliers hardly count; 0 for too few.
 
     The factor makes it the standard deviation of a normal distribution (Rousseeuw and Croux 1993).
     """
     if len(values) < 2:
         return 0.0
     middle = statistics.median(values)
-    return 1.4826 * statistics.median(abs(value - middle) for value in values) / middle
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return spread / middle if middle else 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Measurement:
         median_s: what regressors are fitted to.
         mean_s: arithmetic mean.
         iqr_s: distance of the quartiles.
-        noise: relative IQR of a reference operation that was timed beside it, 0.05 for 5 %; None where it is unknown.
+        noise: relative spread of a reference operation that was timed beside it, 0.05 for 5 %; None where unknown.
     """
 
     rounds: int

@@ -294,9 +294,8 @@ class Profiling:
             beside_s = self._reference.samples_s()
             samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)
             beside_s += self._reference.samples_s()
-        beside = Measurement.of(beside_s)
-        self._beside_s.append(beside.median_s)
-        return samples_s, beside.iqr_s / beside.median_s
+        self._beside_s.append(statistics.median(beside_s))
+        return samples_s, relative_spread(beside_s)
 
     def _refinement(self, signature: Signature) -> Refinement:
         if signature.key not in self._refinements:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from pytest_dooly.work import Features, Work, features_of
 __all__ = ["Regressor", "fit", "held_out_errors"]
 
 Array = npt.NDArray[np.float64]
+_Parameters = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]
+"""Knots and coefficients of each feature, and the intercept."""
 
 _FOLDS = 5
 _MIN_POINTS = 3
@@ -36,6 +38,12 @@ _MODEL_ERROR = 0.03
 
 _INDEPENDENT_ROUNDS = 10
 """Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
+
+_POINTS_PER_NUMBER = 4
+"""Measurements for each number that ramps over several features are fitted with."""
+
+_EVERY_POINT, _BETWEEN = 0, 3
+"""Number of knots that stands for all points; how many knots a power law between two of them takes."""
 
 _HUBER, _REWEIGHTINGS = 1.5, 5
 """Residuals beyond so many standard deviations count linearly; how often weights are made from residuals."""
@@ -114,9 +122,9 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
     As well as any: within one standard error of the smallest held-out error (Breiman et al. 1984), paired. Where noise
     alone sets candidates apart, the one that comes first is seldom the best on other points. Candidates differ in
     features and in the number of knots. Coefficients minimise squared log-like errors (non-negative least squares,
-    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber 1964): an
-    outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error over
-    folds that leave out every fifth point by size, or one point where there are few.
+    Lawson and Hanson 1974), each point weighted by how well its median is known, and less where it lies far off (Huber
+    1964): an outlier is kept and does not bend the fit. The held-out error is the weighted mean absolute relative error
+    over folds that leave out every fifth point by size, or one point where there are few.
 
     Args:
         signature: of the operation.
@@ -132,7 +140,10 @@ def fit(signature: Signature, outcomes: Mapping[SweepPoint, Measurement]) -> Reg
     best = _winner(trials) if trials else None
     candidate = best.candidate if best else _candidates(signature, data)[0]
     matrix = data.matrix(candidate)
-    knots, coefficients, intercept = _Solver.of(matrix, candidate.num_knots).fit(data)
+    if candidate.isotonic:
+        knots, coefficients, intercept = _isotonic(matrix[:, 0], data.latencies_s, data.weights)
+    else:
+        knots, coefficients, intercept = _Solver.of(matrix, candidate.num_knots).fit(data)
     return Regressor(
         method=candidate.name,
         features=candidate.features,
@@ -172,6 +183,11 @@ class _Candidate:
     name: str
     features: tuple[str, ...]
     num_knots: int
+
+    @property
+    def isotonic(self) -> bool:
+        """Whether it goes from one measured point to the next, in place of least squares over ramps."""
+        return self.num_knots == _EVERY_POINT
 
 
 @dataclass(frozen=True)
@@ -235,18 +251,24 @@ def _candidates(signature: Signature, data: _Data) -> list[_Candidate]:
     else:
         phases = ("num_reqs", "prompt_tokens", "prompt_pairs", "kv_tokens")
         sets = {
-            "phases": phases,
             "roofline": ("num_reqs", "num_tokens", "pairs", "kv_tokens"),
+            "phases": phases,
             "tiled": (*phases, "tile_tokens"),
             "longest": (*phases, "longest_kv", "longest_pairs"),
         }
-    counts = [1, 3, 6, len(data.work)] if signature.swept in ("num_tokens", "num_reqs") else [1, 3]
-    ways = {1: "affine", 3: "3 ramps", 6: "6 ramps"}
-    return [
-        _Candidate(f"{name}, {ways.get(count, 'interpolated')}", features, count)
-        for count in dict.fromkeys(counts)
+    one_size = signature.swept in ("num_tokens", "num_reqs")
+    ways = {"affine": 1, "3 ramps": 3} | ({"6 ramps": 6, "isotonic": _EVERY_POINT} if one_size else {})
+    every = [
+        _Candidate(f"{name}, {way}", features, num_knots)
+        for way, num_knots in ways.items()
         for name, features in sets.items()
+        if num_knots != _EVERY_POINT or len(features) == 1
     ]
+    if one_size:
+        return every
+    # Ramps over several features find noise where points are few.
+    most = len(data.work) / _POINTS_PER_NUMBER
+    return [each for each in every if each.num_knots == 1 or 1 + len(each.features) * each.num_knots <= most]
 
 
 def _winner(trials: Sequence[_Trial]) -> _Trial:
@@ -274,20 +296,49 @@ def _compare(signature: Signature, data: _Data) -> list[_Trial]:
     held = np.concatenate(folds)
     trials = []
     for candidate in _candidates(signature, data):
-        matrix = data.matrix(candidate)
-        solver = _Solver.of(matrix, candidate.num_knots)
-        rows = solver.weights(data)
-        predicted = []
-        for fold in folds:
-            kept = np.ones(len(data.latencies_s), dtype=bool)
-            kept[fold] = False
-            # A knot at a point that is held out would be one that nothing holds in its place.
-            without = _Solver.of(matrix[kept], candidate.num_knots)
-            predicted.append(without.design_of(matrix[fold]) @ without.solve(rows[kept]))
-        errors = np.abs(np.concatenate(predicted) / data.latencies_s[held] - 1)
+        predicted = np.concatenate(list(_predict_folds(candidate, data, folds)))
+        errors = np.abs(predicted / data.latencies_s[held] - 1)
         error = float(np.average(errors, weights=data.weights[held]))
         trials.append(_Trial(candidate, held, errors, error))
     return trials
+
+
+def _predict_folds(candidate: _Candidate, data: _Data, folds: Sequence[npt.NDArray[np.intp]]) -> Iterator[Array]:
+    """The candidate's latencies of each fold's points, fitted without them."""
+    matrix = data.matrix(candidate)
+    rows = None if candidate.isotonic else _Solver.of(matrix, candidate.num_knots).weights(data)
+    for fold in folds:
+        kept = np.ones(len(data.latencies_s), dtype=bool)
+        kept[fold] = False
+        if rows is None:
+            fitted = _isotonic(matrix[kept, 0], data.latencies_s[kept], data.weights[kept])
+            (knots,), (coefficients,), intercept = fitted
+            yield intercept + _ramps(matrix[fold, 0], knots, coefficients)
+        else:
+            # A knot at a point that is held out would be one that nothing holds in its place.
+            solver = _Solver.of(matrix[kept], candidate.num_knots)
+            yield solver.design_of(matrix[fold]) @ solver.solve(rows[kept])
+
+
+def _isotonic(column: Array, latencies_s: Array, weights: Array) -> _Parameters:
+    """Power laws from point to point, after latencies that fall as work grows are pooled (Ayer et al. 1955).
+
+    A power law is a straight line on log axes; between two points it is drawn by a few ramps, so that this is one more
+    regressor of the same form. Constant before the first point; after the last, the last slope or the mean one.
+    """
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(column)
+    sizes = column[order]
+    logs = isotonic_regression(np.log(latencies_s[order]), weights=weights[order] ** 2).x
+    steps = np.arange((len(sizes) - 1) * _BETWEEN + 1) / _BETWEEN
+    knots = np.exp(np.interp(steps, np.arange(len(sizes)), np.log(sizes)))
+    heights = np.exp(np.interp(steps, np.arange(len(sizes)), logs))
+    slopes = np.maximum(np.diff(heights), 0) / np.diff(knots)
+    mean = (heights[-1] - heights[0]) / max(knots[-1] - knots[0], 1.0)
+    beyond = max(float(mean), *map(float, slopes[-1:]), 0.0)
+    places = (0.0, *map(float, knots))
+    return (places,), ((0.0, *map(float, slopes), beyond),), float(heights[0])
 
 
 @dataclass(frozen=True)
@@ -339,7 +390,7 @@ class _Solver:
             rows = np.column_stack([factor, factor * latencies_s])
         return rows
 
-    def fit(self, data: _Data) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]:
+    def fit(self, data: _Data) -> _Parameters:
         """Knots, coefficients and intercept of the robust fit."""
         solution = self.solve(self.weights(data))
         ends = np.cumsum([1, *(len(places) for places in self.knots)])

@@ -83,7 +83,7 @@ def _batches(limits: Limits, level: int) -> Iterator[Batch]:
     for query in _powers(8, longest, (4, 2, 2)[level]):
         yield Batch.uniform(1, query)
     for context in _powers(128, last, factor):
-        for query in _powers(32, longest, (16, 4, 2)[level]):
+        for query in _powers(4, longest, factor):
             yield Batch.uniform(1, query, context)
     for num in _powers(4, limits.max_num_seqs, factor):
         for query in _powers(16, longest, (16, 8, 4)[level]):

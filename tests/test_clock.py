@@ -51,6 +51,8 @@ class Host:
 class SimulatedDevice:
     """Works through kernels while its host goes on; an event is the second at which the device reaches it."""
 
+    name = "cpu"
+
     def __init__(self, host: Host) -> None:
         self.host = host
         self.captures = 0

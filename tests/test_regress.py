@@ -17,7 +17,7 @@ from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.regress import Regressor, fit, held_out_errors
 from pytest_dooly.signature import Signature
-from pytest_dooly.sweep import sweep
+from pytest_dooly.sweep import refinements, sweep
 from pytest_dooly.work import Work
 from tests.samples import (
     ADMISSION,
@@ -120,7 +120,7 @@ def test_the_winner_is_the_simplest_of_those_that_noise_alone_sets_apart() -> No
 
 
 def test_an_outlier_does_not_bend_the_fit() -> None:
-    points = sweep(ATTENTION, LIMITS)
+    points = sweep(ATTENTION, LIMITS) + refinements(ATTENTION, LIMITS)
     outcomes = {point: measured(attention(point)) for point in points}
     for i, factor in zip(range(2, len(points), 6), (6.0, 0.2, 25.0, 4.0, 9.0, 3.0), strict=False):
         outcomes[points[i]] = measured(attention(points[i]) * factor)
