@@ -82,6 +82,7 @@ class Plan:
     Attributes:
         runs: the most important first.
         limits: options of the engine that bound a sweep.
+        effort: options of the plugin that say how well a sweep is to be known.
         workloads: options of `dooly validate`.
         predicted: options of `dooly predict`.
         step_s: seconds that must be left for a step to be begun, by its name.
@@ -89,6 +90,7 @@ class Plan:
 
     runs: tuple[Run, ...]
     limits: tuple[str, ...]
+    effort: tuple[str, ...]
     workloads: tuple[str, ...]
     predicted: tuple[str, ...]
     step_s: Mapping[str, float]
@@ -137,6 +139,7 @@ def gpu_plan(found: Mapping[str, Any], left_out: list[str]) -> Plan:
     return Plan(
         runs=tuple(runs),
         limits=("max-model-len=2048", "max-num-tokens=2048", "max-num-seqs=32"),
+        effort=("precision=4", "target=8"),
         workloads=("--prompt", "128", "1024", "--batch", "1", "8", "--output", "32", "--repeats", "2"),
         predicted=("--prompt", "1024", "--output", "64", "--concurrency", "8"),
         step_s={"trace": 20, "profile": 60, "predict": 15, "validate": 45, "saved": 15},
@@ -159,6 +162,7 @@ def cpu_plan(models: Path, left_out: list[str]) -> Plan:
             Run(str(other), "CPU_ATTN", after="llama-tiny"),
         ),
         limits=("max-model-len=256", "max-num-tokens=128", "max-num-seqs=4"),
+        effort=("precision=30", "target=100"),  # a CPU shows that every step runs, and no more
         workloads=("--prompt", "32", "100", "--batch", "1", "4", "--output", "8", "--repeats", "2"),
         predicted=("--prompt", "128", "--output", "16", "--concurrency", "4"),
         step_s={"trace": 20, "profile": 40, "predict": 15, "validate": 30, "saved": 15},
@@ -243,6 +247,7 @@ class Check:
             *("-p", "no:dooly", "-p", "pytest_dooly.plugin", "-p", "no:cacheprovider", "--noconftest"),
             *("-q", "--benchmark-quiet", f"--junitxml={junit}", f"--dooly-model={run.model}", f"--dooly-db={self._db}"),
             *(f"--dooly-reports={self._reports / run.slug}", *(f"--dooly-{option}" for option in self._options(run))),
+            *(f"--dooly-{option}" for option in self._plan.effort),
         ]
         status, out, err = self._process(command)
         if not junit.exists():
@@ -339,6 +344,7 @@ class Check:
             "budget_s": self._budget_s,
             "spent_s": round(self.spent_s, 1),
             "limits": list(self._plan.limits),
+            "effort": list(self._plan.effort),
             "runs": [asdict(outcome) for outcome in self.outcomes],
             "left_out": self.left_out,
             "failed": self.failed,

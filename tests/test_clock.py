@@ -31,7 +31,7 @@ LAUNCH_S, RECORD_S, GAP_S = 5e-6, 1e-6, 0.25e-6
 KERNELS_S = (2e-6, 30e-6)
 """Device seconds of the two kernels of each layer: one that is over before the next is handed over, one that is not."""
 
-HOST_S, WAITED_S, FORWARD_S, EVICTION_S = 200e-6, 50e-6, 3e-3, 100e-6
+HOST_S, WAITED_S, FORWARD_S, INPUTS_S = 200e-6, 50e-6, 3e-3, 1e-6
 """Seconds of a step's own work on the host and on the device, of its forward pass, and of what precedes a layer."""
 
 
@@ -102,9 +102,10 @@ class SimulatedDevice:
 class SimulatedEngine(FakeEngine):
     """Serves on a simulated GPU."""
 
-    def __init__(self, device: SimulatedDevice, clock: str) -> None:
+    def __init__(self, device: SimulatedDevice, clock: str, *, interrupted: bool = False) -> None:
         self._device = device
         self._clock = clock
+        self._interrupted = interrupted
 
     def environment(self, configuration: ModelConfiguration) -> Environment:
         execution = configuration.options.execution
@@ -130,11 +131,16 @@ class SimulatedEngine(FakeEngine):
         if operation.signature.name == "step":
             yield IsolatedCall(lambda: self._step(clock))
         else:
-            yield IsolatedCall(self._layer, lambda: self._device.launch(EVICTION_S))
+            paused = clock if self._interrupted and operation.signature.name != LAUNCH else None
+            yield IsolatedCall(lambda: self._layer(paused), lambda: self._device.launch(INPUTS_S))
 
-    def _layer(self) -> None:
+    def _layer(self, paused: Clock | None) -> None:
         for kernel_s in KERNELS_S:
             self._device.launch(kernel_s)
+            if paused is not None:
+                paused.pause()
+                self._device.launch(FORWARD_S)
+                paused.resume()
 
     def _step(self, clock: Clock) -> None:
         self._device.host.passes(HOST_S)
@@ -244,9 +250,11 @@ def medians(pytester: pytest.Pytester, *args: str) -> dict[str, set[float]]:
     return reported
 
 
-def serve_on(device: SimulatedDevice, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def serve_on(
+    device: SimulatedDevice, clock: str, monkeypatch: pytest.MonkeyPatch, *, interrupted: bool = False
+) -> None:
     def load(name: str) -> Engine:
-        return SimulatedEngine(device, clock)
+        return SimulatedEngine(device, clock, interrupted=interrupted)
 
     monkeypatch.setattr(engine_module, "load_engine", load)
 
@@ -255,10 +263,11 @@ def in_ns(seconds: float) -> set[float]:
     return {round(seconds * 1e9)}
 
 
-def test_pytest_benchmark_reports_the_device_s_time(
-    pytester: pytest.Pytester, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_pytest_benchmark_reports_the_device_s_time_and_no_pause(
+    pytester: pytest.Pytester, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch, *, interrupted: bool
 ) -> None:
-    serve_on(device, CUDA_EVENT, monkeypatch)
+    serve_on(device, CUDA_EVENT, monkeypatch, interrupted=interrupted)
     reported = medians(pytester)
     assert len(reported) > 5
     # The host's own work with the device awaited, less the forward pass, however long that takes.

@@ -48,7 +48,7 @@ class Answering(Check):
 def check(tmp_path: Path, budget_s: float = 100, **answers: Any) -> Answering:
     steps = {"trace": 1.0, "profile": 2.0, "predict": 1.0, "validate": 1.0, "saved": 1.0}
     runs = (Run("llama3", "FLASH_ATTN"), Run("qwen2.5-7b", "FLASH_ATTN", after="llama3"))
-    plan = Plan(runs, ("max-num-seqs=32",), ("--repeats", "2"), ("--prompt", "8"), steps)
+    plan = Plan(runs, ("max-num-seqs=32",), ("target=8",), ("--repeats", "2"), ("--prompt", "8"), steps)
     made = Answering(
         plan, device="cuda", folder=tmp_path, reports=tmp_path / "r", db=tmp_path / "db", budget_s=budget_s
     )
