@@ -58,8 +58,8 @@ class Measurement:
         rounds: number of samples.
         min_s: fastest round.
         median_s: what one run usually takes, and what people compare.
-        mean_s: what a run of many adds to their sum, so that regressors are fitted to it: a step runs hundreds, and what
-            they take together tends to the sum of their means.
+        mean_s: what regressors are fitted to: a step runs hundreds of operations, and what they take together tends to
+            the sum of their means.
         iqr_s: distance of the quartiles.
         noise: relative spread of a reference operation that was timed beside it, 0.05 for 5 %; None where unknown.
     """
