@@ -186,6 +186,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.clock import Clocks
     from pytest_dooly.in_situ import measure_in_situ
     from pytest_dooly.predict import regressors_of
     from pytest_dooly.profiling import model_report, standard_batches
@@ -207,7 +208,8 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
             validation = validate(session, model, regressors, workloads, **how, progress=_progress)
             db.save_finding("validation", model.key, environment, validation.to_json())
             if not arguments.no_in_situ:
-                in_situ = measure_in_situ(session, model, standard_batches(model.limits), progress=_progress)
+                batches = standard_batches(model.limits)
+                in_situ = measure_in_situ(session, model, batches, Clocks(environment), progress=_progress)
                 db.save_finding("in_situ", model.key, environment, in_situ.to_json())
         finally:
             session.close()

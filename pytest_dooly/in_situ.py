@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_dooly.batch import Batch, Routing, SweepPoint
-from pytest_dooly.clock import HostClock
-from pytest_dooly.engine.base import Clock, Session
+from pytest_dooly.clock import Clocks
+from pytest_dooly.engine.base import Session
 from pytest_dooly.isolation import InSitu, InSituRow
 from pytest_dooly.measure import warm_up
 from pytest_dooly.measurement import relative_spread
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 
@@ -28,36 +28,40 @@ def measure_in_situ(
     session: Session,
     model: ServedModel,
     batches: Sequence[Batch],
+    clocks: Clocks,
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> InSitu:
     """Median latency of every operation both ways.
 
     Operations outside of leaf layers and the engine's own share of a step are left out: no layer shows when they begin.
+    Within a pass, a GPU that waits for launches is seen to take longer; alone it is held until they are done.
 
     Args:
         session: of the whole model.
         model: what is served.
         batches: what forward passes work on.
+        clocks: that operations are timed with.
         progress: called with a line before each batch.
     """
     rows: list[InSituRow] = []
     for batch in batches:
         progress(f"operations alone and within a pass over {batch}")
-        rows += _rows(session, model, batch, HostClock())
+        rows += _rows(session, model, batch, clocks)
     return InSitu(tuple(rows))
 
 
-def _rows(session: Session, model: ServedModel, batch: Batch, clock: Clock) -> Iterator[InSituRow]:
-    known = session.time_layers(batch, clock)
-    operations = [o for o in model.operations if any(known.get(path) for path in o.layers)]
+def _rows(session: Session, model: ServedModel, batch: Batch, clocks: Clocks) -> Iterator[InSituRow]:
+    known = session.time_layers(batch, clocks.of_layers)
+    timed = [operation for operation in model.operations if operation.signature.name != LAUNCH]
+    operations = [operation for operation in timed if any(known.get(path) for path in operation.layers)]
     alone_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
     within_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
     for _ in range(_TURNS):
         for operation in operations:
-            alone_s[operation].append(_alone(session, operation, _point(operation.signature, batch), clock))
+            alone_s[operation].append(_alone(session, operation, _point(operation.signature, batch), clocks))
         for _ in range(_PASSES):
-            passed = session.time_layers(batch, clock)
+            passed = session.time_layers(batch, clocks.of_layers)
             for operation in operations:
                 samples = [sample for path in operation.layers for sample in passed.get(path, ())]
                 within_s[operation].append(statistics.median(samples))
@@ -73,10 +77,11 @@ def _rows(session: Session, model: ServedModel, batch: Batch, clock: Clock) -> I
         )
 
 
-def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clock: Clock) -> float:
+def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clocks: Clocks) -> float:
     """The operation's median over some rounds, in seconds."""
-    samples = []
-    with session.isolate(operation, point, clock) as call:
+    samples, clock = [], clocks.of(operation.signature)
+    with session.isolate(operation, point, clock) as isolated:
+        call = clocks.ready(operation.signature, isolated)
         warm_up(call)
         for _ in range(_ROUNDS):
             if call.before is not None:

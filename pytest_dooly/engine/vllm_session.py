@@ -208,6 +208,7 @@ class VllmSession:
 
     def time_layers(self, batch: Batch, clock: Clock) -> Mapping[str, Sequence[float]]:
         """Seconds of every layer within one forward pass; see `Session.time_layers`."""
+        batch = self._ordered(batch)
         paths = {id(module): path for path, module in self._modules.items()}
         leaves = {paths[id(leaf)]: leaf for leaf in self._leaves}
         decoders = dict(decoder_layers(self._model))
@@ -322,8 +323,10 @@ class VllmSession:
 
     @cached_property
     def _ballast(self) -> torch.Tensor:
-        """What evicts everything else from the last-level cache when it is written to."""
-        return torch.zeros(2 * _last_level_cache_bytes(), dtype=torch.uint8, device=self._runner.device)
+        """What evicts from the last-level cache, when it is written to, as much as a pass over the model does."""
+        weights = sum(weight.nbytes for weight in self._model.parameters())
+        size = min(weights, 2 * _last_level_cache_bytes())
+        return torch.zeros(size, dtype=torch.uint8, device=self._runner.device)
 
     def _observer(
         self, on_layer: Callable[..., None] = _ignore, on_operation: Callable[..., None] = _ignore
