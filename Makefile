@@ -9,11 +9,11 @@ DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench gpu-check clean
+.PHONY: help demo test lint smoke bench economy gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validate the predictions (about 10 minutes)
 	@echo "== profiling llama-300m on vLLM (about 4 minutes; a second run times nothing)"
@@ -41,6 +41,9 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
+
+economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
+	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
 
 # Installs nothing: a GPU host has vLLM and the rest on its PYTHONPATH. DEVICE=cpu runs small models, in .venv where it is.
 gpu-check: ## on an NVIDIA GPU with vLLM: trace, profile, predict, validate three models, into reports/ (8 minutes)

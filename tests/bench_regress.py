@@ -1,11 +1,12 @@
 """`make bench`: regressors compared on what a latency DB has measured.
 
-    python -m tests.bench_regress [DB] [--held-out DB] [--method NAME ...]
+    python -m tests.bench_regress [DB] [--method NAME ...]
 
 Each method is asked for points that it has not seen, in three ways: every fifth point left out (folds); all points of
-one size left out (sizes); and, with --held-out, the points of another DB. Two extremes of each operation always stay in
-the fit. `points` is how many of an operation's points a method needs for a median error of 5 %, the least over growing
-subsets; "-" where no subset reaches it. With OMP_NUM_THREADS=1, fits and predictions run on one core.
+one size left out (sizes); and points that the DB holds out of every fit, where it has some. Two extremes of each
+operation always stay in the fit. `points` is how many of an operation's points a method needs for a median error of 5
+%, the least over growing subsets; "-" where no subset reaches it. With OMP_NUM_THREADS=1, fits and predictions run on
+one core.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy.typing as npt
 
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measurement import Measurement
+from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.regress import fit
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Work, features_of
@@ -283,33 +284,33 @@ def _many(signature: Signature, points: Sequence[SweepPoint]) -> Work:
     return Work.of_sizes(sizes, activated=np.minimum(sizes, 8), busiest=sizes)
 
 
-def measured_points(path: Path) -> Iterator[tuple[Signature, Outcomes]]:
-    """Every signature of a latency DB in each of its environments, with its measurements."""
+def measured_points(path: Path) -> Iterator[tuple[Signature, Outcomes, Outcomes]]:
+    """Every signature of a latency DB in each of its environments: what may be fitted to, and what is held out."""
     with LatencyDB.open(path, create=False) as db:
         signatures = db.signatures()
         for environment in db.environments():
+            held_out = db.outcomes(environment, held_out=True)
             for key, outcomes in db.outcomes(environment).items():
-                measured = {p: outcome for p, outcome in outcomes.items() if isinstance(outcome, Measurement)}
-                if measured:
-                    yield signatures[key], measured
+                yield signatures[key], _measured(outcomes), _measured(held_out.get(key, {}))
+
+
+def _measured(outcomes: Mapping[SweepPoint, Measurement | Failure]) -> Outcomes:
+    return {point: outcome for point, outcome in outcomes.items() if isinstance(outcome, Measurement)}
 
 
 def main() -> None:
     """Prints one table a kind of operation, and which method wins."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench_regress", description="Regressors compared.")
     parser.add_argument("db", nargs="?", type=Path, default=Path(".dooly/latency.db"))
-    parser.add_argument("--held-out", type=Path, metavar="DB", help="latency DB with points to predict")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS), help="only these methods")
     arguments = parser.parse_args()
     if not arguments.db.exists():
         sys.exit(f"there is no latency DB at {arguments.db}: run make demo, or name one")
     warnings.simplefilter("ignore")  # of processes that find no optimum
-    held_out = {} if arguments.held_out is None else {s.key: o for s, o in measured_points(arguments.held_out)}
     scores: dict[str, dict[str, Score]] = defaultdict(lambda: defaultdict(Score))
-    for signature, outcomes in measured_points(arguments.db):
+    for signature, outcomes, held in measured_points(arguments.db):
         if len(outcomes) < 5:
             continue
-        held = _without(held_out.get(signature.key, {}), list(outcomes))
         for name in arguments.method:
             measure(METHODS[name], signature, outcomes, held, scores[signature.kind][name])
     for kind, by_method in scores.items():

@@ -5,7 +5,9 @@ duplicates: every number of decodes at contexts in steps of 32, and a prompt's c
 Both fits are asked about the same batches that neither has seen: of the grid's own kinds, and ragged and mixed ones,
 which the grid has none of.
 
-    python -m tests.bench_sweep [--write reports/economy]
+    python -m tests.bench_sweep [--write reports/economy] [--db FILE]
+
+The latency DB, if one is named, gets the refined sweep and the unseen batches, for `make bench DB=FILE`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from pytest_dooly.clock import HostClock
 from pytest_dooly.configuration import ServingOptions, resolve
 from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Session
+from pytest_dooly.environment import Environment
+from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measure import Settled, warm_up
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
@@ -118,7 +123,9 @@ def main() -> None:
     """Times, fits, compares, prints, and writes where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", metavar="DIR", type=Path)
-    write: Path | None = parser.parse_args().write
+    parser.add_argument("--db", metavar="FILE", type=Path)
+    arguments = parser.parse_args()
+    write: Path | None = arguments.write
     options = ServingOptions(max_model_len=1024, max_num_tokens=1024, max_num_seqs=32)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
@@ -129,7 +136,7 @@ def main() -> None:
         operation = next(o for o in model_operations(traced) if o.signature.kind is OperationKind.ATTENTION)
         session = engine.open(configuration, isolating=[operation], kv_tokens=40_000)
         try:
-            result = compare(session, operation)
+            result = compare(session, operation, partial(keep, arguments.db, operation, environment))
         finally:
             session.close()
     result = {"operation": operation.signature.label, "environment": str(environment), **result}
@@ -141,7 +148,18 @@ def main() -> None:
         (write / "README.md").write_text(text + "\n")
 
 
-def compare(session: Session, operation: ModelOperation) -> dict[str, Any]:
+def keep(path: Path | None, operation: ModelOperation, environment: Environment, held_out: bool, outcomes: Any) -> None:
+    """Records what was timed."""
+    if path is None:
+        return
+    with LatencyDB.open(path) as db:
+        for point, outcome in outcomes.items():
+            db.record(operation.signature, environment, point, outcome, spent_s=0.0, held_out=held_out)
+
+
+def compare(
+    session: Session, operation: ModelOperation, keep: Callable[[bool, dict[SweepPoint, Measurement]], None]
+) -> dict[str, Any]:
     """Both ways, and what each has cost."""
     signature = operation.signature
     grid = fixed_grid()
@@ -150,6 +168,7 @@ def compare(session: Session, operation: ModelOperation) -> dict[str, Any]:
         "ragged and mixed": list(held_out_points(signature, LIMITS, UNSEEN)),
     }
     asked = timed(session, operation, [point for points in unseen.values() for point in points])
+    keep(True, asked)
 
     start = time.perf_counter()
     refinement = Refinement(signature, timed(session, operation, sweep(signature, LIMITS)))
@@ -159,6 +178,7 @@ def compare(session: Session, operation: ModelOperation) -> dict[str, Any]:
             refined[point] = time_one(session, operation, point)
             refinement.add(point, refined[point])
     refined_s = time.perf_counter() - start
+    keep(False, refined)
 
     start = time.perf_counter()
     fixed = timed(session, operation, [SweepPoint(batch=batch) for batch in grid])

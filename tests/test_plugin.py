@@ -22,6 +22,9 @@ from tests.models import LLAMA, write
 
 SMALL = ("--dooly-engine=fake", "--dooly-max-num-tokens=16", "--dooly-max-model-len=32", "--dooly-max-num-seqs=2")
 
+# A target that any regressor meets, so that how many points are timed does not depend on how they turn out.
+ANY_ERROR = "--dooly-target=1000"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -46,12 +49,21 @@ def model(pytester: pytest.Pytester) -> Path:
 def run(pytester: pytest.Pytester, *args: str, model: str = "model", apart: bool = False) -> pytest.RunResult:
     """A session; `apart` in a process of its own, for what would outlast it in this one."""
     start = pytester.runpytest_subprocess if apart else pytester.runpytest_inprocess
-    return start("-p", "no:cov", f"--dooly-model={model}", *SMALL, *args)
+    return start("-p", "no:cov", f"--dooly-model={model}", *SMALL, ANY_ERROR, *args)
+
+
+def unneeded(result: pytest.RunResult) -> int:
+    """Points that the sweeps did not ask for."""
+    found = re.search(r"(\d+) not needed$", result.stdout.str(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 def outcomes(result: pytest.RunResult) -> dict[str, int]:
-    """Passed, failed and skipped; warnings are of the session around this one."""
-    return {name: count for name, count in result.parseoutcomes().items() if name in ("passed", "failed", "skipped")}
+    """Passed, failed and skipped, but for unneeded points; warnings are of the session around this one."""
+    known = {name: count for name, count in result.parseoutcomes().items() if name in ("passed", "failed", "skipped")}
+    known["skipped"] = known.get("skipped", 0) - unneeded(result)
+    return {name: count for name, count in known.items() if count}
 
 
 def counts(pytester: pytest.Pytester) -> tuple[int, int]:
@@ -68,9 +80,9 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
             "dooly: tracing model ...",
             "dooly: model (FakeForCausalLM), 12 operations",
             "dooly: on fake CPU x*, fake 1, torch *",
-            f"dooly: *latency.db: {passed} to time (about *), 0 reused",
+            "dooly: *latency.db: * to time (about *), 0 reused, up to * more where the held-out error asks for them",
             "dooly: starting fake 1 with layers of model ...",
-            f"12 operations, {passed} cases: {passed} timed in * s, 0 reused",
+            f"12 operations, * points: {passed} timed in * s, 0 reused, {unneeded(first)} not needed",
             "12 regressors, held-out error: median *%, worst *%",
             "model: prompt 24, output 8, 1 at once: TTFT *, TPOT *",
             "report: reports/model-fake-cpu/index.html",
@@ -81,13 +93,29 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
     second = run(pytester, "-rs")
     assert outcomes(second) == {"skipped": passed}
     for line in (
-        f"dooly: *: 0 to time, {passed} reused",
+        f"dooly: *: 0 to time, {passed} reused, {unneeded(first)} not needed",
         "SKIPPED * measured: * in .dooly/latency.db; --dooly-refresh times it again",
-        f"12 operations, {passed} cases: 0 timed in 0.0 s, {passed} reused, which saved *",
+        f"12 operations, * points: 0 timed in 0.0 s, {passed} reused, which saved *, {unneeded(first)} not needed",
     ):
         second.stdout.fnmatch_lines([line])
     third = run(pytester, "--dooly-refresh", "-k", "sampler")
     assert set(outcomes(third)) == {"passed"}
+
+
+def test_a_point_that_the_error_does_not_ask_for_says_so(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "-k", "linear-64x96", "-rs")
+    assert outcomes(result) == {"passed": 5}
+    result.stdout.fnmatch_lines(["SKIPPED * not needed: held-out error *% (target 1000%, machine's noise *%)"])
+
+
+def test_points_held_out_are_timed_and_no_regressor_sees_them(pytester: pytest.Pytester) -> None:
+    only = ("-k", "linear-64x96")
+    passed = run(pytester, *only, "--dooly-held-out=2")
+    assert outcomes(passed) == {"passed": 7}
+    passed.stdout.fnmatch_lines(["*linear-64x96-fp32 * 5 of *8 points *; 2 unseen points: *%"])
+    with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
+        assert db.execute("SELECT count(*) FROM measurement WHERE held_out").fetchone() == (2,)
+    assert outcomes(run(pytester, *only)) == {"skipped": 5}
 
 
 def test_a_model_that_shares_sizes_reuses_what_the_first_measured(pytester: pytest.Pytester) -> None:
@@ -96,14 +124,14 @@ def test_a_model_that_shares_sizes_reuses_what_the_first_measured(pytester: pyte
     result = run(pytester, model="deeper")
     known = outcomes(result)
     assert known["skipped"] > known["passed"] > 0
-    result.stdout.re_match_lines([rf".*, {known['skipped']} reused, which saved \d+\.\d s"])
+    result.stdout.re_match_lines([rf".*, {known['skipped']} reused, which saved \d+\.\d s, .*"])
 
 
 def test_two_models_at_once_share_their_cases(pytester: pytest.Pytester) -> None:
     write(pytester.path / "deeper", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128, num_hidden_layers=5)
-    alone = run(pytester, "--collect-only", "-q").stdout.str().count("test_op[")
+    alone = run(pytester, "--dooly-db=alone.db")
     both = run(pytester, "--dooly-model=deeper")
-    assert outcomes(both) == {"passed": alone}
+    assert outcomes(both) == outcomes(alone)
     assert (pytester.path / "reports/deeper-fake-cpu/summary.md").exists()
 
 
@@ -128,7 +156,7 @@ def test_a_plan_times_nothing(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--dooly-plan")
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        ["operation * swept over *", "linear-64x96-fp32 *num_tokens *5 *", "*to time (about *), 0 reused"]
+        ["operation * swept over *", "linear-64x96-fp32 *num_tokens *3 *", "*to time (about *), 0 reused, up to *"]
     )
     assert counts(pytester) == (0, 0)
 
@@ -148,9 +176,10 @@ def test_options_have_ini_twins(pytester: pytest.Pytester) -> None:
         dooly_max_num_tokens = 8
         dooly_max_model_len = 32
         dooly_max_num_seqs = 2
+        dooly_target = 1000
     """)
     result = pytester.runpytest_inprocess("-p", "no:cov", "-k", "embedding")
-    assert result.parseoutcomes()["passed"] == 4
+    assert result.parseoutcomes()["passed"] == 5
     assert (pytester.path / "elsewhere/latency.db").exists()
 
 
@@ -226,7 +255,7 @@ def test_stopping_at_the_first_failure_keeps_what_was_measured(pytester: pytest.
     result = run(pytester, "-x", "-m", "dooly_sampler or dooly_overhead", apart=True)
     assert result.parseoutcomes()["failed"] == 1
     assert counts(pytester) == (1, 1)
-    result.stdout.fnmatch_lines(["*sampler-128-fp32*1 points*too few to hold one out*", "report: *"])
+    result.stdout.fnmatch_lines(["*sampler-128-fp32*1 of *2 points*too few to hold one out*", "report: *"])
 
 
 @pytest.mark.parametrize("flags", [("-p", "no:cacheprovider"), ("-q",), ("-qq",), ("-v",), ("-s",), ("-W", "error")])
@@ -253,7 +282,7 @@ def test_an_interrupt_keeps_what_was_measured_and_the_next_run_goes_on(pytester:
     measured, _ = counts(pytester)
     assert measured > 0
     result.stdout.fnmatch_lines([f"12 operations, *: {measured} timed in *"])
-    assert run(pytester).parseoutcomes()["skipped"] == measured
+    assert outcomes(run(pytester))["skipped"] == measured
 
 
 def test_a_kill_loses_the_case_in_flight_at_most(pytester: pytest.Pytester) -> None:
@@ -261,8 +290,7 @@ def test_a_kill_loses_the_case_in_flight_at_most(pytester: pytest.Pytester) -> N
     pytester.makepyfile(at_silu=AT_SILU.format(action=kill))
     assert run(pytester, "-p", "at_silu", apart=True).ret == -signal.SIGKILL
     measured, _ = counts(pytester)
-    result = run(pytester)
-    assert result.parseoutcomes()["skipped"] == measured > 0
+    assert outcomes(run(pytester))["skipped"] == measured > 0
 
 
 def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None:
@@ -285,6 +313,8 @@ def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None
     [
         (("--dooly-model=nonsense",), "unknown model 'nonsense': name one of * a directory that holds config.json*"),
         (("--dooly-max-num-tokens=many",), "max-num-tokens must be a whole number, got 'many'"),
+        (("--dooly-target=many",), "--dooly-target takes a number that is not negative, got 'many'"),
+        (("--dooly-held-out=-1",), "--dooly-held-out takes a number that is not negative, got '-1'"),
         (("--dooly-tp=0",), "tp must be at least 1, got 0"),
         (("--dooly-engine=triton",), "unknown engine 'triton': name one of vllm, fake"),
         (("--dooly-device=tpu",), "unknown device 'tpu': name cpu or cuda"),
