@@ -36,6 +36,8 @@ __all__ = ["VllmSession"]
 
 # A step's context where only the number of requests matters.
 _SOME_CONTEXT = 16
+# Tokens up to which a whole pass is quick enough to be run for the one call of an operation in it.
+_QUICK_TOKENS = 64
 _CACHE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 # Assumed where the kernel does not say.
 _USUAL_CACHE_BYTES = 32 * 2**20
@@ -254,10 +256,11 @@ class VllmSession:
         """A layer within forward passes over one batch, which halt before each of its instances."""
         batch = self._batch(point)
         halting = HaltingPass(partial(self._forward, batch), operation.signature.label)
+        halts = self._halts(operation, batch, halting)
         routing = routed_as(self._model, point) if point.routing is not None else nullcontext()
-        with routing, self._forward_context(batch), closing(halting), self._halts(operation, halting) as instances:
-            # A single weight would stay in the cache from pass to pass where those of other layers do not evict it.
-            evict = self._evict if instances == 1 and _reads_a_matrix(operation.signature) else _ignore
+        with routing, self._forward_context(batch), closing(halting), halts as shortened:
+            # A weight would stay in the cache from pass to pass where those of other layers do not evict it.
+            evict = self._evict if shortened and _reads_a_matrix(operation.signature) else _ignore
 
             def before() -> None:
                 evict()
@@ -279,8 +282,8 @@ class VllmSession:
         return again
 
     @contextmanager
-    def _halts(self, operation: ModelOperation, halting: HaltingPass) -> Iterator[int]:
-        """Lets the pass halt before the operation; yields how many instances of it a pass calls."""
+    def _halts(self, operation: ModelOperation, batch: Batch, halting: HaltingPass) -> Iterator[bool]:
+        """Lets the pass halt before the operation; yields whether the pass is shortened to get to it sooner."""
         layers = [self._modules[path] for path in operation.layers if path in self._modules]
         with ExitStack() as swaps:
             if not layers:
@@ -291,15 +294,16 @@ class VllmSession:
                         halting.halt(partial(function, *args, **kwargs))
 
                 swaps.enter_context(self._observer(on_operation=halt))
-                yield len(wanted)
+                yield False
                 return
             places = [place for layer in layers for place in self._places_of(layer)]
-            if len(places) == 1:
+            shortened = len(places) == 1 and batch.num_tokens > _QUICK_TOKENS
+            if shortened:
                 for place, layer in self._decoder_layers_without(places[0]):
                     swaps.enter_context(_in_place_of(place, _Recalled(layer)))
             for place in places:
                 swaps.enter_context(_in_place_of(place, Halted(place.layer, halting)))
-            yield len(places)
+            yield shortened
 
     def _places_of(self, layer: torch.nn.Module) -> list[_Place]:
         """Where the model keeps a layer: more than once where it is shared, like rotary embeddings."""
