@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pytest_dooly.engine.base import Clock, IsolatedCall
-from pytest_dooly.measurement import interval_of_median
+from pytest_dooly.measurement import interval_of_median, relative_spread
 
 __all__ = ["MOST_ROUNDS", "PRECISION", "Reference", "Settled", "warm_up"]
 
@@ -24,6 +24,12 @@ _FEWEST = 7
 
 _CASE_S = 1.5
 """Seconds after which a case ends once it has the fewest rounds."""
+
+_USUAL, _SLOW = 5, 1.2
+"""Cases after which it is known how fast the machine usually is, and how many times as long is slow."""
+
+_LONGEST_WAIT_S, _PAUSE_S = 3.0, 0.1
+"""Seconds that a case waits for a machine that is slowed down, at most and between two looks."""
 
 _WARM_UP, _WARM_UP_S = 3, 0.5
 """Rounds of a warm-up, and seconds after which it ends."""
@@ -52,7 +58,11 @@ class Settled:
 
 
 class Reference:
-    """An operation that is the same in every case, so that its spread is the machine's."""
+    """An operation that is the same in every case, so that what becomes of it is the machine's doing.
+
+    Attributes:
+        levels_s: its median beside every case so far, in seconds.
+    """
 
     def __init__(self, clock: Clock, device: str) -> None:
         """Makes the operation.
@@ -61,6 +71,7 @@ class Reference:
             clock: that cases are timed with.
             device: of torch.
         """
+        self.levels_s: list[float] = []
         self._clock = clock
         self._left = torch.ones(64, 512, device=device)
         self._right = torch.ones(512, 512, device=device)
@@ -73,6 +84,28 @@ class Reference:
             torch.mm(self._left, self._right)
             samples.append(self._clock.now() - start)
         return samples[1:]
+
+    def await_calm(self) -> None:
+        """Waits while something else slows the machine down, until it is as fast as usual or a limit is reached.
+
+        Such a spell lasts for a second or so, as long as a case, which would show none of it in its spread.
+        """
+        start_s = time.perf_counter()
+        while len(self.levels_s) >= _USUAL and time.perf_counter() - start_s < _LONGEST_WAIT_S:
+            if statistics.median(self.samples_s()) <= _SLOW * statistics.median(self.levels_s):
+                return
+            time.sleep(_PAUSE_S)
+
+    def note(self, samples_s: Sequence[float]) -> float:
+        """Keeps the level beside a case; returns its noise, the spread of the samples or what sets them off the usual.
+
+        Args:
+            samples_s: of the reference, from before and after the case's rounds.
+        """
+        level_s = statistics.median(samples_s)
+        self.levels_s.append(level_s)
+        usual_s = statistics.median(self.levels_s)
+        return max(relative_spread(samples_s), abs(level_s / usual_s - 1) if usual_s else 0.0)
 
 
 def warm_up(call: IsolatedCall) -> None:

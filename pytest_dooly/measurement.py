@@ -61,7 +61,7 @@ class Measurement:
         mean_s: what regressors are fitted to: a step runs hundreds of operations, and what they take together tends to
             the sum of their means.
         iqr_s: distance of the quartiles.
-        noise: relative spread of a reference operation that was timed beside it, 0.05 for 5 %; None where unknown.
+        noise: how far a reference operation beside it was from the usual, 0.05 for 5 %; None where unknown.
     """
 
     rounds: int

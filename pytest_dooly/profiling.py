@@ -199,7 +199,6 @@ class Profiling:
         self._refinements: dict[str, Refinement] = {}
         self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
         self._reference: Reference | None = None
-        self._beside_s: list[float] = []
 
     def timer(self, case: Case) -> Callable[[], Any]:
         """Reads the clock of the case's operation; the difference of two readings is in seconds."""
@@ -210,7 +209,7 @@ class Profiling:
         if case.use != "refinement" or case.reused:
             return None
         refinement = self._refinement(case.operation.signature)
-        refinement.noise = relative_spread(self._beside_s)
+        refinement.noise = relative_spread(self._reference.levels_s) if self._reference is not None else 0.0
         needed = refinement.needs(case.point)
         self._undecided.discard((case.operation.signature.key, case.point))
         if needed:
@@ -290,12 +289,12 @@ class Profiling:
             self._reference = Reference(self._clocks.of_layers, self._clocks.device_name)
         with session.isolate(case.operation, case.point, self._clocks.of(signature)) as isolated:
             call = self._clocks.ready(signature, isolated)
+            self._reference.await_calm()
             warm_up(call)
             beside_s = self._reference.samples_s()
             samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)
             beside_s += self._reference.samples_s()
-        self._beside_s.append(statistics.median(beside_s))
-        return samples_s, relative_spread(beside_s)
+        return samples_s, self._reference.note(beside_s)
 
     def _refinement(self, signature: Signature) -> Refinement:
         if signature.key not in self._refinements:

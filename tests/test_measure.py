@@ -20,6 +20,9 @@ class Time:
     def perf_counter(self) -> float:
         return self.now_s
 
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
@@ -82,3 +85,38 @@ def test_the_reference_is_timed_with_the_clock_of_the_cases() -> None:
     samples = Reference(clock, "cpu").samples_s(4)
     assert len(samples) == 4
     assert all(sample > 0 for sample in samples)
+
+
+class Slowed(Reference):
+    """A reference whose rounds take as long as a test says."""
+
+    def __init__(self, samples: list[float]) -> None:
+        super().__init__(HostClock(), "cpu")
+        self.looks = 0
+        self._samples = samples
+
+    def samples_s(self, rounds: int = 5) -> list[float]:
+        self.looks += 1
+        return [self._samples.pop(0) if len(self._samples) > 1 else self._samples[0]] * rounds
+
+
+def test_a_case_waits_for_a_machine_that_is_slowed_down(time: Time) -> None:
+    reference = Slowed([1.5, 1.4, 1.1, 1.0])
+    reference.await_calm()
+    assert reference.looks == 0  # nobody knows yet what is usual
+    reference.levels_s = [1.0] * 5
+    reference.await_calm()
+    assert reference.looks == 3
+
+
+def test_it_does_not_wait_for_ever(time: Time) -> None:
+    reference, start_s = Slowed([2.0]), time.now_s
+    reference.levels_s = [1.0] * 5
+    reference.await_calm()
+    assert 3.0 <= time.now_s - start_s < 3.2
+
+
+def test_noise_is_what_sets_a_case_off_the_others() -> None:
+    reference = Slowed([1.0])
+    assert [reference.note([level] * 3) for level in (1.0, 1.0, 1.0, 1.5)] == [0.0, 0.0, 0.0, 0.5]
+    assert reference.note([0.9, 1.0, 1.1]) == pytest.approx(0.148, rel=0.01)
