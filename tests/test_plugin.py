@@ -99,7 +99,7 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
     ):
         second.stdout.fnmatch_lines([line])
     third = run(pytester, "--dooly-refresh", "-k", "sampler")
-    assert set(outcomes(third)) == {"passed"}
+    assert {name: n for name, n in third.parseoutcomes().items() if name in ("passed", "skipped")} == {"passed": 2}
 
 
 def test_a_point_that_the_error_does_not_ask_for_says_so(pytester: pytest.Pytester) -> None:
