@@ -207,6 +207,7 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         try:
             validation = validate(session, model, regressors, workloads, **how, progress=_progress)
             db.save_finding("validation", model.key, environment, validation.to_json())
+            in_situ = None
             if not arguments.no_in_situ:
                 batches = standard_batches(model.limits)
                 in_situ = measure_in_situ(session, model, batches, Clocks(environment), progress=_progress)
@@ -221,11 +222,16 @@ def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         **validation.to_json(),
         "ttft": dataclasses.asdict(validation.ttft),
         "tpot": validation.tpot and dataclasses.asdict(validation.tpot),
+        "in_situ": in_situ and in_situ.to_json(),
         "passed": passed,
         "report": str(path),
         "status": _OK if passed else _FAILED,
     }
-    return document, [format_validation(validation), f"report: {path}"]
+    alone = [
+        f"operations alone, together, against within a pass over {step.batch}: {step.error:+.1%}"
+        for step in (in_situ.steps if in_situ is not None else ())
+    ]
+    return document, [format_validation(validation), *alone, f"report: {path}"]
 
 
 def _workloads(

@@ -103,6 +103,10 @@ def test_predict_a_step_and_a_workload(profiled: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.startswith("step of 2 requests, 5 tokens: ")
     assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--concurrency=2", *SMALL]) == 0
     assert capsys.readouterr().out.startswith("prompt 16, output 8, 2 at once: TTFT ")
+    assert cli.main(["predict", "model", "--prompt=16", "--routing=zipf:1.2", "--json", *SMALL]) == 0
+    skewed = json.loads(capsys.readouterr().out)
+    assert cli.main(["predict", "model", "--prompt=16", "--json", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out) == skewed  # a model without experts
     assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--json", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out)["tpot_s"] > 0
 
@@ -137,8 +141,13 @@ def test_validate_compares_with_the_engine(profiled: Path, capsys: pytest.Captur
     assert document["rows"][1]["measured_tpot_s"] > 0
     assert status == (0 if document["passed"] else 1)
     assert "noise floor" in Path(document["report"]).read_text(encoding="utf-8")
+    assert all(row["isolated_s"] > 0 < row["in_situ_s"] for row in document["in_situ"]["rows"])
     cli.main(arguments)
-    assert "TTFT: MAPE" in capsys.readouterr().out
+    lines = capsys.readouterr().out
+    assert "TTFT: MAPE" in lines
+    assert "operations alone, together, against within a pass over " in lines
+    cli.main([*arguments, "--no-in-situ"])
+    assert "operations alone" not in capsys.readouterr().out
 
 
 def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
