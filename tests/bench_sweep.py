@@ -236,7 +236,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"# Points that attention needs: {result['operation']}",
         "",
-        f"On {result['environment']}; {UNSEEN} unseen batches of either kind; points of the fixed grid with the fewest rounds.",
+        f"On {result['environment']}; {UNSEEN} unseen batches of either kind; "
+        "points of the fixed grid with the fewest rounds.",
         "",
         "| way | points | seconds | error on | median | mean | p95 |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
