@@ -12,7 +12,7 @@ from pytest_dooly.isolation import InSitu, InSituRow
 from pytest_dooly.measure import warm_up
 from pytest_dooly.measurement import relative_spread
 from pytest_dooly.operation import LAUNCH, OperationKind
-from pytest_dooly.routing import RoutingDistribution
+from pytest_dooly.routing import RoutingDistribution, busiest_between
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 
 __all__ = ["measure_in_situ"]
@@ -102,6 +102,6 @@ def _point(signature: Signature, batch: Batch) -> SweepPoint:
     attributes = dict(signature.attributes)
     top_k = int(attributes["top_k"])
     expected = RoutingDistribution().expected(batch.num_tokens, int(attributes["num_local_experts"]), top_k)
-    even = -(-batch.num_tokens * top_k // expected.activated)
+    even, _ = busiest_between(batch.num_tokens, top_k, expected.activated)
     routing = Routing(expected.activated, max(even, expected.busiest))
     return SweepPoint(num_tokens=batch.num_tokens, routing=routing)

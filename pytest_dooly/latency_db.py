@@ -158,6 +158,15 @@ class LatencyDB:
         """
         return self._by_point(environment, _outcome, held_out)
 
+    def measurements(
+        self, environment: Environment, *, held_out: bool = False
+    ) -> dict[str, dict[SweepPoint, Measurement]]:
+        """The outcomes without failures; a signature that has nothing but failures is empty."""
+        return {
+            key: {point: outcome for point, outcome in outcomes.items() if isinstance(outcome, Measurement)}
+            for key, outcomes in self.outcomes(environment, held_out=held_out).items()
+        }
+
     def spent_s(self, environment: Environment, *, held_out: bool = False) -> dict[str, dict[SweepPoint, float]]:
         """What timing each case took, in seconds of wall time, by signature key and sweep point."""
         return self._by_point(environment, lambda row: row["spent_s"], held_out)

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_dooly.batch import Batch, Limits
+from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.findings import ModelReport, OperationReport
@@ -298,10 +299,15 @@ class Profiling:
 
     def _refinement(self, signature: Signature) -> Refinement:
         if signature.key not in self._refinements:
-            known = self.db.outcomes(self.plan.environment).get(signature.key, {})
-            measured = {point: outcome for point, outcome in known.items() if isinstance(outcome, Measurement)}
-            self._refinements[signature.key] = Refinement(signature, measured, target=self._target)
+            self._refinements[signature.key] = Refinement(
+                signature, self._measured_before.get(signature.key, {}), target=self._target
+            )
         return self._refinements[signature.key]
+
+    @cached_property
+    def _measured_before(self) -> Mapping[str, Mapping[SweepPoint, Measurement]]:
+        """What the latency DB had, read once: a refinement is told of every later measurement."""
+        return self.db.measurements(self.plan.environment)
 
     def _settle(self) -> None:
         """Keeps which sweeps have been decided on to the last point, so that another run need not ask again."""
@@ -340,17 +346,12 @@ def fit_regressors(
     Returns:
         regressors by signature key, and one line for each operation that has too few measurements.
     """
-    outcomes = db.outcomes(environment)
+    measured = db.measurements(environment)
     regressors: dict[str, Regressor] = {}
     lacking: list[str] = []
     for signature in {operation.signature for model in models for operation in model.operations}:
-        measured = {
-            point: outcome
-            for point, outcome in outcomes.get(signature.key, {}).items()
-            if isinstance(outcome, Measurement)
-        }
         try:
-            regressor = fit(signature, measured)
+            regressor = fit(signature, measured.get(signature.key, {}))
         except MissingMeasurements as error:
             lacking.append(str(error))
             continue
@@ -368,11 +369,10 @@ def unseen_errors(
         number of points and mean absolute relative error, by signature key.
     """
     errors = {}
-    for key, outcomes in db.outcomes(environment, held_out=True).items():
-        measured = {point: each.mean_s for point, each in outcomes.items() if isinstance(each, Measurement)}
+    for key, measured in db.measurements(environment, held_out=True).items():
         if key in regressors and measured:
             predicted_s = regressors[key].predict_s(list(measured))
-            off = [abs(a / b - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]
+            off = [abs(a / b.mean_s - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]
             errors[key] = len(off), float(statistics.fmean(off))
     return errors
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pytest_dooly.batch import Routing
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["RoutingDistribution"]
+__all__ = ["RoutingDistribution", "busiest_between"]
 
 Array = npt.NDArray[np.float64]
 
@@ -115,6 +115,19 @@ class RoutingDistribution:
         law = np.arange(1, experts + 1, dtype=np.float64) ** -self.alpha
         weights = law if self.shares is None else np.array(self.shares)
         return weights / weights.sum()
+
+
+def busiest_between(num_tokens: int, top_k: int, activated: int) -> tuple[int, int]:
+    """Fewest and most tokens that the busiest of some activated experts can have: all alike, or every token it can.
+
+    Args:
+        num_tokens: of the step.
+        top_k: distinct experts that each token goes to.
+        activated: experts that get at least one token.
+    """
+    assigned = num_tokens * top_k
+    even = -(-assigned // activated)
+    return even, max(even, min(num_tokens, assigned - activated + 1))
 
 
 @lru_cache(maxsize=64)

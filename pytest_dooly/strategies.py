@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pytest_dooly.batch import Batch, Limits, Routing, SweepPoint
+from pytest_dooly.routing import busiest_between
 from pytest_dooly.signature import Signature
 from pytest_dooly.sweep import refinements, sweep, within
 
@@ -59,10 +60,8 @@ def sweep_points(signature: Signature, limits: Limits) -> SearchStrategy[SweepPo
     @st.composite
     def routed(draw: st.DrawFn) -> SweepPoint:
         num_tokens = draw(tokens)
-        assigned = num_tokens * top_k
-        activated = draw(st.integers(min(top_k, experts), min(experts, assigned)))
-        even = -(-assigned // activated)
-        busiest = draw(st.integers(even, max(even, min(num_tokens, assigned - activated + 1))))
+        activated = draw(st.integers(min(top_k, experts), min(experts, num_tokens * top_k)))
+        busiest = draw(st.integers(*busiest_between(num_tokens, top_k, activated)))
         return SweepPoint(num_tokens=num_tokens, routing=Routing(activated, busiest))
 
     return routed()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from pytest_dooly.batch import Batch, Limits, Routing, SweepPoint
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.routing import busiest_between
 from pytest_dooly.signature import Signature
 
 __all__ = ["kv_tokens", "refinements", "sweep", "within"]
@@ -46,8 +47,9 @@ def refinements(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
         signature: of the operation.
         limits: the engine's own bounds of a batch.
     """
+    coarse = set(sweep(signature, limits))
     finer = (point for level in range(1, _FINEST + 1) for point in _level(signature, limits, level))
-    return tuple(dict.fromkeys(point for point in finer if point not in set(sweep(signature, limits))))
+    return tuple(dict.fromkeys(point for point in finer if point not in coarse))
 
 
 def within(batch: Batch, limits: Limits) -> bool:
@@ -120,9 +122,7 @@ def _routed(signature: Signature, limits: Limits, level: int) -> Iterator[SweepP
     for num_tokens in _steps(1, min(limits.max_num_tokens, limits.max_num_seqs * limits.max_model_len), level):
         assigned = num_tokens * top_k
         for activated in _powers(min(top_k, experts), min(experts, assigned), 4 if level < _FINEST else 2):
-            even = -(-assigned // activated)
-            skewed = max(even, min(num_tokens, assigned - activated + 1))
-            for busiest in sorted({even, skewed}):
+            for busiest in sorted({*busiest_between(num_tokens, top_k, activated)}):
                 yield SweepPoint(num_tokens=num_tokens, routing=Routing(activated, busiest))
 
 

@@ -50,11 +50,9 @@ def plan_lines(plan: Plan) -> list[str]:
     """What is missing, operation by operation, and about how long it would take."""
     lines = [*(f"{model.name} ({model.architecture})" for model in plan.models), f"on {plan.environment}", ""]
     lines.append(f"{'operation':44} {'swept over':12} {'new':>5} {'reused':>7} {'failed':>7} {'about':>8}")
-    asked = set(plan.new)
     for operation in dict.fromkeys(case.operation for case in plan.cases):
-        cases = [case for case in plan.cases if case.operation == operation]
-        reused = sum(case.reused for case in cases)
-        new = [case for case in cases if case in asked]
+        reused = sum(case.operation == operation for case in plan.reused)
+        new = [case for case in plan.new if case.operation == operation]
         failed = sum(isinstance(case.outcome, Failure) for case in new)
         about = _duration(sum(case.spent_s for case in new)) if new else "-"
         label = operation.signature.label

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.measurement import Measurement
 from pytest_dooly.regress import fit
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Work, features_of
@@ -289,13 +289,9 @@ def measured_points(path: Path) -> Iterator[tuple[Signature, Outcomes, Outcomes]
     with LatencyDB.open(path, create=False) as db:
         signatures = db.signatures()
         for environment in db.environments():
-            held_out = db.outcomes(environment, held_out=True)
-            for key, outcomes in db.outcomes(environment).items():
-                yield signatures[key], _measured(outcomes), _measured(held_out.get(key, {}))
-
-
-def _measured(outcomes: Mapping[SweepPoint, Measurement | Failure]) -> Outcomes:
-    return {point: outcome for point, outcome in outcomes.items() if isinstance(outcome, Measurement)}
+            held_out = db.measurements(environment, held_out=True)
+            for key, measured in db.measurements(environment).items():
+                yield signatures[key], measured, held_out.get(key, {})
 
 
 def main() -> None:

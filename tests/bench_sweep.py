@@ -166,8 +166,7 @@ class Store:
         if self._path is None:
             return {}
         with LatencyDB.open(self._path) as db:
-            outcomes = db.outcomes(self._environment, held_out=held_out).get(self._signature.key, {})
-        return {point: outcome for point, outcome in outcomes.items() if isinstance(outcome, Measurement)}
+            return db.measurements(self._environment, held_out=held_out).get(self._signature.key, {})
 
     def seconds(self) -> float:
         """What the points of the refined sweep have taken."""

@@ -14,7 +14,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from pytest_dooly.errors import EngineError
 
-__all__ = ["Halted", "HaltingPass"]
+__all__ = ["Halted", "HaltingPass", "StandIn"]
 
 
 class HaltingPass:
@@ -74,11 +74,21 @@ class HaltingPass:
         self._forward()
 
 
-class Halted:
-    """A layer before which a pass halts, in place of the layer itself."""
+class StandIn:
+    """What is put in place of a layer: it is called in its stead, and has its attributes otherwise."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class Halted(StandIn):
+    """A layer before which a pass halts."""
 
     def __init__(self, layer: Any, halting: HaltingPass) -> None:
-        self._layer = layer
+        super().__init__(layer)
         self._halting = halting
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,6 +96,3 @@ class Halted:
         return self._halting.halt(partial(self._layer, *args, **kwargs))
 
     forward = __call__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)

@@ -23,7 +23,7 @@ from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.engine.halting import Halted, HaltingPass
+from pytest_dooly.engine.halting import Halted, HaltingPass, StandIn
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
@@ -66,14 +66,14 @@ class _Place:
     layer: Any
 
 
-class _Untimed:
-    """A layer that stops the clock while it runs, in place of the layer itself.
+class _Untimed(StandIn):
+    """A layer that stops the clock while it runs.
 
     A forward hook would do the same, but costs microseconds that the clock would count.
     """
 
     def __init__(self, layer: Any, clock: Clock) -> None:
-        self._layer = layer
+        super().__init__(layer)
         self._clock = clock
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,15 +83,12 @@ class _Untimed:
         finally:
             self._clock.resume()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
 
-
-class _Timed:
-    """A layer that notes when its calls begin and end, in place of the layer itself."""
+class _Timed(StandIn):
+    """A layer that notes when its calls begin and end."""
 
     def __init__(self, layer: Any, clock: Clock, calls: list[tuple[Any, Any]]) -> None:
-        self._layer = layer
+        super().__init__(layer)
         self._clock = clock
         self._calls = calls
 
@@ -103,28 +100,22 @@ class _Timed:
 
     forward = __call__
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
 
+class _Recalled(StandIn):
+    """A layer that computes once for each shape of its input, then answers from memory."""
 
-class _Recalled:
-    """A module that computes once for each shape of its input, then answers from memory."""
-
-    def __init__(self, module: Any, before: Callable[[], object] = _ignore) -> None:
-        self._module = module
+    def __init__(self, layer: Any, before: Callable[[], object] = _ignore) -> None:
+        super().__init__(layer)
         self._before = before
         self._outputs: dict[tuple[torch.Size, ...], Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         if shapes not in self._outputs:
-            self._outputs[shapes] = self._module(*args, **kwargs)
+            self._outputs[shapes] = self._layer(*args, **kwargs)
         else:
             self._before()
         return tree_map(_clone, self._outputs[shapes])  # what follows may write into it
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 class VllmSession:
@@ -163,6 +154,7 @@ class VllmSession:
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
         self._files.enter_context(routed_at_random(self._model))
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
+        self._places = _places_of_layers(self._model, self._runner)
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call; see `Session.modules`."""
@@ -217,7 +209,7 @@ class VllmSession:
         calls: dict[str, list[tuple[Any, Any]]] = {path: [] for path in (*leaves, *decoders)}
         with torch.inference_mode(), self._forward_context(batch), ExitStack() as swaps:
             for path, layer in {**leaves, **decoders}.items():
-                for place in self._places_of(layer):
+                for place in self._places[id(layer)]:
                     swaps.enter_context(_in_place_of(place, _Timed(layer, clock, calls[path])))
             self._forward(batch)
         # Differences come last, since a device's clock waits for the device to read one.
@@ -226,7 +218,7 @@ class VllmSession:
             within = {id(module) for module in layer.modules()}
             # A layer that several decoder layers share is called as often by each.
             spent_s = sum(
-                sum(latencies_s[leaf]) / len(self._places_of(module))
+                sum(latencies_s[leaf]) / len(self._places[id(module)])
                 for leaf, module in leaves.items()
                 if id(module) in within
             )
@@ -296,7 +288,7 @@ class VllmSession:
                 swaps.enter_context(self._observer(on_operation=halt))
                 yield False
                 return
-            places = [place for layer in layers for place in self._places_of(layer)]
+            places = [place for layer in layers for place in self._places[id(layer)]]
             shortened = len(places) == 1 and batch.num_tokens > _QUICK_TOKENS
             if shortened:
                 for place, layer in self._decoder_layers_without(places[0]):
@@ -305,22 +297,12 @@ class VllmSession:
                 swaps.enter_context(_in_place_of(place, Halted(place.layer, halting)))
             yield shortened
 
-    def _places_of(self, layer: torch.nn.Module) -> list[_Place]:
-        """Where the model keeps a layer: more than once where it is shared, like rotary embeddings."""
-        found = [
-            _Place(parent._modules, name, layer)
-            for parent in self._model.modules()
-            for name, child in parent._modules.items()
-            if child is layer
-        ]
-        return found or [_Place(vars(self._runner), "sampler", layer)]
-
     def _decoder_layers_without(self, place: _Place) -> Iterator[tuple[_Place, torch.nn.Module]]:
         """Decoder layers that need not be computed to reach a place that only one of them leads to."""
         layers = [layer for _, layer in decoder_layers(self._model)]
         for layer in layers[:-1]:
             if all(module is not place.layer for module in layer.modules()):
-                yield self._places_of(layer)[0], layer
+                yield self._places[id(layer)][0], layer
 
     def _evict(self) -> None:
         self._ballast.add_(1)
@@ -424,7 +406,7 @@ class VllmSession:
         """Stops the clock while one of the layers runs."""
         with ExitStack() as swaps:
             for layer in layers:
-                for place in self._places_of(layer):
+                for place in self._places[id(layer)]:
                     swaps.enter_context(_in_place_of(place, _Untimed(layer, clock)))
             yield
 
@@ -565,6 +547,15 @@ def _attention_metadata(group: Any, batch: Batch, device: torch.device) -> tuple
 def _positions(batch: Batch) -> torch.Tensor:
     """Place of every new token in its sequence, shape (num_tokens,)."""
     return torch.cat([torch.arange(request.context_len, request.seq_len) for request in batch.requests])
+
+
+def _places_of_layers(model: torch.nn.Module, runner: Any) -> Mapping[int, Sequence[_Place]]:
+    """Where each layer is kept, by its id: more than once where it is shared, like rotary embeddings."""
+    places = {id(runner.sampler): [_Place(vars(runner), "sampler", runner.sampler)]}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            places.setdefault(id(child), []).append(_Place(parent._modules, name, child))
+    return places
 
 
 def _in_place_of(place: _Place, stand_in: Any) -> AbstractContextManager[Any]:
