@@ -9,7 +9,7 @@ from pytest_dooly.batch import Batch, Routing, SweepPoint
 from pytest_dooly.clock import Clocks
 from pytest_dooly.engine.base import Session
 from pytest_dooly.isolation import InSitu, InSituRow
-from pytest_dooly.measure import warm_up
+from pytest_dooly.measure import time_rounds, warm_up
 from pytest_dooly.measurement import relative_spread
 from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.routing import RoutingDistribution, busiest_between
@@ -79,17 +79,11 @@ def _rows(session: Session, model: ServedModel, batch: Batch, clocks: Clocks) ->
 
 def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clocks: Clocks) -> float:
     """The operation's median over some rounds, in seconds."""
-    samples, clock = [], clocks.of(operation.signature)
+    clock = clocks.of(operation.signature)
     with session.isolate(operation, point, clock) as isolated:
         call = clocks.ready(operation.signature, isolated)
         warm_up(call)
-        for _ in range(_ROUNDS):
-            if call.before is not None:
-                call.before()
-            start = clock.now()
-            call.run()
-            samples.append(clock.now() - start)
-    return statistics.median(samples)
+        return statistics.median(time_rounds(call, clock, lambda samples_s: len(samples_s) >= _ROUNDS))
 
 
 def _point(signature: Signature, batch: Batch) -> SweepPoint:

@@ -11,7 +11,7 @@ import torch
 from pytest_dooly.engine.base import Clock, IsolatedCall
 from pytest_dooly.measurement import interval_of_median, relative_spread
 
-__all__ = ["MOST_ROUNDS", "PRECISION", "Reference", "Settled", "warm_up"]
+__all__ = ["MOST_ROUNDS", "PRECISION", "Reference", "Settled", "time_rounds", "warm_up"]
 
 PRECISION = 0.02
 """Half the width of the median's 95 % confidence interval, relative to the median, at which rounds end."""
@@ -106,6 +106,23 @@ class Reference:
         self.levels_s.append(level_s)
         usual_s = statistics.median(self.levels_s)
         return max(relative_spread(samples_s), abs(level_s / usual_s - 1) if usual_s else 0.0)
+
+
+def time_rounds(call: IsolatedCall, clock: Clock, enough: Callable[[Sequence[float]], bool]) -> list[float]:
+    """Seconds of every round, until they are enough; what pytest-benchmark does for a case.
+
+    Args:
+        call: what is timed.
+        clock: that it is timed with.
+        enough: asked before every round, with the samples so far.
+    """
+    samples_s: list[float] = []
+    while not enough(samples_s):
+        _once(call.before)
+        start = clock.now()
+        call.run()
+        samples_s.append(clock.now() - start)
+    return samples_s
 
 
 def warm_up(call: IsolatedCall) -> None:

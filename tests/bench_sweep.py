@@ -33,7 +33,7 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Session
 from pytest_dooly.environment import Environment
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measure import PRECISION, Settled, warm_up
+from pytest_dooly.measure import PRECISION, Settled, time_rounds, warm_up
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.refine import Refinement
@@ -104,17 +104,10 @@ def time_one(
     session: Session, operation: ModelOperation, point: SweepPoint, precision: float = PRECISION
 ) -> Measurement:
     """The latency at one point, timed as a case is."""
-    clock, samples = HostClock(), list[float]()
+    clock = HostClock()
     with session.isolate(operation, point, clock) as call:
         warm_up(call)
-        enough = Settled(precision)
-        while not enough(samples):
-            if call.before is not None:
-                call.before()
-            start = clock.now()
-            call.run()
-            samples.append(clock.now() - start)
-    return Measurement.of(samples)
+        return Measurement.of(time_rounds(call, clock, Settled(precision)))
 
 
 def errors(regressor: Regressor, outcomes: dict[SweepPoint, Measurement]) -> dict[str, float]:
