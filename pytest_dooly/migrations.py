@@ -173,3 +173,71 @@ def m005_noise_held_out_and_settled_sweeps(db: Database) -> None:
             JOIN sweep_point ON sweep_point.key = measurement.sweep_point;
         """
     )
+
+
+@MIGRATIONS()
+def m006_published(db: Database) -> None:
+    """Latencies that others have published, each with its source; regressors across the sizes of a family."""
+    db.executescript(
+        """
+        CREATE TABLE source (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            package TEXT NOT NULL,
+            version TEXT NOT NULL,
+            licence TEXT NOT NULL,
+            file TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            imported_at TEXT NOT NULL
+        );
+        CREATE TABLE published_measurement (
+            environment TEXT NOT NULL REFERENCES environment (key),
+            signature TEXT NOT NULL REFERENCES signature (key),
+            sweep_point TEXT NOT NULL REFERENCES sweep_point (key),
+            variant TEXT NOT NULL,
+            source TEXT NOT NULL REFERENCES source (key) ON DELETE CASCADE,
+            kernel TEXT NOT NULL,
+            latency_s REAL NOT NULL,
+            PRIMARY KEY (environment, signature, sweep_point, variant)
+        ) WITHOUT ROWID;
+        CREATE INDEX published_by_source ON published_measurement (source);
+        CREATE TABLE unmapped (
+            source TEXT NOT NULL REFERENCES source (key) ON DELETE CASCADE,
+            reason TEXT NOT NULL,
+            num_rows INTEGER NOT NULL,
+            PRIMARY KEY (source, reason)
+        ) WITHOUT ROWID;
+        CREATE TABLE family_regressor (
+            environment TEXT NOT NULL REFERENCES environment (key),
+            family TEXT NOT NULL,
+            name TEXT NOT NULL,
+            error REAL,
+            fitted_to TEXT NOT NULL,
+            document TEXT NOT NULL,
+            fitted_at TEXT NOT NULL,
+            PRIMARY KEY (environment, family)
+        ) WITHOUT ROWID;
+        DROP VIEW latency;
+        CREATE VIEW latency AS
+            SELECT
+                signature.kind, signature.name AS signature, sweep_point.name AS sweep_point,
+                sweep_point.num_tokens, sweep_point.num_reqs,
+                measurement.median_s, measurement.min_s, measurement.mean_s, measurement.iqr_s, measurement.rounds,
+                measurement.noise, measurement.held_out, measurement.reason, environment.name AS environment,
+                measurement.measured_at, NULL AS source
+            FROM measurement
+            JOIN environment ON environment.key = measurement.environment
+            JOIN signature ON signature.key = measurement.signature
+            JOIN sweep_point ON sweep_point.key = measurement.sweep_point
+            UNION ALL
+            SELECT
+                signature.kind, signature.name, sweep_point.name, sweep_point.num_tokens, sweep_point.num_reqs,
+                NULL, NULL, published_measurement.latency_s, NULL, NULL, NULL, 0, NULL, environment.name,
+                NULL, source.name
+            FROM published_measurement
+            JOIN environment ON environment.key = published_measurement.environment
+            JOIN signature ON signature.key = published_measurement.signature
+            JOIN sweep_point ON sweep_point.key = published_measurement.sweep_point
+            JOIN source ON source.key = published_measurement.source;
+        """
+    )
