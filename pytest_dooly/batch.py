@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pytest_dooly.errors import ConfigurationError
 
@@ -51,6 +52,13 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.requests:
             raise ConfigurationError("a batch needs at least one request")
+
+    def __hash__(self) -> int:
+        return self._hash  # thousands of requests, looked up thousands of times
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.requests)
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[int, int]]) -> Batch:

@@ -8,13 +8,28 @@ import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["CUDA_EVENT", "CUDA_GRAPH", "EAGER", "PERF_COUNTER", "Environment", "content_hash"]
+__all__ = [
+    "CUDA_EVENT",
+    "CUDA_GRAPH",
+    "EAGER",
+    "PERF_COUNTER",
+    "REPEATED",
+    "UNKNOWN",
+    "Environment",
+    "content_hash",
+]
 
 PERF_COUNTER, CUDA_EVENT = "perf_counter", "cuda_event"
 """Clocks: the host's, and events on a GPU."""
 
 EAGER, CUDA_GRAPH = "eager", "cuda_graph"
 """Executions: kernel by kernel as the host launches them, and recorded once and replayed as a whole."""
+
+REPEATED = "repeated"
+"""Cache mode of latencies of others, who run an operation again and again on the same inputs."""
+
+UNKNOWN = "unknown"
+"""What a source of latencies does not say."""
 
 
 def content_hash(document: object) -> str:
@@ -36,7 +51,7 @@ class Environment:
         torch_version: version of PyTorch, with its build tag.
         clock: what the durations of layers are read from (`perf_counter`: the host's; `cuda_event`: the GPU's).
         cache_mode: state of the caches when an operation starts (`in_pass`: as a forward pass leaves them; `flushed`:
-            evicted before its inputs are written).
+            evicted before its inputs are written; `repeated`: as the same operation leaves them).
         execution: how the engine runs its model (`eager`, `cuda_graph`).
     """
 

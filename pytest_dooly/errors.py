@@ -8,7 +8,8 @@ One class per remedy::
      +- EngineError            install or choose another engine
      |   +- TraceError         the engine runs, but this model cannot be traced
      +- DatabaseError          name another latency DB
-     +- MissingMeasurements    profile first
+     +- MissingMeasurements    profile first, or import published latencies
+     +- PublishedDataError     install the package of the tables again
 
 At the edge (`plugin.py`, `cli.py`) a DoolyError becomes one message, never a traceback.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "EngineError",
     "MissingMeasurements",
     "OutOfRangeWarning",
+    "PublishedDataError",
     "TraceError",
     "UnknownModelError",
     "UntestedEngineWarning",
@@ -52,6 +54,10 @@ class DatabaseError(DoolyError):
 
 class MissingMeasurements(DoolyError):  # noqa: N818 - reads as the state that it reports
     """A prediction needs latencies that the latency DB lacks."""
+
+
+class PublishedDataError(DoolyError):
+    """A package of published latencies that is missing, damaged or of another schema."""
 
 
 class OutOfRangeWarning(UserWarning):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import DatabaseError
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.migrations import APPLICATION_ID, MIGRATIONS
+from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 
 __all__ = ["LatencyDB"]
@@ -198,6 +199,152 @@ class LatencyDB:
         """Target and grid of every sweep that needs no more points, by signature key."""
         rows = self._rows("SELECT signature, target, grid FROM settled_sweep WHERE environment = ?", [environment.key])
         return {row["signature"]: (row["target"], row["grid"]) for row in rows}
+
+    def publish(self, table: PublishedTable) -> int:
+        """Keeps the latencies of one published file, in place of what was kept of an older version of it.
+
+        Args:
+            table: the file.
+
+        Returns:
+            number of latencies that are new; 0 where the same file was kept before, which changes nothing.
+        """
+        source = table.source
+        if self._rows("SELECT key FROM source WHERE key = ?", [source.key]):
+            return 0
+        with self._writing():
+            self._db.execute("DELETE FROM source WHERE package = ? AND file = ?", [source.package, source.file])
+            self._db.execute(
+                "INSERT INTO source VALUES (:key, :name, :package, :version, :licence, :file, :sha256, :mapping, :now)",
+                dataclasses.asdict(source) | {"key": source.key, "name": source.name, "now": _now()},
+            )
+            self._db.conn.executemany(
+                "INSERT INTO unmapped VALUES (?, ?, ?)",
+                [(source.key, reason, num_rows) for reason, num_rows in table.unmapped.items()],
+            )
+            for environment, rows in table.rows.items():
+                self._keep_environment(environment)
+                signatures = {row.signature: row.signature.key for row in rows}
+                for signature in signatures:
+                    self._keep_signature(signature)
+                points = {point: self._keep_sweep_point(point) for point in {row.point for row in rows}}
+                self._db.conn.executemany(
+                    "INSERT OR REPLACE INTO published_measurement VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    # In the order of the primary key, so that the tree grows at its end.
+                    sorted(
+                        (
+                            environment.key,
+                            signatures[row.signature],
+                            points[row.point],
+                            row.variant,
+                            source.key,
+                            row.kernel,
+                            row.latency_s,
+                        )
+                        for row in rows
+                    ),
+                )
+        return table.num_rows
+
+    def published(
+        self, environment: Environment, signature_keys: Iterable[str] | None = None
+    ) -> dict[str, list[PublishedLatency]]:
+        """What others have published for the environment, by signature key.
+
+        Args:
+            environment: that the latencies are true for.
+            signature_keys: of the signatures asked for; all where it is None.
+        """
+        asked = None if signature_keys is None else json.dumps(list(signature_keys))
+        rows = self._rows(
+            """
+            SELECT signature.key, signature.document, sweep_point.name AS point, latency_s, kernel, variant
+            FROM published_measurement
+            JOIN signature ON signature.key = published_measurement.signature
+            JOIN sweep_point ON sweep_point.key = published_measurement.sweep_point
+            WHERE environment = :environment
+                AND (:asked IS NULL OR published_measurement.signature IN (SELECT value FROM json_each(:asked)))
+            """,
+            {"environment": environment.key, "asked": asked},
+        )
+        points = {text: SweepPoint.parse(text) for text in {row["point"] for row in rows}}
+        signatures = {
+            key: self._signature(document) for key, document in {r["key"]: r["document"] for r in rows}.items()
+        }
+        latencies: dict[str, list[PublishedLatency]] = {}
+        for row in rows:
+            latencies.setdefault(row["key"], []).append(
+                PublishedLatency(
+                    signatures[row["key"]], points[row["point"]], row["latency_s"], row["kernel"], row["variant"]
+                )
+            )
+        return latencies
+
+    def published_counts(self, environment: Environment) -> dict[str, int]:
+        """Number of latencies that others have published for the environment, by signature key."""
+        rows = self._rows(
+            "SELECT signature, count(*) AS rows FROM published_measurement WHERE environment = ? GROUP BY signature",
+            [environment.key],
+        )
+        return {row["signature"]: row["rows"] for row in rows}
+
+    def sources(self, environment: Environment | None = None) -> dict[Source, int]:
+        """Where published latencies come from, and how many of each the environment has; all where it is None."""
+        rows = self._rows(
+            """
+            SELECT source.*, count(published_measurement.source) AS rows
+            FROM source LEFT JOIN published_measurement ON published_measurement.source = source.key
+                AND published_measurement.environment = coalesce(:environment, published_measurement.environment)
+            GROUP BY source.key HAVING rows > 0 OR :environment IS NULL ORDER BY source.file
+            """,
+            {"environment": None if environment is None else environment.key},
+        )
+        fields = [field.name for field in dataclasses.fields(Source)]
+        return {Source(**{field: row[field] for field in fields}): row["rows"] for row in rows}
+
+    def unmapped(self) -> dict[str, dict[str, int]]:
+        """Published rows that no operation stands for: their number by reason, by file."""
+        rows = self._rows("SELECT file, reason, num_rows FROM unmapped JOIN source ON source.key = unmapped.source")
+        files: dict[str, dict[str, int]] = {}
+        for row in rows:
+            files.setdefault(row["file"], {})[row["reason"]] = row["num_rows"]
+        return files
+
+    def save_family_regressor(
+        self,
+        family_key: str,
+        environment: Environment,
+        document: dict[str, Any],
+        *,
+        name: str,
+        error: float | None,
+        fitted_to: str,
+    ) -> None:
+        """Keeps the regressor of a family of signatures, in place of an earlier one.
+
+        Args:
+            family_key: of the family.
+            environment: whose latencies it was fitted to.
+            document: its parameters, as JSON.
+            name: of the family, for people.
+            error: held-out relative error of its predictions, 0.1 for 10 %; None where it is unknown.
+            fitted_to: identifies the latencies that it was fitted to.
+        """
+        text = json.dumps(document, allow_nan=False)
+        with self._writing():
+            self._keep_environment(environment)
+            self._db.execute(
+                "INSERT OR REPLACE INTO family_regressor VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [environment.key, family_key, name, error, fitted_to, text, _now()],
+            )
+
+    def load_family_regressor(self, family_key: str, environment: Environment, fitted_to: str) -> dict[str, Any] | None:
+        """Parameters of a family's regressor, or None where there is none that was fitted to these latencies."""
+        rows = self._rows(
+            "SELECT document FROM family_regressor WHERE family = ? AND environment = ? AND fitted_to = ?",
+            [family_key, environment.key, fitted_to],
+        )
+        return json.loads(rows[0]["document"]) if rows else None
 
     def signatures(self) -> dict[str, Signature]:
         """Every signature by its key, in the order of first recording."""

@@ -188,6 +188,7 @@ def m006_published(db: Database) -> None:
             licence TEXT NOT NULL,
             file TEXT NOT NULL,
             sha256 TEXT NOT NULL,
+            mapping INTEGER NOT NULL,
             imported_at TEXT NOT NULL
         );
         CREATE TABLE published_measurement (

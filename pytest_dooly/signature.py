@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.environment import content_hash
 from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, evaluate, is_request_dependent
 
-__all__ = ["ModelOperation", "ServedModel", "Signature", "SweptSymbol", "model_operations", "signature_of"]
+__all__ = [
+    "ModelOperation",
+    "ServedModel",
+    "Signature",
+    "SweptSymbol",
+    "TensorIdentity",
+    "model_operations",
+    "signature_of",
+]
 
 SweptSymbol = Literal["num_tokens", "num_reqs", "batch", "routing"]
 """What a signature is swept over; names the field of SweepPoint that is set (`routing`: with num_tokens)."""
 
 Attribute = tuple[str, str | int | float | bool]
 TensorIdentity = tuple[str, str, tuple[int | str, ...]]
+"""Role, dtype and shape; configuration dimensions are numbers, request-dependent ones text."""
 
 _DETAILS = {
     "method": "{}",
@@ -52,6 +62,13 @@ class Signature:
     tensors: tuple[TensorIdentity, ...]
     attributes: tuple[Attribute, ...]
     swept: SweptSymbol
+
+    def __hash__(self) -> int:
+        return self._hash  # looked up once for each of many measurements
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.name, self.tensors, self.attributes, self.swept))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads back."""
