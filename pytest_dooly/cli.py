@@ -1,4 +1,4 @@
-"""`dooly trace | predict | validate | report | models`: parses, wires and prints; decides nothing.
+"""`dooly trace | predict | validate | report | models | import`: parses, wires and prints; decides nothing.
 
 Exits 0 when it did what was asked, 2 for wrong usage, 1 for the rest. With --json, standard output holds one document.
 """
@@ -76,6 +76,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     report.add_argument("--png", metavar="FILE", help="an overview picture as well")
     report.set_defaults(run=_report)
+
+    imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
+    imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
+    imported.add_argument("--system", nargs="+", required=True, help="as the package names it, as in h200_sxm")
+    imported.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
+    imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
+    _common(imported)
+    imported.set_defaults(run=_import)
 
     models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
     _common(models)
@@ -279,6 +287,31 @@ def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         "in_situ": report.in_situ and report.in_situ.to_json(),
     }
     return document, [f"report: {path}"]
+
+
+def _import(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.aiconfigurator import read_tables
+    from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.terminal import import_lines
+
+    files = []
+    with LatencyDB.open(Path(arguments.db)) as db:
+        for system in arguments.system:
+            for table in read_tables(system, engine=arguments.engine, engine_version=arguments.engine_version):
+                files.append((table, db.publish(table)))
+    document = [
+        {
+            "file": table.source.file,
+            "source": table.source.name,
+            "licence": table.source.licence,
+            "environments": [str(environment) for environment in table.rows],
+            "latencies": table.num_rows,
+            "new": new,
+            "unmapped": dict(table.unmapped),
+        }
+        for table, new in files
+    ]
+    return {"files": document, "new": sum(new for _, new in files)}, import_lines(files)
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:

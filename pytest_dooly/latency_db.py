@@ -209,21 +209,22 @@ class LatencyDB:
         Returns:
             number of latencies that are new; 0 where the same file was kept before, which changes nothing.
         """
-        source = table.source
-        if self._rows("SELECT key FROM source WHERE key = ?", [source.key]):
+        source, source_key = table.source, table.source.key
+        if self._rows("SELECT key FROM source WHERE key = ?", [source_key]):
             return 0
         with self._writing():
             self._db.execute("DELETE FROM source WHERE package = ? AND file = ?", [source.package, source.file])
             self._db.execute(
                 "INSERT INTO source VALUES (:key, :name, :package, :version, :licence, :file, :sha256, :mapping, :now)",
-                dataclasses.asdict(source) | {"key": source.key, "name": source.name, "now": _now()},
+                dataclasses.asdict(source) | {"key": source_key, "name": source.name, "now": _now()},
             )
             self._db.conn.executemany(
                 "INSERT INTO unmapped VALUES (?, ?, ?)",
-                [(source.key, reason, num_rows) for reason, num_rows in table.unmapped.items()],
+                [(source_key, reason, num_rows) for reason, num_rows in table.unmapped.items()],
             )
             for environment, rows in table.rows.items():
                 self._keep_environment(environment)
+                environment_key = environment.key
                 signatures = {row.signature: row.signature.key for row in rows}
                 for signature in signatures:
                     self._keep_signature(signature)
@@ -233,11 +234,11 @@ class LatencyDB:
                     # In the order of the primary key, so that the tree grows at its end.
                     sorted(
                         (
-                            environment.key,
+                            environment_key,
                             signatures[row.signature],
                             points[row.point],
                             row.variant,
-                            source.key,
+                            source_key,
                             row.kernel,
                             row.latency_s,
                         )

@@ -12,9 +12,10 @@ from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.plan import Case, Plan
 from pytest_dooly.predict import WorkloadPrediction
 from pytest_dooly.profiling import Summary
+from pytest_dooly.published import PublishedTable
 from pytest_dooly.report import format_latency
 
-__all__ = ["header_lines", "model_lines", "plan_lines", "skip_reason", "summary_lines", "workload_line"]
+__all__ = ["header_lines", "import_lines", "model_lines", "plan_lines", "skip_reason", "summary_lines", "workload_line"]
 
 
 def model_lines() -> list[str]:
@@ -27,6 +28,23 @@ def model_lines() -> list[str]:
             f"{document['num_hidden_layers']:>3} layers, vocabulary {document['vocab_size']:>6}"
         )
     return lines
+
+
+def import_lines(files: Sequence[tuple[PublishedTable, int]]) -> list[str]:
+    """What each published file holds, what of it is new, and what no operation stands for.
+
+    Args:
+        files: each with the number of its latencies that are new.
+    """
+    lines = []
+    for table, new in files:
+        state = f"{new:,} new" if new else "as before" if table.num_rows else "nothing to keep"
+        lines.append(f"{table.source.file:72} {table.num_rows:>8,} latencies, {state}")
+        lines += [f"    {num_rows:,} rows left out: {reason}" for reason, num_rows in table.unmapped.items()]
+    kept, left_out = sum(table.num_rows for table, _ in files), sum(sum(t.unmapped.values()) for t, _ in files)
+    names = sorted({f"{table.source.package} {table.source.version} ({table.source.licence})" for table, _ in files})
+    total = f"{kept:,} latencies from {', '.join(names)}, {sum(new for _, new in files):,} of them new"
+    return [*lines, "", f"{total}; {left_out:,} rows left out"]
 
 
 def header_lines(plan: Plan, db: Path) -> list[str]:
