@@ -259,7 +259,9 @@ class LatencyDB:
         asked = None if signature_keys is None else json.dumps(list(signature_keys))
         rows = self._rows(
             """
-            SELECT signature.key, signature.document, sweep_point.name AS point, latency_s, kernel, variant
+            SELECT
+                signature.key, signature.document, sweep_point.name AS point,
+                published_measurement.latency_s, published_measurement.kernel, published_measurement.variant
             FROM published_measurement
             JOIN signature ON signature.key = published_measurement.signature
             JOIN sweep_point ON sweep_point.key = published_measurement.sweep_point
