@@ -24,11 +24,11 @@ __all__ = ["AcrossSizes"]
 Array = npt.NDArray[np.float64]
 
 _FOLDS = 4
-_THREADS = 2
+_THREADS = 1
 
 _LATENCY = {"num_leaves": 127, "min_data_in_leaf": 10}
 _ERROR = {"num_leaves": 15, "min_data_in_leaf": 60}
-_LATENCY_TREES, _ERROR_TREES = 500, 120
+_LATENCY_TREES, _ERROR_TREES = 100, 60
 """Leaves of a tree, rows in each at least, and number of trees: of latencies, and of their errors."""
 
 _WILD = 0.995

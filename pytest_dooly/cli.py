@@ -1,4 +1,4 @@
-"""`dooly trace | predict | validate | report | models | import`: parses, wires and prints; decides nothing.
+"""The command line `dooly`: parses, wires and prints; decides nothing.
 
 Exits 0 when it did what was asked, 2 for wrong usage, 1 for the rest. With --json, standard output holds one document.
 """
@@ -20,11 +20,13 @@ from pytest_dooly.configuration import ModelConfiguration, ServingOptions, parse
 from pytest_dooly.errors import ConfigurationError, DoolyError, OutOfRangeWarning, UnknownModelError
 
 if TYPE_CHECKING:
+    from pytest_dooly.basis import Foundation, Grounds
+    from pytest_dooly.device import Device
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.environment import Environment
     from pytest_dooly.latency_db import LatencyDB
     from pytest_dooly.predict import Workload
-    from pytest_dooly.regress import Regressor
+    from pytest_dooly.regress import LatencyModel, Regressor
     from pytest_dooly.routing import RoutingDistribution
     from pytest_dooly.signature import ServedModel
     from pytest_dooly.workloads import Replacement
@@ -47,15 +49,23 @@ def parser() -> argparse.ArgumentParser:
     asked = predict.add_mutually_exclusive_group(required=True)
     asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
-    predict.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
-    predict.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
-    predict.add_argument(
-        "--routing",
-        type=_routing,
-        default="uniform",
-        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
-    )
+    _workload_options(predict)
     predict.set_defaults(run=_predict)
+
+    compare = _command(
+        commands, "compare", "a workload on several models, GPUs and tensor-parallel sizes", several=True
+    )
+    compare.add_argument("--prompt", type=_positive, default=1024, help="tokens of each prompt (1024)")
+    _workload_options(compare)
+    compare.add_argument("--png", metavar="FILE", help="a picture as well")
+    compare.set_defaults(run=_compare)
+
+    plan = _command(commands, "plan", "what profiling models on a GPU would take, before it is rented", several=True)
+    plan.add_argument(
+        "--target", type=_share, default=0.05, help="error up to which other sizes may predict one (0.05)"
+    )
+    plan.add_argument("--price", type=_seconds, help="of one GPU for an hour, in any currency")
+    plan.set_defaults(run=_plan)
 
     validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
     validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
@@ -176,21 +186,116 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.report import format_step
     from pytest_dooly.terminal import workload_line
 
+    device = _gpu(arguments)
+    founded: Mapping[str, Foundation] = {}
+    models: Mapping[str, LatencyModel]
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
-        regressors = regressors_of(db, environment)
-    lines: list[str]
+        if device is None:
+            models = regressors_of(db, environment)
+        else:
+            founded = _grounds(db, device).of(model)
+            models = {key: each.model for key, each in founded.items()}
     if arguments.batch is not None:
-        step = predict_step(model, regressors, arguments.batch, routing=arguments.routing)
+        step = predict_step(model, models, arguments.batch, routing=arguments.routing)
         _warn(step.out_of_range)
         operations = [dataclasses.asdict(operation) for operation in step.operations]
         document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
-        return {**document, "out_of_range": step.out_of_range}, [format_step(step)]
+        document |= {"out_of_range": step.out_of_range}
+        if device is None:
+            return document, [format_step(step)]
+        from pytest_dooly.basis import shares_of
+        from pytest_dooly.device_report import format_founded_step
+        from pytest_dooly.predict import step_operations
+
+        bases = [dataclasses.asdict(founded[o.signature.key].basis) for o in step_operations(model)]
+        document["operations"] = [each | {"basis": basis} for each, basis in zip(operations, bases, strict=True)]
+        shares = dataclasses.asdict(shares_of(model, step, founded))
+        return {**document, "device": device.name, "shares": shares}, [format_founded_step(model, step, founded)]
     workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
-    prediction = predict_workload(model, regressors, workload, routing=arguments.routing)
+    if device is not None:
+        from pytest_dooly.comparison import candidate
+        from pytest_dooly.device_report import format_shares
+
+        ranks = int(arguments.tensor_parallel_size or 1)
+        found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
+        _warn(found.prediction.out_of_range)
+        shares_line = f"a decode step {format_shares(found.shares)}"
+        return found.to_json() | dataclasses.asdict(found.prediction), [workload_line(found.prediction), shares_line]
+    prediction = predict_workload(model, models, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
-    lines = [workload_line(prediction)]
-    return dataclasses.asdict(prediction), lines
+    return dataclasses.asdict(prediction), [workload_line(prediction)]
+
+
+def _compare(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.comparison import candidate
+    from pytest_dooly.device_report import format_candidates
+    from pytest_dooly.plots import save_candidates
+    from pytest_dooly.predict import Workload
+
+    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    candidates = []
+    for device, ranks, models, founded in _on_devices(arguments):
+        candidates += [
+            candidate(model, known, device, workload, ranks=ranks, routing=arguments.routing)
+            for model, known in zip(models, founded, strict=True)
+        ]
+    if arguments.png is not None:
+        save_candidates(candidates, Path(arguments.png))
+    document = {"workload": dataclasses.asdict(workload), "candidates": [each.to_json() for each in candidates]}
+    for each in candidates:
+        _warn([f"{each.model.name} on {each.device.name}: {line}" for line in each.prediction.out_of_range])
+    return document, [format_candidates(candidates)]
+
+
+def _plan(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.budget import budget_of
+    from pytest_dooly.device_report import format_budgets
+
+    documents, lines = [], list[str]()
+    for device, ranks, models, founded in _on_devices(arguments):
+        budgets = budget_of(models, founded, device, target=arguments.target)
+        lines += ["", *format_budgets(budgets, price=arguments.price).splitlines()]
+        documents += [budget.to_json() | {"tp": ranks, "price": arguments.price} for budget in budgets]
+    return {"target": arguments.target, "plans": documents}, lines[1:]
+
+
+def _on_devices(
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[Device, int, Sequence[ServedModel], Sequence[Mapping[str, Foundation]]]]:
+    """Every device and tensor-parallel size asked for, with the models and the foundations of their operations."""
+    from pytest_dooly.device import device_named
+
+    devices = [device_named(name) for name in arguments.device or ()]
+    if not devices:
+        raise ConfigurationError("name the GPUs with --device, as in --device h200_sxm")
+    ranks_asked = [int(size) for size in arguments.tensor_parallel_size or [1]]
+    first = argparse.Namespace(**vars(arguments) | {"model": arguments.model[0], "device": None})
+    first.tensor_parallel_size = None
+    with _opened(first) as (engine, configuration, db):
+        for device in devices:
+            grounds = _grounds(db, device)
+            for ranks in ranks_asked:
+                options = dataclasses.replace(configuration.options, tensor_parallel_size=ranks)
+                models = [_served(engine, resolve(name, options), db)[0] for name in arguments.model]
+                yield device, ranks, models, [grounds.of(model) for model in models]
+
+
+def _gpu(arguments: argparse.Namespace) -> Device | None:
+    """The GPU that is to be predicted for, taken out of the options that the engine here gets."""
+    from pytest_dooly.device import device_named
+
+    if arguments.device in (None, "cpu", "cuda"):
+        return None
+    device = device_named(arguments.device)
+    arguments.device = None
+    return device
+
+
+def _grounds(db: LatencyDB, device: Device) -> Grounds:
+    from pytest_dooly.basis import Grounds
+
+    return Grounds(db, device, progress=_progress)
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -340,14 +445,31 @@ def _opened(arguments: argparse.Namespace) -> Iterator[tuple[Engine, ModelConfig
         yield engine, configuration, db
 
 
-def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
+    """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    command.add_argument("model", help="an alias, a directory with config.json or a hub id")
+    nargs = "+" if several else None
+    command.add_argument("model", nargs=nargs, help="an alias, a directory with config.json or a hub id")
     _common(command)
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in _fields():
-        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, help=field.metadata["help"])
+        many = several and field.name in ("device", "tensor_parallel_size")
+        about = field.metadata["help"]
+        if field.name == "device" and (several or name == "predict"):
+            about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
+        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, nargs="+" if many else None, help=about)
     return command
+
+
+def _workload_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
+    command.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
+    command.add_argument(
+        "--routing",
+        type=_routing,
+        default="uniform",
+        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
+    )
 
 
 def _common(command: argparse.ArgumentParser) -> None:
@@ -379,6 +501,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, as in 0.05, got {text}")
     return value
 
 

@@ -16,10 +16,13 @@ import numpy.typing as npt
 from pytest_dooly.device import Device
 from pytest_dooly.family import Columns, Family
 
-__all__ = ["Description", "describe"]
+__all__ = ["FEATURES_VERSION", "Description", "describe"]
 
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
+
+FEATURES_VERSION = 1
+"""Raised when features or regressors across sizes change, so that one in a latency DB is not taken for a new one."""
 
 OVERHEAD_S = 2e-6
 """No kernel takes less: keeps log(latency / roofline) flat for the smallest work."""

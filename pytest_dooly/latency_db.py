@@ -291,16 +291,27 @@ class LatencyDB:
         )
         return {row["signature"]: row["rows"] for row in rows}
 
-    def sources(self, environment: Environment | None = None) -> dict[Source, int]:
-        """Where published latencies come from, and how many of each the environment has; all where it is None."""
+    def sources(
+        self, environment: Environment | None = None, signature_keys: Iterable[str] | None = None
+    ) -> dict[Source, int]:
+        """Where published latencies come from, and how many of each there are.
+
+        Args:
+            environment: that the latencies are true for; all where it is None.
+            signature_keys: of the signatures asked for; all where it is None.
+        """
         rows = self._rows(
             """
-            SELECT source.*, count(published_measurement.source) AS rows
-            FROM source LEFT JOIN published_measurement ON published_measurement.source = source.key
-                AND published_measurement.environment = coalesce(:environment, published_measurement.environment)
-            GROUP BY source.key HAVING rows > 0 OR :environment IS NULL ORDER BY source.file
+            SELECT source.*, count(*) AS rows
+            FROM published_measurement JOIN source ON source.key = published_measurement.source
+            WHERE environment = coalesce(:environment, environment)
+                AND (:asked IS NULL OR published_measurement.signature IN (SELECT value FROM json_each(:asked)))
+            GROUP BY source.key ORDER BY source.file
             """,
-            {"environment": None if environment is None else environment.key},
+            {
+                "environment": None if environment is None else environment.key,
+                "asked": None if signature_keys is None else json.dumps(list(signature_keys)),
+            },
         )
         fields = [field.name for field in dataclasses.fields(Source)]
         return {Source(**{field: row[field] for field in fields}): row["rows"] for row in rows}

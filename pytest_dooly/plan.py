@@ -16,7 +16,7 @@ from pytest_dooly.refine import TARGET, grid_key
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.sweep import refinements, sweep
 
-__all__ = ["Case", "Plan", "make_plan"]
+__all__ = ["Case", "Plan", "case_cost_s", "make_plan"]
 
 # What a case takes: set-up and quick rounds, or else about so many runs of it and of what precedes it.
 _CASE_S, _RUNS = 0.8, 12
@@ -128,8 +128,8 @@ def make_plan(
     """
     recorded = {False: _Recorded.of(db, environment), True: _Recorded.of(db, environment, held_out=True)}
     settled = db.settled(environment)
-    assumed = _GPU_FLOPS_PER_S if "NVIDIA" in environment.device else _CPU_FLOPS_PER_S
-    flops_per_s = _flops_per_s(models, recorded[False].outcomes) or assumed
+    gpu = "NVIDIA" in environment.device
+    flops_per_s = _flops_per_s(models, recorded[False].outcomes)
     cases: dict[tuple[str, SweepPoint], Case] = {}
     for model in models:
         for operation in model.operations:
@@ -137,7 +137,7 @@ def make_plan(
             for point, use in _points(signature, model.limits, settled.get(signature.key), target, held_out):
                 known = recorded[use == "held out"]
                 outcome = known.outcomes.get(signature.key, {}).get(point)
-                guess_s = _CASE_S + _RUNS * _flops(signature, point) / flops_per_s
+                guess_s = case_cost_s(signature, point, gpu=gpu, flops_per_s=flops_per_s)
                 cost_s = known.spent_s.get(signature.key, {}).get(point, guess_s)
                 if refresh and isinstance(outcome, Measurement) and use != "held out":
                     use = "sweep"
@@ -147,6 +147,19 @@ def make_plan(
                     first = cases.get((signature.key, point), case)
                     cases[signature.key, point] = replace(case, model=first.model, operation=first.operation)
     return Plan(environment, tuple(models), tuple(sorted(cases.values(), key=_order(models))))
+
+
+def case_cost_s(signature: Signature, point: SweepPoint, *, gpu: bool, flops_per_s: float = 0.0) -> float:
+    """About what timing a case takes, in seconds of wall time.
+
+    Args:
+        signature: of the operation.
+        point: at which it is timed.
+        gpu: whether on a GPU.
+        flops_per_s: that operations reach there; 0 where none is measured, for what is assumed.
+    """
+    assumed = _GPU_FLOPS_PER_S if gpu else _CPU_FLOPS_PER_S
+    return _CASE_S + _RUNS * _flops(signature, point) / (flops_per_s or assumed)
 
 
 @dataclass(frozen=True)

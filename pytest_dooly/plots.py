@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
+    from pytest_dooly.comparison import Candidate
     from pytest_dooly.findings import ModelReport, OperationReport
     from pytest_dooly.predict import StepPrediction
 
@@ -32,6 +33,7 @@ __all__ = [
     "isolated_against_in_situ",
     "latency_curves",
     "predicted_against_measured",
+    "save_candidates",
     "save_overview",
     "step_breakdown",
     "step_name",
@@ -229,6 +231,43 @@ def save_overview(report: ModelReport, path: Path) -> None:
         _draw_panels(top.subplots(2, _PANEL_COLUMNS).flat, panels[: 2 * _PANEL_COLUMNS])
         if report.steps:
             _draw_breakdown(bottom, report, title="Where a step's time goes, as predicted")
+        figure.savefig(path, format="png", dpi=1600 / 12)
+
+
+def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
+    """Writes a PNG of TTFT and TPOT, a group of bars for each model, a bar for each device and tensor-parallel size."""
+    models = list(dict.fromkeys(each.model.name for each in candidates))
+    ways = list(dict.fromkeys((each.device.name, each.ranks) for each in candidates))
+    palette = list(_COLOURS.values())
+    workload = candidates[0].prediction.workload
+    with _style():
+        figure = _figure(12, 4.6)
+        figure.suptitle(
+            f"{workload.concurrency} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
+            x=0.012,
+            ha="left",
+            fontsize=13,
+            fontweight="bold",
+        )
+        axes: Any = figure.subplots(1, 2)
+        for ax, title, value in (
+            (axes[0], "TTFT, ms", lambda each: each.prediction.ttft_s),
+            (axes[1], "TPOT, ms", lambda each: each.prediction.tpot_s or 0.0),
+        ):
+            for place, way in enumerate(ways):
+                found = {each.model.name: each for each in candidates if (each.device.name, each.ranks) == way}
+                at = [i + (place + 0.5) / len(ways) * 0.8 - 0.4 for i, name in enumerate(models) if name in found]
+                heights = [1e3 * value(found[name]) for name in models if name in found]
+                label = f"{way[0]}, tp {way[1]}" if way[1] > 1 else way[0]
+                bars = ax.bar(
+                    at, heights, 0.8 / len(ways) * 0.94, color=palette[place % len(palette)], label=label, zorder=3
+                )
+                ax.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+            ax.set_title(title, loc="left")
+            ax.set_xticks(range(len(models)), models)
+            ax.margins(y=0.12)
+            ax.set_ylim(bottom=0)
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
         figure.savefig(path, format="png", dpi=1600 / 12)
 
 

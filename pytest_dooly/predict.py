@@ -17,7 +17,7 @@ from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.operation import LAUNCH, OperationKind
-from pytest_dooly.regress import Regressor
+from pytest_dooly.regress import LatencyModel, Regressor
 from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.work import Work, features_of
@@ -33,6 +33,7 @@ __all__ = [
     "predict_workload",
     "regressors_of",
     "schedule",
+    "step_operations",
 ]
 
 UNIFORM = RoutingDistribution()
@@ -135,7 +136,7 @@ class WorkloadPrediction:
 
 def predict_step(
     model: ServedModel,
-    regressors: Mapping[str, Regressor],
+    regressors: Mapping[str, LatencyModel],
     batch: Batch,
     *,
     routing: RoutingDistribution = UNIFORM,
@@ -155,7 +156,7 @@ def predict_step(
         ConfigurationError: the routing has another number of experts than the model.
         MissingMeasurements: an operation has no regressor; names all of them.
     """
-    operations = _step_operations(model)
+    operations = step_operations(model)
     _check(model, operations, regressors)
     step = Work.of([SweepPoint(batch=batch)])
     latencies, out_of_range = [], []
@@ -194,7 +195,7 @@ def schedule(workload: Workload, limits: Limits) -> Iterator[ScheduledStep]:
 
 def predict_workload(
     model: ServedModel,
-    regressors: Mapping[str, Regressor],
+    regressors: Mapping[str, LatencyModel],
     workload: Workload,
     *,
     routing: RoutingDistribution = UNIFORM,
@@ -313,7 +314,8 @@ def _profiled(db: LatencyDB, name: str, environment: Environment | None) -> tupl
     return model, regressors_of(db, each)
 
 
-def _step_operations(model: ServedModel) -> list[ModelOperation]:
+def step_operations(model: ServedModel) -> list[ModelOperation]:
+    """The operations that every step runs, in the order in which `predict_step` gives their latencies."""
     return [operation for operation in model.operations if not _is_admission(operation)]
 
 
@@ -329,7 +331,7 @@ def _is_in_forward(operation: ModelOperation) -> bool:
     return operation.signature.kind not in (OperationKind.OVERHEAD, OperationKind.LOGITS, OperationKind.SAMPLER)
 
 
-def _check(model: ServedModel, operations: Sequence[ModelOperation], regressors: Mapping[str, Regressor]) -> None:
+def _check(model: ServedModel, operations: Sequence[ModelOperation], regressors: Mapping[str, LatencyModel]) -> None:
     missing = [o.signature.label for o in operations if o.signature.key not in regressors]
     if missing:
         raise MissingMeasurements(
@@ -404,10 +406,10 @@ def _steps(runs: Sequence[_Run]) -> Work:
 
 
 def _predict_steps(
-    model: ServedModel, regressors: Mapping[str, Regressor], steps: Work, routing: RoutingDistribution
+    model: ServedModel, regressors: Mapping[str, LatencyModel], steps: Work, routing: RoutingDistribution
 ) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range."""
-    operations = _step_operations(model)
+    operations = step_operations(model)
     _check(model, operations, regressors)
     total, forward, launched = (np.zeros(len(steps)) for _ in range(3))
     out_of_range = []
@@ -427,7 +429,7 @@ def _predict_steps(
     return total + np.maximum(launched - forward, 0), tuple(out_of_range)
 
 
-def _admission_s(model: ServedModel, regressors: Mapping[str, Regressor], workload: Workload) -> float:
+def _admission_s(model: ServedModel, regressors: Mapping[str, LatencyModel], workload: Workload) -> float:
     admissions = [operation for operation in model.operations if _is_admission(operation)]
     _check(model, admissions, regressors)
     work = Work.of_sizes([workload.prompt_len])
@@ -443,6 +445,7 @@ def _work_of(signature: Signature, steps: Work, routing: RoutingDistribution) ->
     if signature.swept != "routing":
         return Work.of_sizes(sizes)
     attributes = dict(signature.attributes)
-    experts, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
+    local, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
+    experts = int(attributes.get("num_experts", local))
     activated, busiest = routing.expectations(sizes, experts, top_k)
-    return Work.of_sizes(sizes, activated=activated, busiest=busiest)
+    return Work.of_sizes(sizes, activated=activated * local / experts, busiest=busiest)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Features, Work, features_of
 
-__all__ = ["Regressor", "fit", "held_out_errors"]
+__all__ = ["LatencyModel", "Regressor", "fit", "held_out_errors"]
 
 Array = npt.NDArray[np.float64]
 _Parameters = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]
@@ -48,6 +48,16 @@ _EVERY_POINT, _BETWEEN = 0, 3
 _CAUCHY, _REWEIGHTINGS = 2.385, 8
 """Standard deviations from which on a residual counts ever less (95 % efficient on normal noise, Holland and Welsch
 1977); how often weights are made from residuals."""
+
+
+class LatencyModel(Protocol):
+    """What predicts the latency of one operation on one device."""
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on what lies furthest outside of the known latencies, or None."""
 
 
 @dataclass(frozen=True)

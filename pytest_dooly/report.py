@@ -24,6 +24,7 @@ from pytest_dooly.validation import NOISE_FACTOR, TPOT_TARGET, TTFT_TARGET, Accu
 
 __all__ = [
     "ReportError",
+    "clip_label",
     "format_coverage",
     "format_diff",
     "format_in_situ",
@@ -113,7 +114,7 @@ def _section(title: str, entries: Sequence[tuple[str, Sequence[str]]]) -> list[s
 def format_step(step: StepPrediction) -> str:
     """A table of a step's operations and their shares, the dearest first, at most 100 columns wide."""
     operations = sorted(step.operations, key=lambda operation: -operation.latency_s)
-    labels = [_clip(operation.label) for operation in operations]
+    labels = [clip_label(operation.label) for operation in operations]
     width = max(map(len, [*labels, "operation"]))
     batch = step.batch
     lines = [f"step of {batch.num_reqs} requests, {batch.num_tokens} tokens: {format_latency(step.latency_s)}", ""]
@@ -374,7 +375,8 @@ def _wrap(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(text, _COLUMNS, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
-def _clip(label: str) -> str:
+def clip_label(label: str) -> str:
+    """The label as a table has room for it."""
     return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 

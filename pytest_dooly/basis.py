@@ -1,0 +1,326 @@
+"""What the prediction of an operation on a device rests on: measurements, published latencies, or an estimate.
+
+Our own measurements outrank published latencies of the same operation, these outrank a regressor across other sizes,
+and an estimate from the data sheet comes last. The signature of a trace on another device is compared without what only
+that device decides: its attention backend, its block size, how its layers dispatch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.across import AcrossSizes
+from pytest_dooly.batch import Limits, SweepPoint
+from pytest_dooly.device import Device
+from pytest_dooly.environment import CUDA_GRAPH, Environment, content_hash
+from pytest_dooly.estimate import Estimate
+from pytest_dooly.family import Columns, Family, Part, columns_of, parts_of, table_of
+from pytest_dooly.kernels import FEATURES_VERSION, describe
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.predict import StepPrediction, step_operations
+from pytest_dooly.regress import LatencyModel, fit
+from pytest_dooly.signature import ServedModel, Signature
+from pytest_dooly.sweep import sweep
+from pytest_dooly.work import Work
+
+__all__ = [
+    "Basis",
+    "BasisKind",
+    "FamilyRegressor",
+    "Foundation",
+    "Grounds",
+    "PartsModel",
+    "Shares",
+    "portable",
+    "shares_of",
+]
+
+Array = npt.NDArray[np.float64]
+
+BasisKind = Literal["measured", "published", "across sizes", "estimate"]
+"""Best first."""
+
+_KINDS: tuple[BasisKind, ...] = ("measured", "published", "across sizes", "estimate")
+
+_DEVICE_ATTRIBUTES = frozenset({"backend", "block_size", "dispatch"})
+_FEWEST = 5
+"""Measurements of our own below which published latencies say more."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What one prediction rests on.
+
+    Attributes:
+        kind: of the latencies.
+        num_rows: latencies behind it; 0 for an estimate.
+        sources: where they come from, for people.
+        error: expected relative error, 0.05 for 5 %; None where it is unknown.
+    """
+
+    kind: BasisKind
+    num_rows: int
+    sources: tuple[str, ...]
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """The latency model of one operation, and what it rests on."""
+
+    model: LatencyModel
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class FamilyRegressor:
+    """A regressor across the sizes of one family, and what it was fitted to.
+
+    Attributes:
+        family: whose latencies they are.
+        device: that they were measured on.
+        learner: the regressor.
+        ranges: smallest and largest value of each column.
+        rows: number of latencies of each size.
+        sources: where the latencies come from.
+    """
+
+    family: Family
+    device: Device
+    learner: AcrossSizes
+    ranges: Mapping[str, tuple[float, float]]
+    rows: Mapping[tuple[tuple[str, int], ...], int]
+    sources: tuple[str, ...]
+
+    def predict(self, columns: Columns) -> tuple[Array, Array]:
+        """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
+        description = describe(self.family, columns, self.device)
+        return self.learner.predict(description.matrix, description.roofline_s)
+
+    def out_of_range(self, columns: Columns) -> str | None:
+        """One line on the column that lies furthest outside of the latencies, or None."""
+        furthest, line = 1.0, None
+        for name, (low, high) in self.ranges.items():
+            values = columns[name]
+            if name == "batch_size":
+                low = 0.0  # a chunk of a prompt is worth less than one prompt
+            beyond = max(float(values.max()) / max(high, 1e-9), low / max(float(values.min()), 1e-9))
+            if beyond > max(furthest, 1 + 1e-6):
+                value = values.max() if values.max() > high else values.min()
+                furthest, line = beyond, f"{name} {value:,.0f} is outside of the published {low:,.0f} to {high:,.0f}"
+        return line
+
+
+@dataclass(frozen=True)
+class PartsModel:
+    """The latency of an operation as the sum of its parts', never less than half of what the data sheet allows.
+
+    Attributes:
+        parts: each with the regressor of its family.
+        estimate: of the operation.
+    """
+
+    parts: tuple[tuple[Part, FamilyRegressor], ...]
+    estimate: Estimate
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+        return self.predict(points)[0]
+
+    def predict(self, points: Sequence[SweepPoint] | Work) -> tuple[Array, Array]:
+        """Latencies in seconds and their expected relative errors, each of shape (points,)."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        total, squares = np.zeros(len(work)), np.zeros(len(work))
+        for part, regressor, columns, there in self._asked(work):
+            latency_s, error = regressor.predict(columns)
+            total[there] += part.sign * latency_s
+            squares[there] += (latency_s * error) ** 2
+        if any(part.sign < 0 for part, _ in self.parts):
+            total = np.maximum(total, self.estimate.predict_s(work) / 2)
+        return total, np.sqrt(squares) / np.maximum(total, 1e-12)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on what lies furthest outside of the published latencies, or None."""
+        work = points if isinstance(points, Work) else Work.of([points])
+        lines = (regressor.out_of_range(columns) for _, regressor, columns, _ in self._asked(work))
+        return next((line for line in lines if line is not None), None)
+
+    def _asked(self, work: Work) -> Iterator[tuple[Part, FamilyRegressor, Columns, npt.NDArray[np.bool_]]]:
+        """Each part with its regressor, the columns of the points that run it, and which points those are."""
+        for part, regressor in self.parts:
+            columns = columns_of(part, work)
+            there = columns["batch_size"] > 0 if "batch_size" in columns else np.ones(len(work), dtype=bool)
+            if there.any():
+                yield part, regressor, {name: values[there] for name, values in columns.items()}, there
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of a step rests on what.
+
+    Attributes:
+        by_kind: share of the step's latency, of every kind of basis.
+        error: expected relative error of an operation, the mean weighted with latency over those where it is known.
+    """
+
+    by_kind: Mapping[BasisKind, float]
+    error: float | None
+
+
+class Grounds:
+    """Everything that a latency DB knows of a device, ready to found predictions on.
+
+    Reading is lazy: a regressor across sizes is fitted when an operation first asks for its family, which takes some
+    seconds, and kept in the latency DB.
+    """
+
+    def __init__(self, db: LatencyDB, device: Device, *, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Uses every environment of the latency DB whose device it is."""
+        self.device = device
+        self._db = db
+        self._progress = progress
+        self._environments = [each for each in db.environments() if each.device == device.product]
+        self._regressors: dict[Family, FamilyRegressor | None] = {}
+
+    def of(self, model: ServedModel) -> dict[str, Foundation]:
+        """The foundation of every operation of a model, by signature key."""
+        return {o.signature.key: self.foundation(o.signature, model.limits) for o in model.operations}
+
+    def foundation(self, signature: Signature, limits: Limits) -> Foundation:
+        """The best latency model of an operation.
+
+        Args:
+            signature: of the operation, as traced on any device.
+            limits: of the engine; the expected error is the mean over the sweep within them.
+        """
+        estimate = Estimate(signature, self.device)
+        measured = self._measured.get(portable(signature))
+        if measured is not None:
+            environment, outcomes = measured
+            regressor = fit(signature, outcomes)
+            return Foundation(regressor, Basis("measured", len(outcomes), (str(environment),), regressor.error))
+        parts = [(part, self.regressor(part.family)) for part in parts_of(signature)]
+        known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
+        if not parts or len(known) < len(parts):
+            return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
+        founded = PartsModel(known, estimate)
+        _, errors = founded.predict(sweep(signature, limits))
+        exact = all(part.sizes in regressor.rows for part, regressor in known)
+        rows = (r.rows[part.sizes] if exact else sum(r.rows.values()) for part, r in known)
+        sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
+        return Foundation(
+            founded,
+            Basis("published" if exact else "across sizes", sum(rows), sources, float(np.mean(errors))),
+        )
+
+    def regressor(self, family: Family) -> FamilyRegressor | None:
+        """The regressor across the sizes of a family, or None where nothing of it is published for the device."""
+        if family not in self._regressors:
+            found = self._best(family)
+            self._regressors[family] = None if found is None else self._fitted(*found)
+        return self._regressors[family]
+
+    def _best(self, asked: Family) -> tuple[Environment, Family, Sequence[str]] | None:
+        """Where most latencies of the family are, those of replayed graphs first."""
+        found = [
+            (environment.execution == CUDA_GRAPH, sum(counts.values()), environment, family, list(counts))
+            for (environment, family), counts in self._published.items()
+            if family.serves(asked)
+        ]
+        if not found:
+            return None
+        _, _, environment, family, keys = max(found, key=lambda each: each[:2])
+        return environment, family, keys
+
+    def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor:
+        sources = self._db.sources(environment, keys)
+        fitted_to = content_hash([FEATURES_VERSION, self.device.name, sorted(source.key for source in sources)])
+        table = table_of(family, _flat(self._db.published(environment, keys).values()))
+        document = self._db.load_family_regressor(family.key, environment, fitted_to)
+        if document is None:
+            self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
+            description = describe(family, table.columns, self.device)
+            learner = AcrossSizes.fit(
+                description.matrix, description.roofline_s, table.latencies_s, table.groups, description.num_sizes
+            )
+            self._db.save_family_regressor(
+                family.key,
+                environment,
+                learner.to_json(),
+                name=str(family),
+                error=learner.unseen_sizes[0],
+                fitted_to=fitted_to,
+            )
+        else:
+            learner = AcrossSizes.from_json(document)
+        counts = np.bincount(table.groups, minlength=len(table.sizes))
+        return FamilyRegressor(
+            family=family,
+            device=self.device,
+            learner=learner,
+            ranges={name: (float(values.min()), float(values.max())) for name, values in table.columns.items()},
+            rows=dict(zip(table.sizes, map(int, counts), strict=True)),
+            sources=tuple(source.name for source in sources),
+        )
+
+    @cached_property
+    def _published(self) -> Mapping[tuple[Environment, Family], Mapping[str, int]]:
+        """Number of published latencies by signature key, of each environment and family."""
+        signatures = self._db.signatures()
+        counts: dict[tuple[Environment, Family], dict[str, int]] = {}
+        for environment in self._environments:
+            for key, number in self._db.published_counts(environment).items():
+                for part in parts_of(signatures[key]):
+                    counts.setdefault((environment, part.family), {})[key] = number
+        return counts
+
+    @cached_property
+    def _measured(self) -> Mapping[Signature, tuple[Environment, Mapping[SweepPoint, Any]]]:
+        """Our own measurements by portable signature; where several environments have one, of the latest."""
+        signatures = self._db.signatures()
+        return {
+            portable(signatures[key]): (environment, outcomes)
+            for environment in self._environments
+            for key, outcomes in self._db.measurements(environment).items()
+            if len(outcomes) >= _FEWEST
+        }
+
+
+def shares_of(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> Shares:
+    """How much of a step rests on what.
+
+    Args:
+        model: what is served.
+        step: as predicted with the foundations' latency models.
+        founded: foundation of each operation, by signature key.
+    """
+    bases = [founded[operation.signature.key].basis for operation in step_operations(model)]
+    total_s = step.latency_s or 1.0
+    by_kind = dict.fromkeys(_KINDS, 0.0)
+    known_s = off_s = 0.0
+    for basis, operation in zip(bases, step.operations, strict=True):
+        by_kind[basis.kind] += operation.latency_s / total_s
+        if basis.error is not None:
+            known_s += operation.latency_s
+            off_s += operation.latency_s * basis.error
+    return Shares(by_kind, off_s / known_s if known_s else None)
+
+
+def portable(signature: Signature) -> Signature:
+    """The signature without what only the device of its trace decides."""
+    return dataclasses.replace(
+        signature,
+        tensors=tuple(tensor for tensor in signature.tensors if tensor[0] != "block_table"),
+        attributes=tuple(pair for pair in signature.attributes if pair[0] not in _DEVICE_ATTRIBUTES),
+    )
+
+
+def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    return [item for each in lists for item in each]

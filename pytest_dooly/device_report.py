@@ -1,0 +1,119 @@
+"""Tables of what is predicted for a device that need not be here: steps, budgets, ways to serve a workload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pytest_dooly.basis import Foundation, Shares, shares_of
+from pytest_dooly.budget import Budget
+from pytest_dooly.comparison import Candidate
+from pytest_dooly.plots import format_latency
+from pytest_dooly.predict import StepPrediction, step_operations
+from pytest_dooly.report import clip_label
+from pytest_dooly.signature import ServedModel
+
+__all__ = ["format_budgets", "format_candidates", "format_founded_step", "format_shares"]
+
+
+def format_founded_step(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> str:
+    """As `format_step`, with what each prediction rests on, and where that comes from."""
+    rows = sorted(
+        zip(step.operations, step_operations(model), strict=True), key=lambda row: row[0].latency_s, reverse=True
+    )
+    width = max(len(clip_label(operation.label)) for operation, _ in rows)
+    batch = step.batch
+    lines = [f"step of {batch.num_reqs} requests, {batch.num_tokens} tokens: {format_latency(step.latency_s)}", ""]
+    lines.append(f"{'times':>5}  {'operation':{width}}  {'together':>10}  {'share':>6}  {'rests on':28}  {'error':>6}")
+    for operation, of_model in rows:
+        basis = founded[of_model.signature.key].basis
+        share = operation.latency_s / step.latency_s if step.latency_s else 0.0
+        grounds = f"{basis.kind}, {basis.num_rows:,} rows" if basis.num_rows else basis.kind
+        error = "" if basis.error is None else f"{basis.error:.1%}"
+        label, together = clip_label(operation.label), format_latency(operation.latency_s)
+        line = f"{operation.multiplicity:5}  {label:{width}}  {together:>10}  {share:6.1%}  {grounds:28}  {error:>6}"
+        lines.append(line.rstrip())
+    sources = dict.fromkeys(source for each in founded.values() for source in each.basis.sources)
+    return "\n".join([*lines, "", format_shares(shares_of(model, step, founded)), *(f"  {s}" for s in sources)])
+
+
+def format_shares(shares: Shares) -> str:
+    """One line on what a step rests on."""
+    parts = [f"{share:.1%} {kind}" for kind, share in shares.by_kind.items() if share]
+    error = "" if shares.error is None else f"; expected error of an operation {shares.error:.1%}, estimates apart"
+    return f"rests on: {', '.join(parts)}{error}"
+
+
+def format_budgets(budgets: Sequence[Budget], *, price: float | None = None) -> str:
+    """What profiling each model would take, operation by operation where there is one, and all together.
+
+    Args:
+        budgets: one each model.
+        price: of one device for an hour, in any currency.
+    """
+    lines = _needs(budgets[0]) if len(budgets) == 1 else []
+    header = f"{'in the DB':>9} {'predicted':>9} {'shared':>7} {'to time':>7} {'cases':>13} {'device minutes':>16}"
+    lines.append(f"{'model':20} {header}")
+    for budget in budgets:
+        low, high = sum(need.cases for need in budget.needs), sum(need.most_cases for need in budget.needs)
+        lines.append(
+            f"{clip_label(budget.model.name):20} {budget.count('in the DB'):9} {budget.count('predicted'):9} "
+            f"{budget.count('shared'):7} {budget.count('to time'):7} {f'{low} to {high}':>13} "
+            f"{_minutes(budget.device_s, budget.most_device_s):>16}"
+        )
+    low_s, high_s = sum(b.device_s for b in budgets), sum(b.most_device_s for b in budgets)
+    total = f"all together: {_minutes(low_s, high_s)} device minutes on {budgets[0].device.product}"
+    if price is not None:
+        total += f", {low_s / 3600 * price:.2f} to {high_s / 3600 * price:.2f} at {price:g} an hour"
+    return "\n".join([*lines, "", total, _BUDGET_NOTE])
+
+
+_BUDGET_NOTE = (
+    "The lower figure is the coarse sweeps, the upper one all refinements. Assumed: a minute of set-up a model,\n"
+    "0.8 s and twelve runs for each case. A collective counts every rank."
+)
+
+
+def _needs(budget: Budget) -> list[str]:
+    labels = [clip_label(need.operation.signature.label) for need in budget.needs]
+    width = max(map(len, labels))
+    lines = [f"{'operation':{width}}  {'verdict':10} {'rests on':28} {'error':>6} {'cases':>11} {'seconds':>12}"]
+    for label, need in zip(labels, budget.needs, strict=True):
+        basis = need.basis
+        grounds = f"{basis.kind}, {basis.num_rows:,} rows" if basis.num_rows else basis.kind
+        error = "" if basis.error is None else f"{basis.error:.1%}"
+        cases = f"{need.cases} to {need.most_cases}" if need.cases else ""
+        seconds = f"{need.device_s:.0f} to {need.most_device_s:.0f}" if need.cases else ""
+        lines.append(f"{label:{width}}  {need.verdict:10} {grounds:28} {error:>6} {cases:>11} {seconds:>12}".rstrip())
+    return [*lines, ""]
+
+
+def _minutes(low_s: float, high_s: float) -> str:
+    return f"{low_s / 60:.1f} to {high_s / 60:.1f}" if high_s else "0"
+
+
+def format_candidates(candidates: Sequence[Candidate]) -> str:
+    """A table of the ways to serve a workload, the fastest to the last token first."""
+    workload = candidates[0].prediction.workload
+    lines = [
+        f"{workload.concurrency} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
+        "",
+        f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>10} {'TPOT':>10} {'tokens/s':>9} {'published':>10} "
+        f"{'across':>7} {'estimate':>9} {'error':>6}",
+    ]
+    for each in sorted(candidates, key=lambda each: each.prediction.duration_s):
+        shares, name = each.shares.by_kind, clip_label(each.model.name)
+        ttft = format_latency(each.prediction.ttft_s)
+        tpot = "" if each.prediction.tpot_s is None else format_latency(each.prediction.tpot_s)
+        error = "" if each.shares.error is None else f"{each.shares.error:.1%}"
+        lines.append(
+            f"{name:20} {each.device.name:10} {each.ranks:3} {ttft:>10} {tpot:>10} {each.tokens_per_s:9,.0f} "
+            f"{shares['measured'] + shares['published']:10.0%} "
+            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {error:>6}".rstrip()
+        )
+    return "\n".join([*lines, "", _CANDIDATES_NOTE])
+
+
+_CANDIDATES_NOTE = (
+    "Shares are those of a decode step: latencies measured or published for an operation's own sizes, predicted across "
+    "sizes,\nestimated from the data sheet. The error is what is to be expected of one operation, estimates apart."
+)
