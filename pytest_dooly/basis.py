@@ -63,12 +63,14 @@ class Basis:
         num_rows: latencies behind it; 0 for an estimate.
         sources: where they come from, for people.
         error: expected relative error, 0.05 for 5 %; None where it is unknown.
+        extrapolated: whether a size is outside of those that the latencies are of, so that more error is to be expected.
     """
 
     kind: BasisKind
     num_rows: int
     sources: tuple[str, ...]
     error: float | None
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ class FamilyRegressor:
         """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
         description = describe(self.family, columns, self.device)
         return self.learner.predict(description.matrix, description.roofline_s)
+
+    def spans(self, part: Part) -> bool:
+        """Whether the sizes of a part lie between those that the latencies are of."""
+        return all(self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in part.sizes)
 
     def out_of_range(self, columns: Columns) -> str | None:
         """One line on the column that lies furthest outside of the latencies, or None."""
@@ -215,10 +221,9 @@ class Grounds:
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         rows = (r.rows[part.sizes] if exact else sum(r.rows.values()) for part, r in known)
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        return Foundation(
-            founded,
-            Basis("published" if exact else "across sizes", sum(rows), sources, float(np.mean(errors))),
-        )
+        extrapolated = not all(regressor.spans(part) for part, regressor in known)
+        kind: BasisKind = "published" if exact else "across sizes"
+        return Foundation(founded, Basis(kind, sum(rows), sources, float(np.mean(errors)), extrapolated))
 
     def regressor(self, family: Family) -> FamilyRegressor | None:
         """The regressor across the sizes of a family, or None where nothing of it is published for the device."""

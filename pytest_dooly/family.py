@@ -32,9 +32,6 @@ _PRECISIONS = {
 }
 """Of the weights, by the method of a signature; other methods are precisions already."""
 
-_LONGEST_PROMPT = 1 << 20
-"""Tokens of a prompt of which all but a vanishing part is cut off by the window."""
-
 
 @dataclass(frozen=True)
 class Family:
@@ -259,8 +256,10 @@ def _prompts(work: Work, window: int) -> Columns:
     each = np.divide(pairs, tokens, out=np.ones_like(pairs), where=tokens > 0)  # pairs of a token
     length = 2 * each - 1
     if window:
-        cut = window * (window - 1) / (2 * np.maximum(window - each, window * (window - 1) / (2 * _LONGEST_PROMPT)))
-        length = np.where(length > window, cut, length)
+        # Queries that all see a full window are worth those of any long prompt: one as long as the longest request.
+        longest = work.max(features.prompts * (work.query_lens + work.context_lens))
+        cut = window * (window - 1) / np.maximum(2 * (window - each), 1e-9)
+        length = np.where(length > window, np.minimum(cut, np.maximum(longest, window)), length)
     return {"batch_size": tokens / length, "prompt_len": length}
 
 
