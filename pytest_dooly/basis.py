@@ -63,7 +63,7 @@ class Basis:
         num_rows: latencies behind it; 0 for an estimate.
         sources: where they come from, for people.
         error: expected relative error, 0.05 for 5 %; None where it is unknown.
-        extrapolated: whether a size is outside of those that the latencies are of, so that more error is to be expected.
+        extrapolated: whether a size is outside of those that the latencies are of: expect more error.
     """
 
     kind: BasisKind
