@@ -1,17 +1,18 @@
-"""Measurements of many sizes -> a regressor across them, with the error to be expected of each prediction.
+"""Latencies of many sizes -> a regressor across them, with the error to be expected of each prediction.
 
-Boosted trees on log(latency / roofline), one set for each fold of the rows, averaged. Half of the sizes are left out of
-a fold as a whole and the rows of the others one by one, so that the out-of-fold error is known both for a size that was
-never measured and between the measured points of one that was. A further set of trees learns this error from the same
-features and the distance to the nearest row in the fit, scaled so that its mean is the mean that was found (normalised
-conformal prediction: Papadopoulos et al. 2002, Lei et al. 2018).
+Boosted trees on log(latency / (floor + roofline)), two sets with other seeds, averaged. The error to be expected comes
+from folds: half of the sizes are left out of a fold as a whole and the rows of the others one by one, so that it is
+known both for a size that was never measured and between the measured points of one that was. Further trees learn it
+from the same features and from how far the nearest measured size and the nearest measured row are; it is scaled so that
+its mean is the mean of the errors that were found, apart for measured and for new sizes (normalised conformal
+prediction: Papadopoulos et al. 2002, Lei et al. 2018).
 """
 
 from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,13 +24,15 @@ __all__ = ["AcrossSizes"]
 
 Array = npt.NDArray[np.float64]
 
-_FOLDS = 4
-_THREADS = 1
+_FOLDS, _SETS = 3, 2
+_LATENCY = {"num_leaves": 127, "min_data_in_leaf": 10, "learning_rate": 0.08, "trees": 300}
+_ERROR = {"num_leaves": 15, "min_data_in_leaf": 60, "learning_rate": 0.05, "trees": 120}
 
-_LATENCY = {"num_leaves": 127, "min_data_in_leaf": 10}
-_ERROR = {"num_leaves": 15, "min_data_in_leaf": 60}
-_LATENCY_TREES, _ERROR_TREES = 100, 60
-"""Leaves of a tree, rows in each at least, and number of trees: of latencies, and of their errors."""
+_THREADS = 1
+"""A tree is grown in many short steps, at each of which several threads would wait for the slowest core."""
+
+_FLOOR = 0.01
+"""Quantile of the latencies that stands for what the smallest work takes."""
 
 _WILD = 0.995
 """Quantile of the errors above which none counts as more: one wild row must not shape the trees."""
@@ -42,18 +45,22 @@ class AcrossSizes:
     """A fitted regressor.
 
     Attributes:
-        latency: trees of each fold, as text.
-        error: trees of the expected error, as text.
-        scale: factor of the expected error.
+        trees: each set that predicts latencies, as text.
+        error_trees: those of the expected error, as text.
+        scales: factors of the expected error at measured and at new sizes.
+        floor_s: what the smallest work takes, in seconds.
         near: distinct rows of the fit in the space of sizes, shape (rows, sizes).
+        fixed: columns of `near` that are one value within each size.
         unseen_sizes: median and 95th percentile of the relative error where a whole size was left out.
         unseen_rows: the same where rows of a size in the fit were left out.
     """
 
-    latency: tuple[str, ...]
-    error: str
-    scale: float
+    trees: tuple[str, ...]
+    error_trees: str
+    scales: tuple[float, float]
+    floor_s: float
     near: tuple[tuple[float, ...], ...]
+    fixed: tuple[int, ...]
     unseen_sizes: tuple[float, float]
     unseen_rows: tuple[float, float]
 
@@ -61,54 +68,61 @@ class AcrossSizes:
     def fit(
         cls, matrix: Array, roofline_s: Array, latencies_s: Array, groups: npt.NDArray[np.intp], num_sizes: int
     ) -> AcrossSizes:
-        """Learns from measured rows.
+        """Learns from measured rows; some 10 seconds for 35,000 of them.
 
         Args:
             matrix: features, shape (rows, features).
-            roofline_s: shape (rows,), in seconds.
+            roofline_s: what the device could do the work in at best, shape (rows,), in seconds.
             latencies_s: measured, shape (rows,), in seconds.
             groups: number of the sizes that a row belongs to, shape (rows,).
             num_sizes: leading features that span the space in which a row is near another.
         """
+        floor_s = float(np.quantile(latencies_s, _FLOOR))
+        target = np.log(latencies_s / (floor_s + roofline_s))
+        sizes = np.round(matrix[:, :num_sizes], 6)
+        first = np.unique(groups, return_index=True)[1][np.unique(groups, return_inverse=True)[1]]
+        fixed = [i for i in range(num_sizes) if np.array_equal(sizes[:, i], sizes[first, i])]
         random = np.random.default_rng(0)
-        target = np.log(latencies_s / roofline_s)
         order = random.permutation(groups.max() + 1)[groups]
         whole = order % 2 == 0
         folds = np.where(whole, order // 2 % _FOLDS, random.integers(0, _FOLDS, len(target)))
-        off, far = np.zeros(len(target)), np.zeros(len(target))
-        trees = []
-        for fold in range(_FOLDS):
+        off, away = np.zeros(len(target)), np.zeros((len(target), 2))
+        for fold in np.unique(folds):
             seen, out = folds != fold, folds == fold
-            model = _train(matrix[seen], target[seen], _LATENCY_TREES, _LATENCY, fold)
-            trees.append(model)
-            if out.any():
-                off[out] = np.abs(np.expm1(model.predict(matrix[out], num_threads=_THREADS) - target[out]))
-                far[out] = _distance(matrix[seen, :num_sizes], matrix[out, :num_sizes])
-        error, scale = _learn_error(np.column_stack([matrix, far]), off, order // 2 % 2)
+            guess = _train(matrix[seen], target[seen], _LATENCY, 0).predict(matrix[out], num_threads=_THREADS)
+            off[out] = np.abs(np.expm1(guess - target[out]))
+            away[out] = _away(_trees_of_points(sizes[seen], fixed), sizes[out], fixed)
+        new = away[:, 0] > 0
+        error, scales = _learn_error(np.column_stack([matrix, away]), off, order // 2 % 2, new)
         return cls(
-            latency=tuple(model.model_to_string() for model in trees),
-            error=error.model_to_string(),
-            scale=scale,
-            near=tuple(map(tuple, np.unique(np.round(matrix[:, :num_sizes], 4), axis=0).tolist())),
-            unseen_sizes=_median_and_tail(off[whole]),
-            unseen_rows=_median_and_tail(off[~whole]),
+            trees=tuple(_train(matrix, target, _LATENCY, seed).model_to_string() for seed in range(_SETS)),
+            error_trees=error.model_to_string(),
+            scales=scales,
+            floor_s=floor_s,
+            near=tuple(map(tuple, np.unique(sizes, axis=0).tolist())),
+            fixed=tuple(fixed),
+            unseen_sizes=_median_and_tail(off[new]),
+            unseen_rows=_median_and_tail(off[~new]),
         )
 
     def predict(self, matrix: Array, roofline_s: Array) -> tuple[Array, Array]:
         """Latencies in seconds and their expected absolute relative errors, each of shape (rows,)."""
-        trees, error, near = self._models
-        mean = np.mean([model.predict(matrix, num_threads=_THREADS) for model in trees], axis=0)
-        told = np.column_stack([matrix, near.query(matrix[:, : near.m], workers=_THREADS)[0]])
-        errors = self.scale * np.maximum(error.predict(told, num_threads=_THREADS), _LEAST_ERROR)
-        return roofline_s * np.exp(mean), errors
+        sets, error, points = self._models
+        ratio = np.mean([trees.predict(matrix, num_threads=_THREADS) for trees in sets], axis=0)
+        away = _away(points, np.round(matrix[:, : len(self.near[0])], 6), self.fixed)
+        expected = error.predict(np.column_stack([matrix, away]), num_threads=_THREADS)
+        scale = np.where(away[:, 0] > 0, self.scales[1], self.scales[0])
+        return (self.floor_s + roofline_s) * np.exp(ratio), scale * np.maximum(expected, _LEAST_ERROR)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads back; the trees are packed, since their text is long."""
         return {
-            "latency": [_pack(text) for text in self.latency],
-            "error": _pack(self.error),
-            "scale": self.scale,
+            "trees": [_pack(text) for text in self.trees],
+            "error_trees": _pack(self.error_trees),
+            "scales": self.scales,
+            "floor_s": self.floor_s,
             "near": self.near,
+            "fixed": self.fixed,
             "unseen_sizes": self.unseen_sizes,
             "unseen_rows": self.unseen_rows,
         }
@@ -117,45 +131,51 @@ class AcrossSizes:
     def from_json(cls, document: Mapping[str, Any]) -> AcrossSizes:
         """The inverse of `to_json`."""
         return cls(
-            latency=tuple(_unpack(text) for text in document["latency"]),
-            error=_unpack(document["error"]),
-            scale=document["scale"],
+            trees=tuple(_unpack(text) for text in document["trees"]),
+            error_trees=_unpack(document["error_trees"]),
+            scales=tuple(document["scales"]),
+            floor_s=document["floor_s"],
             near=tuple(map(tuple, document["near"])),
+            fixed=tuple(document["fixed"]),
             unseen_sizes=tuple(document["unseen_sizes"]),
             unseen_rows=tuple(document["unseen_rows"]),
         )
 
     @cached_property
-    def _models(self) -> tuple[list[Any], Any, Any]:
+    def _models(self) -> tuple[list[Any], Any, tuple[Any, Any]]:
         from lightgbm import Booster
-        from scipy.spatial import cKDTree
 
-        trees = [Booster(model_str=text) for text in self.latency]
-        return trees, Booster(model_str=self.error), cKDTree(np.array(self.near))
+        sets = [Booster(model_str=text) for text in self.trees]
+        return sets, Booster(model_str=self.error_trees), _trees_of_points(np.array(self.near), self.fixed)
 
 
-def _learn_error(told: Array, off: Array, halves: npt.NDArray[np.intp]) -> tuple[Any, float]:
-    """Trees of the error, and the factor that makes their mean on sizes not in their fit the mean error."""
+def _learn_error(
+    told: Array, off: Array, halves: npt.NDArray[np.intp], new: npt.NDArray[np.bool_]
+) -> tuple[Any, tuple[float, float]]:
+    """Trees of the error, and the factors that make its mean right on sizes that are not in their fit."""
     limited = np.minimum(off, np.quantile(off, _WILD))
     expected = np.zeros(len(off))
-    for half in (0, 1):
-        seen = halves != half
-        if seen.any() and not seen.all():
-            model = _train(told[seen], limited[seen], _ERROR_TREES, _ERROR, half)
-            expected[~seen] = model.predict(told[~seen], num_threads=_THREADS)
-    scale = float(off.sum() / np.maximum(expected, _LEAST_ERROR).sum()) if expected.any() else 1.0
-    return _train(told, limited, _ERROR_TREES, _ERROR, 0), scale
+    for half in np.unique(halves):
+        seen, out = halves != half, halves == half
+        if seen.any():
+            expected[out] = _train(told[seen], limited[seen], _ERROR, 0).predict(told[out], num_threads=_THREADS)
+    scales = _ratio(off[~new], expected[~new]), _ratio(off[new], expected[new])
+    return _train(told, limited, _ERROR, 0), scales
 
 
-def _train(matrix: Array, target: Array, trees: int, shape: Mapping[str, int], seed: int) -> Any:
+def _ratio(actual: Array, expected: Array) -> float:
+    return float(actual.sum() / np.maximum(expected, _LEAST_ERROR).sum()) if expected.any() else 1.0
+
+
+def _train(matrix: Array, target: Array, shape: Mapping[str, float], seed: int) -> Any:
     import lightgbm
 
     options = {
         "objective": "l2",
-        "learning_rate": 0.05,
-        "num_leaves": shape["num_leaves"],
+        "learning_rate": shape["learning_rate"],
+        "num_leaves": int(shape["num_leaves"]),
         # Small tables get leaves too.
-        "min_data_in_leaf": max(2, min(shape["min_data_in_leaf"], len(target) // 40)),
+        "min_data_in_leaf": int(max(3, min(shape["min_data_in_leaf"], len(target) // 50))),
         "min_data_in_bin": 1 if len(target) < 1000 else 3,
         "feature_fraction": 0.7,
         "bagging_fraction": 0.8,
@@ -166,18 +186,24 @@ def _train(matrix: Array, target: Array, trees: int, shape: Mapping[str, int], s
         "force_row_wise": True,
         "verbosity": -1,
     }
-    return lightgbm.train(options, lightgbm.Dataset(matrix, target), trees)
+    return lightgbm.train(options, lightgbm.Dataset(matrix, target), int(shape["trees"]))
 
 
-def _distance(near: Array, rows: Array) -> Array:
-    """To the nearest row in the fit, in doublings, shape (rows,)."""
+def _trees_of_points(sizes: Array, fixed: Sequence[int]) -> tuple[Any, Any]:
+    """Nearest-neighbour trees of the measured sizes, and of the measured rows."""
     from scipy.spatial import cKDTree
 
-    return np.asarray(cKDTree(near).query(rows, workers=_THREADS)[0])
+    return cKDTree(np.unique(sizes[:, list(fixed)], axis=0)), cKDTree(sizes)
+
+
+def _away(points: tuple[Any, Any], sizes: Array, fixed: Sequence[int]) -> Array:
+    """How far the nearest measured size and the nearest measured row are, in doublings, shape (rows, 2)."""
+    of_sizes, of_rows = points
+    return np.column_stack([of_sizes.query(sizes[:, list(fixed)])[0], of_rows.query(sizes)[0]])
 
 
 def _median_and_tail(errors: Array) -> tuple[float, float]:
-    return (float(np.median(errors)), float(np.quantile(errors, 0.95))) if len(errors) else (np.nan, np.nan)
+    return (float(np.median(errors)), float(np.quantile(errors, 0.95))) if len(errors) else (0.0, 0.0)
 
 
 def _pack(text: str) -> str:

@@ -21,11 +21,8 @@ __all__ = ["FEATURES_VERSION", "Description", "describe"]
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised when features or regressors across sizes change, so that one in a latency DB is not taken for a new one."""
-
-OVERHEAD_S = 2e-6
-"""No kernel takes less: keeps log(latency / roofline) flat for the smallest work."""
 
 _L2_BYTES = 50e6
 """Of a last-level cache; the trees only need its order of magnitude."""
@@ -36,6 +33,10 @@ _SPEEDUPS = {"fp8": 2.0, "fp8_block": 2.0, "int8": 2.0, "nvfp4": 4.0, "mxfp4_mxf
 
 _PRODUCT: Tiles = ((64, 64), (64, 128), (128, 128), (64, 256), (128, 256), (256, 128))
 _EXPERT: Tiles = ((16, 128), (64, 128), (128, 128))
+
+
+_HEADS = 64
+"""That kernels of latent decodes work on at once."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
         "intensity": np.log2(kernel.flops / kernel.moved),
         "compute over memory": np.log2(compute_s / memory_s),
     }
-    features |= {"roofline": np.log2(bound_s / OVERHEAD_S)}
+    features |= {"roofline": np.log2(bound_s)}
     features |= {"reused in L2": np.log2(kernel.reused / _L2_BYTES), "moved in L2": np.log2(kernel.moved / _L2_BYTES)}
     for name, (rows, wide, count, shapes) in kernel.grids.items():
         for high, width in shapes:
@@ -108,7 +109,7 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
             features[f"paid {label}"] = np.log2(waves * device.multiprocessors * high * width / area)
     features |= kernel.extra
     matrix = np.column_stack([np.broadcast_to(values, bound_s.shape) for values in features.values()])
-    return Description(tuple(features), matrix, bound_s + OVERHEAD_S, len(sizes))
+    return Description(tuple(features), matrix, bound_s, len(sizes))
 
 
 def _product(c: Columns, family: Family) -> _Kernel:
@@ -191,14 +192,20 @@ def _latent(c: Columns, family: Family) -> _Kernel:
     up = heads * (c["q_lora_rank"] * head + latent * (nope + value) + value * c["hidden_size"])
     weights = c["hidden_size"] * down + up
     channels = (2 * latent + rope) * length if decode else (head + value) * (length + 1) / 2
-    attend = 2 * tokens * heads * channels
+    padded = np.ceil(heads / _HEADS) * _HEADS if decode else heads
+    attend = 2 * tokens * padded * channels
     moved = weight * weights + cache * batch * length * (latent + rope)
     moved += 2 * tokens * (2 * c["hidden_size"] + down + heads * (head + 2 * value))
     one = np.ones_like(batch)
     grids: dict[str, tuple[Array, Array, Array, Tiles]]
     grids = {"out": (tokens, c["hidden_size"], one, ((128, 128),)), "q": (tokens, heads * head, one, ((128, 128),))}
     tiles = ((64, 512), (128, 512))
-    grids["attend"] = (heads if decode else length, latent, batch if decode else batch * heads, tiles)
+    grids["attend"] = (
+        np.maximum(heads, _HEADS) if decode else length,
+        latent,
+        batch if decode else batch * heads,
+        tiles,
+    )
     extra = {"tokens": np.log2(tokens), "attend": np.log2(attend), "project": np.log2(2 * tokens * weights)}
     extra |= {"attend share": np.log2(attend / (tokens * weights)), "cache": np.log2(batch * length)}
     return _Kernel(2 * tokens * weights + attend, moved, weight * weights, grids, extra)
