@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from pytest_dooly.across import AcrossSizes
 from pytest_dooly.batch import Limits, SweepPoint
-from pytest_dooly.device import Device
+from pytest_dooly.device import Device, device_of
 from pytest_dooly.environment import CUDA_GRAPH, Environment, content_hash
 from pytest_dooly.estimate import Estimate
 from pytest_dooly.family import Columns, Family, Part, columns_of, parts_of, table_of
 from pytest_dooly.kernels import FEATURES_VERSION, describe
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.predict import StepPrediction, step_operations
+from pytest_dooly.predict import StepPrediction, regressors_of, step_operations
 from pytest_dooly.regress import LatencyModel, fit
 from pytest_dooly.signature import ServedModel, Signature
 from pytest_dooly.sweep import sweep
@@ -38,6 +38,8 @@ __all__ = [
     "Grounds",
     "PartsModel",
     "Shares",
+    "grounds_of",
+    "latency_models",
     "portable",
     "shares_of",
 ]
@@ -53,6 +55,10 @@ _DEVICE_ATTRIBUTES = frozenset({"backend", "block_size", "dispatch"})
 _FEWEST = 5
 """Measurements of our own below which published latencies say more."""
 
+_FEWEST_SIZES = 20
+"""Sizes of a family below which the error at a new one is not known: with 5 to 12 it was found up to three times as
+large as expected."""
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -63,14 +69,21 @@ class Basis:
         num_rows: latencies behind it; 0 for an estimate.
         sources: where they come from, for people.
         error: expected relative error, 0.05 for 5 %; None where it is unknown.
-        extrapolated: whether a size is outside of those that the latencies are of: expect more error.
+        reliable: whether the expected error can be relied on: the sizes lie between those of the latencies, and these
+            are enough to know an error from.
     """
 
     kind: BasisKind
     num_rows: int
     sources: tuple[str, ...]
     error: float | None
-    extrapolated: bool = False
+    reliable: bool = True
+
+    def within(self, target: float) -> bool:
+        """Whether the operation need not be timed: measured at its own sizes, or predicted within the target."""
+        if self.kind in ("measured", "published"):
+            return True
+        return self.kind == "across sizes" and self.reliable and (self.error or 0.0) <= target
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,13 @@ class PartsModel:
 
     parts: tuple[tuple[Part, FamilyRegressor], ...]
     estimate: Estimate
+
+    @property
+    def grounds(self) -> str:
+        """What it was fitted to, for people."""
+        families = dict.fromkeys(regressor.family for _, regressor in self.parts)
+        rows = {regressor.family: sum(regressor.rows.values()) for _, regressor in self.parts}
+        return ", ".join(f"{rows[family]:,} published latencies of {family}" for family in families)
 
     def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
         """Latencies in seconds, shape (points,)."""
@@ -221,9 +241,22 @@ class Grounds:
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         rows = (r.rows[part.sizes] if exact else sum(r.rows.values()) for part, r in known)
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        extrapolated = not all(regressor.spans(part) for part, regressor in known)
+        reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "published" if exact else "across sizes"
-        return Foundation(founded, Basis(kind, sum(rows), sources, float(np.mean(errors)), extrapolated))
+        return Foundation(founded, Basis(kind, sum(rows), sources, float(np.mean(errors)), reliable))
+
+    def predictable(self, model: ServedModel, *, target: float) -> dict[str, float | None]:
+        """Expected error of the operations that need not be timed, by signature key.
+
+        They are those that others have measured at the very sizes, and those that a regressor across sizes is expected
+        to predict within the target.
+
+        Args:
+            model: what is served.
+            target: expected relative error, 0.05 for 5 %.
+        """
+        bases = {key: each.basis for key, each in self.of(model).items()}
+        return {key: basis.error for key, basis in bases.items() if basis.kind != "measured" and basis.within(target)}
 
     def regressor(self, family: Family) -> FamilyRegressor | None:
         """The regressor across the sizes of a family, or None where nothing of it is published for the device."""
@@ -275,6 +308,11 @@ class Grounds:
             sources=tuple(source.name for source in sources),
         )
 
+    @property
+    def has_latencies(self) -> bool:
+        """Whether others have published any latency of the device."""
+        return bool(self._published)
+
     @cached_property
     def _published(self) -> Mapping[tuple[Environment, Family], Mapping[str, int]]:
         """Number of published latencies by signature key, of each environment and family."""
@@ -296,6 +334,39 @@ class Grounds:
             for key, outcomes in self._db.measurements(environment).items()
             if len(outcomes) >= _FEWEST
         }
+
+
+def grounds_of(
+    db: LatencyDB, environment: Environment, *, progress: Callable[[str], None] = lambda _: None
+) -> Grounds | None:
+    """What the latency DB knows of an environment's device, or None where others have published nothing of it."""
+    device = device_of(environment.device)
+    grounds = None if device is None else Grounds(db, device, progress=progress)
+    return grounds if grounds is not None and grounds.has_latencies else None
+
+
+def latency_models(
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, LatencyModel]:
+    """The latency models of an environment by signature key: its own regressors, and what stands in for missing ones.
+
+    Args:
+        model: what is served.
+        db: where regressors and published latencies are.
+        environment: what the latencies are true for.
+        progress: called with a line before anything that takes seconds.
+    """
+    models: dict[str, LatencyModel] = dict(regressors_of(db, environment))
+    missing = [o.signature for o in model.operations if o.signature.key not in models]
+    grounds = grounds_of(db, environment, progress=progress) if missing else None
+    if grounds is not None:
+        founded = {signature.key: grounds.foundation(signature, model.limits) for signature in missing}
+        models |= {key: each.model for key, each in founded.items() if each.basis.kind != "estimate"}
+    return models
 
 
 def shares_of(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> Shares:

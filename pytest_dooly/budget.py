@@ -136,10 +136,8 @@ def budget_of(
 
 
 def _verdict(basis: Basis, timed: bool, target: float) -> Verdict:
-    if basis.kind in ("measured", "published"):
-        return "in the DB"
-    if basis.kind == "across sizes" and not basis.extrapolated and basis.error is not None and basis.error <= target:
-        return "predicted"
+    if basis.within(target):
+        return "predicted" if basis.kind == "across sizes" else "in the DB"
     return "shared" if timed else "to time"
 
 

@@ -182,7 +182,8 @@ def _diff(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    from pytest_dooly.predict import Workload, predict_step, predict_workload, regressors_of
+    from pytest_dooly.basis import latency_models
+    from pytest_dooly.predict import Workload, predict_step, predict_workload
     from pytest_dooly.report import format_step
     from pytest_dooly.terminal import workload_line
 
@@ -192,7 +193,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
         if device is None:
-            models = regressors_of(db, environment)
+            models = latency_models(model, db, environment, progress=_progress)
         else:
             founded = _grounds(db, device).of(model)
             models = {key: each.model for key, each in founded.items()}

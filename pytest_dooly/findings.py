@@ -26,7 +26,8 @@ class OperationReport:
         failures: what could not be.
         regressor: fitted to the points; None where they are too few.
         reused: cases of this run that the latency DB had.
-        new: cases of this run that it had not.
+        new: cases of this run that it had not, those that turned out not to be needed included.
+        predicted_from: published latencies that stand in for measurements; empty where none do.
     """
 
     operation: ModelOperation
@@ -35,6 +36,7 @@ class OperationReport:
     regressor: Regressor | None
     reused: int
     new: int
+    predicted_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from pytest_dooly.batch import Limits, SweepPoint
@@ -24,7 +25,7 @@ _CASE_S, _RUNS = 0.8, 12
 _CPU_FLOPS_PER_S, _GPU_FLOPS_PER_S = 1e11, 2e14
 
 
-Use = Literal["sweep", "refinement", "unneeded", "held out"]
+Use = Literal["sweep", "refinement", "unneeded", "predicted", "held out"]
 """What a case is for."""
 
 
@@ -39,8 +40,9 @@ class Case:
         outcome: what the latency DB holds, or None.
         refresh: time it again, whatever the DB holds.
         spent_s: what timing it cost, or about what it will, in seconds.
-        use: whether its sweep always takes it, takes it where the error asks for it, has been found not to need it, or
-            no regressor may see it.
+        use: whether its sweep always takes it, takes it where the error asks for it, has been found not to need it, its
+            operation is predicted from other latencies, or no regressor may see it.
+        error: expected relative error of the prediction, for a case that is predicted; None where it is unknown.
     """
 
     model: ServedModel
@@ -50,6 +52,7 @@ class Case:
     refresh: bool
     spent_s: float
     use: Use = "sweep"
+    error: float | None = None
 
     @property
     def reused(self) -> bool:
@@ -92,6 +95,11 @@ class Plan:
         return tuple(case for case in self.cases if not case.reused and case.use == "unneeded")
 
     @property
+    def predicted(self) -> tuple[Case, ...]:
+        """Cases of operations that latencies of others, or of other sizes, predict well enough."""
+        return tuple(case for case in self.cases if not case.reused and case.use == "predicted")
+
+    @property
     def reused(self) -> tuple[Case, ...]:
         """Cases whose measurement is in the DB."""
         return tuple(case for case in self.cases if case.reused)
@@ -115,6 +123,7 @@ def make_plan(
     refresh: bool = False,
     target: float = TARGET,
     held_out: int = 0,
+    predicted: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Plan:
     """The cases that the models need, with what the latency DB holds of them.
 
@@ -125,6 +134,7 @@ def make_plan(
         refresh: time every case again.
         target: held-out relative error at which a sweep needs no more points.
         held_out: how many points of each operation to time that no regressor may see.
+        predicted: expected error, by signature key, of operations that need not be timed unless they are refreshed.
     """
     recorded = {False: _Recorded.of(db, environment), True: _Recorded.of(db, environment, held_out=True)}
     settled = db.settled(environment)
@@ -141,7 +151,10 @@ def make_plan(
                 cost_s = known.spent_s.get(signature.key, {}).get(point, guess_s)
                 if refresh and isinstance(outcome, Measurement) and use != "held out":
                     use = "sweep"
-                case = Case(model, operation, point, outcome, refresh, cost_s, use)
+                if signature.key in predicted and not refresh and use in ("sweep", "refinement"):
+                    use = "predicted"
+                error = predicted.get(signature.key) if use == "predicted" else None
+                case = Case(model, operation, point, outcome, refresh, cost_s, use, error)
                 # A point that one model may need can be one that another always takes.
                 if use == "sweep" or (signature.key, point) not in cases:
                     first = cases.get((signature.key, point), case)

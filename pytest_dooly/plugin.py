@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("target", "held-out error, in percent, at which a sweep needs no more points (5)", metavar="PERCENT")
     add("precision", "half the width of the median's confidence interval at which a case ends, in percent (2)")
     add("held-out", "random points of each operation to time that no regressor may see (0)", metavar="COUNT")
+    add("share", "expected error, in percent, up to which published latencies stand in for timing; 0 times all (5)")
     add("refresh", "time every case again, whatever the latency DB holds", action="store_true")
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
     add("models", "list the models that are shipped, and exit", action="store_true")
@@ -249,6 +250,7 @@ def _profiling(config: pytest.Config) -> Iterator[Profiling]:
             target=_percent(config, "target", 5),
             precision=_percent(config, "precision", 2),
             held_out=_number(config, "held-out", int, 0),
+            share=_percent(config, "share", 5),
             progress=partial(_progress, config),
         )
         try:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_dooly.basis import PartsModel, grounds_of, latency_models
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.errors import MissingMeasurements
@@ -21,7 +22,7 @@ from pytest_dooly.operation import Coverage
 from pytest_dooly.plan import Case, Plan, make_plan
 from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.refine import TARGET, Refinement, grid_key
-from pytest_dooly.regress import Regressor, fit
+from pytest_dooly.regress import LatencyModel, Regressor, fit
 from pytest_dooly.report import write_report
 from pytest_dooly.signature import ServedModel, Signature, model_operations
 from pytest_dooly.sweep import kv_tokens, refinements
@@ -169,6 +170,7 @@ class Profiling:
         target: float = TARGET,
         precision: float | None = None,
         held_out: int = 0,
+        share: float = TARGET,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Traces the models and plans the cases.
@@ -181,6 +183,8 @@ class Profiling:
             target: held-out relative error at which a sweep needs no more points.
             precision: half the relative width of the median's confidence interval at which a case ends; None for 2 %.
             held_out: how many points of each operation to time that no regressor may see.
+            share: expected error up to which latencies that others have published stand in for timing an operation; 0
+                to time all.
             progress: called with a line before anything that takes seconds.
         """
         from pytest_dooly.clock import Clocks
@@ -195,7 +199,17 @@ class Profiling:
         self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
         self._configurations = dict(zip((model.key for model in models), configurations, strict=True))
-        self.plan = make_plan(models, environment, db, refresh=refresh, target=target, held_out=held_out)
+        grounds = grounds_of(db, environment, progress=progress) if share else None
+        predicted = [grounds.predictable(model, target=share) for model in models] if grounds is not None else []
+        self.plan = make_plan(
+            models,
+            environment,
+            db,
+            refresh=refresh,
+            target=target,
+            held_out=held_out,
+            predicted={key: error for each in predicted for key, error in each.items()},
+        )
         self._target, self._precision = target, precision
         self._refinements: dict[str, Refinement] = {}
         self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
@@ -258,7 +272,10 @@ class Profiling:
         regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
         workloads, paths = {}, []
         for model in self.plan.models:
-            report = model_report(model, self.db, environment, regressors, plan=self.plan, spent_s=self._spent_s)
+            models = latency_models(model, self.db, environment, progress=self._progress)
+            report = model_report(
+                model, self.db, environment, regressors, models=models, plan=self.plan, spent_s=self._spent_s
+            )
             workloads[model.name] = report.workloads
             paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
         return Summary(
@@ -383,6 +400,7 @@ def model_report(
     environment: Environment,
     regressors: Mapping[str, Regressor],
     *,
+    models: Mapping[str, LatencyModel] | None = None,
     plan: Plan | None = None,
     spent_s: float = 0.0,
 ) -> ModelReport:
@@ -393,40 +411,48 @@ def model_report(
         db: where measurements are.
         environment: what they are true for.
         regressors: by signature key.
+        models: what predicts the operations, by signature key; the regressors where it is None.
         plan: of the run that is reported; None where nothing was timed.
         spent_s: seconds that the run spent on timing.
     """
     outcomes = db.outcomes(environment)
+    known = regressors if models is None else models
     cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
     operations = []
     for operation in model.operations:
-        known = outcomes.get(operation.signature.key, {})
+        of = outcomes.get(operation.signature.key, {})
         mine = [case for case in cases if case.operation.signature == operation.signature]
         operations.append(
             OperationReport(
                 operation=operation,
-                points=tuple((point, outcome) for point, outcome in known.items() if isinstance(outcome, Measurement)),
-                failures=tuple((point, outcome) for point, outcome in known.items() if isinstance(outcome, Failure)),
+                points=tuple((point, each) for point, each in of.items() if isinstance(each, Measurement)),
+                failures=tuple((point, each) for point, each in of.items() if isinstance(each, Failure)),
                 regressor=regressors.get(operation.signature.key),
                 reused=sum(case.reused for case in mine),
-                new=sum(not case.reused for case in mine),
+                new=sum(not case.reused and case.use not in ("unneeded", "predicted") for case in mine),
+                predicted_from=_predicted_from(known.get(operation.signature.key)),
             )
         )
     validation = db.load_finding("validation", model.key, environment)
     in_situ = db.load_finding("in_situ", model.key, environment)
-    predictable = all(operation.signature.key in regressors for operation in model.operations)
+    predictable = all(operation.signature.key in known for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
         model=model,
         environment=environment,
         operations=tuple(operations),
-        steps=tuple(predict_step(model, regressors, batch) for batch in steps) if predictable else (),
-        workloads=tuple(predict_workload(model, regressors, workload) for workload in workloads) if predictable else (),
+        steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
+        workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
         validation=None if validation is None else Validation.from_json(validation),
         spent_s=spent_s,
         saved_s=sum(case.spent_s for case in cases if case.reused),
         in_situ=None if in_situ is None else InSitu.from_json(in_situ),
     )
+
+
+def _predicted_from(model: LatencyModel | None) -> str:
+    """Which published latencies a model rests on, for people; empty for a regressor of our own."""
+    return model.grounds if isinstance(model, PartsModel) else ""
 
 
 def standard_workloads(limits: Limits) -> tuple[Workload, ...]:

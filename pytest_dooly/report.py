@@ -318,7 +318,9 @@ def _operation_table(report: ModelReport) -> str:
     header = ("operation", "times", "points", "failed", "reused", "held-out error", "regressor")
     rows = []
     for row in report.operations:
-        method, error = ("-", "-") if row.regressor is None else (row.regressor.method, _percent(row.regressor.error))
+        method, error = row.predicted_from or "-", "-"
+        if row.regressor is not None:
+            method, error = row.regressor.method, _percent(row.regressor.error)
         counts = row.operation.multiplicity, len(row.points), len(row.failures), row.reused
         rows.append((row.operation.signature.label, *counts, error, method))
     return _table(header, rows)

@@ -61,7 +61,8 @@ def counts(plan: Plan) -> str:
     about = f" (about {_duration(plan.estimate_s)})" if plan.new else ""
     more = f", up to {len(plan.possible)} more where the held-out error asks for them" if plan.possible else ""
     unneeded = f", {len(plan.unneeded)} not needed" if plan.unneeded else ""
-    return f"{len(plan.new)} to time{about}, {len(plan.reused)} reused{unneeded}{more}"
+    predicted = f", {len(plan.predicted)} predicted from published latencies" if plan.predicted else ""
+    return f"{len(plan.new)} to time{about}, {len(plan.reused)} reused{unneeded}{predicted}{more}"
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -82,6 +83,9 @@ def skip_reason(case: Case, db: str) -> str:
     """Why a case is not timed; empty where it is."""
     if case.use == "unneeded" and not case.reused:
         return "not needed: the sweep's held-out error was within its target without it"
+    if case.use == "predicted" and not case.reused:
+        error = "" if case.error is None else f" to about {case.error:.1%}"
+        return f"predicted{error} from published latencies; --dooly-share=0 times it"
     if not isinstance(case.outcome, Measurement) or not case.reused:
         return ""
     return f"measured: {format_latency(case.outcome.median_s)} in {db}; --dooly-refresh times it again"
