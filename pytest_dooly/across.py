@@ -84,7 +84,7 @@ class AcrossSizes:
         fixed = [i for i in range(num_sizes) if np.array_equal(sizes[:, i], sizes[first, i])]
         random = np.random.default_rng(0)
         order = random.permutation(groups.max() + 1)[groups]
-        whole = order % 2 == 0
+        whole = (order % 2 == 0) & (groups.max() >= _FOLDS)  # of few sizes none can be spared
         folds = np.where(whole, order // 2 % _FOLDS, random.integers(0, _FOLDS, len(target)))
         off, away = np.zeros(len(target)), np.zeros((len(target), 2))
         for fold in np.unique(folds):

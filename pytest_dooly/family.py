@@ -26,7 +26,6 @@ Array = npt.NDArray[np.float64]
 Columns = dict[str, Array]
 
 _PRECISIONS = {
-    "unquantized": "bf16",
     "fp8pertensoronline": "fp8",
     "gptossmxfp4": "mxfp4",
 }
@@ -101,16 +100,15 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     """The parts of an operation; none where its kind has no families."""
     attributes = dict(signature.attributes)
     shapes = {role: shape for role, _, shape in signature.tensors}
-    method = str(attributes.get("method", "unquantized"))
-    precision = _PRECISIONS.get(method, method)
+    precision = _precision(signature)
     if signature.kind in (OperationKind.LINEAR, OperationKind.LOGITS) and len(shapes.get("weight", ())) == 2:
         return (_gemm(precision, int(shapes["weight"][0]), _columns(signature)),)
     if signature.kind is OperationKind.MOE and "top_k" in attributes:
         return _moe(signature, precision)
     if signature.kind is OperationKind.COLLECTIVE:
         sizes = (("ranks", int(attributes["ranks"])),)
-        return (Part(Family(signature.name, signature.tensors[0][1]), sizes, columns=_columns(signature)),)
-    if signature.name == "attention":
+        return (Part(Family(signature.name, _dtype(signature.tensors[0][1])), sizes, columns=_columns(signature)),)
+    if signature.name == "attention" and "backend" in attributes and _dtype(signature.tensors[0][1]) == "bf16":
         return _attention(attributes)
     if signature.name == "mla_layer":
         return _latent_layer(attributes, precision)
@@ -164,6 +162,19 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
         np.concatenate(groups) if groups else np.empty(0, dtype=np.intp),
         tuple(sizes),
     )
+
+
+def _precision(signature: Signature) -> str:
+    """Of the weights: by the quantisation method where there is one, else their dtype."""
+    method = str(dict(signature.attributes).get("method", "unquantized"))
+    if method != "unquantized":
+        return _PRECISIONS.get(method, method)
+    return next((_dtype(dtype) for role, dtype, _ in signature.tensors if role.endswith("weight")), "bf16")
+
+
+def _dtype(name: str) -> str:
+    """The dtype that a kernel is as fast with: half precision of either kind."""
+    return "bf16" if name == "fp16" else name
 
 
 def _columns(signature: Signature) -> int:

@@ -1,0 +1,137 @@
+"""Selective profiling where others have published latencies of the device; the rest is shown through the plugin."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.batch import SweepPoint
+from pytest_dooly.configuration import ModelConfiguration, resolve
+from pytest_dooly.engine.fake import FakeEngine
+from pytest_dooly.environment import CUDA_GRAPH, REPEATED, Environment
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.operation import OperationKind
+from pytest_dooly.profiling import Profiling
+from pytest_dooly.published import PublishedLatency, PublishedTable, Source
+from pytest_dooly.signature import Signature
+from tests.models import LLAMA, write
+
+
+class OnH200(FakeEngine):
+    """The fake engine where the driver says H200."""
+
+    def environment(self, configuration: ModelConfiguration) -> Environment:
+        return dataclasses.replace(super().environment(configuration), device="NVIDIA H200")
+
+
+def linears(sizes: Sequence[tuple[int, int]], *, engine_version: str = "0.24.0") -> PublishedTable:
+    """Published latencies of single-precision linears, n x k, that grow with the work."""
+    environment = Environment(
+        "NVIDIA H200", 1, "unknown", "vllm", engine_version, "unknown", "cuda_event", REPEATED, CUDA_GRAPH
+    )
+    rows = tuple(
+        PublishedLatency(
+            Signature(
+                OperationKind.LINEAR,
+                "linear",
+                (("input_", "bf16", ("num_tokens", k)), ("weight", "fp32", (n, k))),
+                (("method", "unquantized"),),
+                "num_tokens",
+            ),
+            SweepPoint(num_tokens=m),
+            3e-6 + 1e-12 * m * n * k,
+            "gemm",
+        )
+        for n, k in sizes
+        for m in (1, 4, 16, 64, 256, 1024)
+    )
+    source = Source("tables", "1", "Apache-2.0", f"{len(rows)}.parquet", "00", 1)
+    return PublishedTable(source, {environment: rows}, {})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelConfiguration:
+    return resolve(str(write(tmp_path / "model", LLAMA)))
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[LatencyDB]:
+    with LatencyDB.open(tmp_path / "latency.db") as opened:
+        yield opened
+
+
+@contextmanager
+def profiling(db: LatencyDB, model: ModelConfiguration, *, share: float, refresh: bool = False) -> Iterator[Profiling]:
+    run = Profiling(OnH200(), [model], db, share=share, refresh=refresh)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def predicted(run: Profiling) -> set[str]:
+    return {case.operation.signature.label for case in run.plan.predicted}
+
+
+def rounds(
+    run: Callable[[], object], before: Callable[[], None] | None, enough: Callable[[Sequence[float]], bool], most: int
+) -> Sequence[float]:
+    run()
+    return [1e-3] * 5
+
+
+def test_a_linear_that_others_have_measured_is_not_timed(db: LatencyDB, model: ModelConfiguration) -> None:
+    db.publish(linears([(512, 256), (704, 256)]))
+    with profiling(db, model, share=0.05) as run:
+        assert predicted(run) == {"linear-256x512-fp32", "linear-256x704-fp32"}
+        timed = {case.operation.signature.label for case in (*run.plan.new, *run.plan.possible)}
+        assert "linear-704x256-fp32" in timed
+        assert not timed & predicted(run)
+
+
+def test_nothing_stands_in_where_it_may_not(db: LatencyDB, model: ModelConfiguration) -> None:
+    db.publish(linears([(512, 256)]))
+    with profiling(db, model, share=0) as run:
+        assert not run.plan.predicted
+    with profiling(db, model, share=0.05, refresh=True) as run:
+        assert not run.plan.predicted
+
+
+def test_nothing_stands_in_for_a_device_of_which_nothing_is_published(db: LatencyDB, model: ModelConfiguration) -> None:
+    with profiling(db, model, share=0.05) as run:
+        assert not run.plan.predicted
+
+
+def test_other_sizes_stand_in_where_they_are_many_and_the_error_is_small(
+    db: LatencyDB, model: ModelConfiguration
+) -> None:
+    around = [(n, k) for n in (128, 256, 384, 768, 1024) for k in (128, 192, 320, 512, 1024)]
+    db.publish(linears(around))
+    with profiling(db, model, share=0.9) as run:
+        assert "linear-256x512-fp32" in predicted(run)  # 512 and 256 lie between the sizes
+        assert "linear-256x2048-fp32" not in predicted(run)  # 2048 lies beyond them
+
+
+def test_few_sizes_stand_in_for_no_other_however_small_the_error_seems(
+    db: LatencyDB, model: ModelConfiguration
+) -> None:
+    db.publish(linears([(n, k) for n in (128, 1024) for k in (128, 1024)]))
+    with profiling(db, model, share=0.9) as run:
+        assert not run.plan.predicted
+
+
+def test_the_summary_predicts_with_what_stands_in(db: LatencyDB, model: ModelConfiguration, tmp_path: Path) -> None:
+    sizes = [(512, 256), (256, 256), (704, 256), (256, 704), (2048, 256)]
+    db.publish(linears(sizes))
+    with profiling(db, model, share=0.05) as run:
+        assert len(predicted(run)) == len(sizes)
+        for case in run.plan.new:
+            assert run.time(case, rounds) is None
+        summary = run.summarise(tmp_path / "reports")
+    assert not any("linear" in run.db.signatures()[key].label for key in summary.regressors)
+    (workloads,) = summary.workloads.values()
+    assert all(workload.ttft_s > 0 for workload in workloads)
+    (page,) = summary.reports[0].parent.glob("*.md")
+    assert "published latencies of gemm fp32" in page.read_text()
