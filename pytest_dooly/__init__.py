@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from pytest_dooly.batch import Batch, Request
     from pytest_dooly.configuration import ServingOptions, aliases, resolve
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
+    from pytest_dooly.forecast import predict
     from pytest_dooly.latency_db import LatencyDB
-    from pytest_dooly.predict import StepPrediction, Workload, WorkloadPrediction, predict
+    from pytest_dooly.predict import StepPrediction, Workload, WorkloadPrediction
 
 __all__ = [
     "Batch",
@@ -41,7 +42,7 @@ _ROOMS = {
     "Workload": "predict",
     "WorkloadPrediction": "predict",
     "aliases": "configuration",
-    "predict": "predict",
+    "predict": "forecast",
     "resolve": "configuration",
 }
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import Environment
-from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.regress import LatencyModel, Regressor
@@ -23,12 +20,12 @@ from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.work import Work, features_of
 
 __all__ = [
+    "UNIFORM",
     "OperationLatency",
     "ScheduledStep",
     "StepPrediction",
     "Workload",
     "WorkloadPrediction",
-    "predict",
     "predict_step",
     "predict_workload",
     "regressors_of",
@@ -229,89 +226,9 @@ def predict_workload(
     return WorkloadPrediction(workload, ttft_s, tpot_s, len(ends_s), float(ends_s[-1]), out_of_range)
 
 
-@overload
-def predict(
-    model: str,
-    *,
-    batch: str | Batch,
-    db: str | Path = ...,
-    environment: Environment | None = ...,
-    routing: str | RoutingDistribution = ...,
-) -> StepPrediction: ...
-@overload
-def predict(
-    model: str,
-    *,
-    workload: Workload,
-    db: str | Path = ...,
-    environment: Environment | None = ...,
-    routing: str | RoutingDistribution = ...,
-) -> WorkloadPrediction: ...
-def predict(
-    model: str,
-    *,
-    batch: str | Batch | None = None,
-    workload: Workload | None = None,
-    db: str | Path = ".dooly/latency.db",
-    environment: Environment | None = None,
-    routing: str | RoutingDistribution = UNIFORM,
-) -> StepPrediction | WorkloadPrediction:
-    """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
-
-    Args:
-        model: name that it was profiled by; the latest profile counts.
-        batch: of one step, as a Batch or as text (`8x1+512,128`).
-        workload: equal requests that arrive together.
-        db: path of the latency DB.
-        environment: what the latencies are true for; may be left out where the DB has the model in one only.
-        routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
-
-    Returns:
-        StepPrediction for a batch, WorkloadPrediction for a workload.
-
-    Raises:
-        ConfigurationError: not exactly one of batch and workload is given, or it or the routing cannot be read.
-        DatabaseError: there is no latency DB, or it cannot be read.
-        MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments.
-
-    Warns:
-        OutOfRangeWarning: an operation was asked outside of its measured range.
-    """
-    if (batch is None) == (workload is None):
-        raise ConfigurationError("name either a batch or a workload")
-    with LatencyDB.open(Path(db), create=False) as opened:
-        served, regressors = _profiled(opened, model, environment)
-    spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
-    prediction: StepPrediction | WorkloadPrediction
-    if workload is not None:
-        prediction = predict_workload(served, regressors, workload, routing=spread)
-    else:
-        asked = Batch.parse(batch) if isinstance(batch, str) else batch
-        assert asked is not None
-        prediction = predict_step(served, regressors, asked, routing=spread)
-    for line in prediction.out_of_range:
-        warnings.warn(line, OutOfRangeWarning, stacklevel=2)
-    return prediction
-
-
 def regressors_of(db: LatencyDB, environment: Environment) -> dict[str, Regressor]:
     """Every regressor of an environment, by signature key."""
     return {key: Regressor.from_json(document) for key, document in db.load_regressors(environment).items()}
-
-
-def _profiled(db: LatencyDB, name: str, environment: Environment | None) -> tuple[ServedModel, dict[str, Regressor]]:
-    known = db.environments() if environment is None else [environment]
-    found = [(each, model) for each in known for model in db.models(each) if model.name == name]
-    if not found:
-        names = sorted({model.name for model in db.models()})
-        raise MissingMeasurements(
-            f"the latency DB has no model {name!r}, only {', '.join(names) or 'none'}: run pytest --dooly-model={name}"
-        )
-    if len({each for each, _ in found}) > 1:
-        environments = "; ".join(sorted({str(each) for each, _ in found}))
-        raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {environments}")
-    each, model = found[0]
-    return model, regressors_of(db, each)
 
 
 def step_operations(model: ServedModel) -> list[ModelOperation]:

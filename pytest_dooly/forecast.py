@@ -1,0 +1,122 @@
+"""Latencies of a model from a latency DB alone: no engine, no GPU; what `pytest_dooly.predict` is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+from pytest_dooly.basis import Grounds, latency_models
+from pytest_dooly.batch import Batch
+from pytest_dooly.device import Device, device_named
+from pytest_dooly.environment import Environment
+from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.predict import UNIFORM, StepPrediction, Workload, WorkloadPrediction, predict_step, predict_workload
+from pytest_dooly.regress import LatencyModel
+from pytest_dooly.routing import RoutingDistribution
+from pytest_dooly.signature import ServedModel
+
+__all__ = ["predict"]
+
+
+@overload
+def predict(
+    model: str,
+    *,
+    batch: str | Batch,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    device: str | None = ...,
+    routing: str | RoutingDistribution = ...,
+) -> StepPrediction: ...
+@overload
+def predict(
+    model: str,
+    *,
+    workload: Workload,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    device: str | None = ...,
+    routing: str | RoutingDistribution = ...,
+) -> WorkloadPrediction: ...
+def predict(
+    model: str,
+    *,
+    batch: str | Batch | None = None,
+    workload: Workload | None = None,
+    db: str | Path = ".dooly/latency.db",
+    environment: Environment | None = None,
+    device: str | None = None,
+    routing: str | RoutingDistribution = UNIFORM,
+) -> StepPrediction | WorkloadPrediction:
+    """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
+
+    Args:
+        model: name that it was profiled by; the latest profile counts.
+        batch: of one step, as a Batch or as text (`8x1+512,128`).
+        workload: equal requests that arrive together.
+        db: path of the latency DB.
+        environment: what the latencies are true for; may be left out where the DB has the model in one only.
+        device: a GPU whose latencies others have published, as in `h200_sxm`, in place of an environment.
+        routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
+
+    Returns:
+        StepPrediction for a batch, WorkloadPrediction for a workload.
+
+    Raises:
+        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, or the
+            device is unknown.
+        DatabaseError: there is no latency DB, or it cannot be read.
+        MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments.
+
+    Warns:
+        OutOfRangeWarning: an operation was asked outside of its measured range.
+    """
+    if (batch is None) == (workload is None):
+        raise ConfigurationError("name either a batch or a workload")
+    with LatencyDB.open(Path(db), create=False) as opened:
+        if device is not None:
+            served, models = _founded(opened, model, device_named(device))
+        else:
+            served, models = _profiled(opened, model, environment)
+    spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
+    prediction: StepPrediction | WorkloadPrediction
+    if workload is not None:
+        prediction = predict_workload(served, models, workload, routing=spread)
+    else:
+        asked = Batch.parse(batch) if isinstance(batch, str) else batch
+        assert asked is not None
+        prediction = predict_step(served, models, asked, routing=spread)
+    for line in prediction.out_of_range:
+        warnings.warn(line, OutOfRangeWarning, stacklevel=2)
+    return prediction
+
+
+def _founded(db: LatencyDB, name: str, device: Device) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
+    """The latest trace of the model, whatever it was traced on, and what the latency DB knows of the device."""
+    model = _latest(db, name, db.environments())[0][1]
+    return model, {key: each.model for key, each in Grounds(db, device).of(model).items()}
+
+
+def _profiled(
+    db: LatencyDB, name: str, environment: Environment | None
+) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
+    found = _latest(db, name, db.environments() if environment is None else [environment])
+    if len({each for each, _ in found}) > 1:
+        environments = "; ".join(sorted({str(each) for each, _ in found}))
+        raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {environments}")
+    each, model = found[0]
+    return model, latency_models(model, db, each)
+
+
+def _latest(db: LatencyDB, name: str, environments: Sequence[Environment]) -> list[tuple[Environment, ServedModel]]:
+    """Where the model was served, the latest of each environment first; at least one."""
+    found = [(each, model) for each in environments for model in db.models(each) if model.name == name]
+    if not found:
+        names = sorted({model.name for model in db.models()})
+        raise MissingMeasurements(
+            f"the latency DB has no model {name!r}, only {', '.join(names) or 'none'}: run pytest --dooly-model={name}"
+        )
+    return found
