@@ -21,10 +21,12 @@ from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.device import Device, device_of
 from pytest_dooly.environment import CUDA_GRAPH, Environment, content_hash
 from pytest_dooly.estimate import Estimate
-from pytest_dooly.family import Columns, Family, Part, columns_of, parts_of, table_of
+from pytest_dooly.family import Columns, Family, Part, columns_of, lone_parts_of, parts_of, table_of
 from pytest_dooly.kernels import FEATURES_VERSION, describe
 from pytest_dooly.latency_db import LatencyDB
+from pytest_dooly.measurement import Measurement
 from pytest_dooly.predict import StepPrediction, regressors_of, step_operations
+from pytest_dooly.published import PublishedLatency
 from pytest_dooly.regress import LatencyModel, fit
 from pytest_dooly.signature import ServedModel, Signature
 from pytest_dooly.sweep import sweep
@@ -266,21 +268,29 @@ class Grounds:
         return self._regressors[family]
 
     def _best(self, asked: Family) -> tuple[Environment, Family, Sequence[str]] | None:
-        """Where most latencies of the family are, those of replayed graphs first."""
+        """Where the family is: our own measurements of enough sizes, or most latencies, of replayed graphs if any."""
         found = [
-            (environment.execution == CUDA_GRAPH, sum(counts.values()), environment, family, list(counts))
-            for (environment, family), counts in self._published.items()
+            (
+                environment in self._measured_environments and len(counts) >= _FEWEST_SIZES,
+                environment.execution == CUDA_GRAPH,
+                sum(counts.values()),
+                (environment, family, list(counts)),
+            )
+            for (environment, family), counts in self._rows.items()
             if family.serves(asked)
         ]
-        if not found:
-            return None
-        _, _, environment, family, keys = max(found, key=lambda each: each[:2])
-        return environment, family, keys
+        return max(found, key=lambda each: each[:3])[3] if found else None
 
     def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor:
         sources = self._db.sources(environment, keys)
-        fitted_to = content_hash([FEATURES_VERSION, self.device.name, sorted(source.key for source in sources)])
-        table = table_of(family, _flat(self._db.published(environment, keys).values()))
+        own = [
+            PublishedLatency(self._signatures[key], point, outcome.mean_s, "")
+            for key in keys
+            for point, outcome in self._outcomes.get(environment, {}).get(key, {}).items()
+        ]
+        state = sorted(source.key for source in sources), len(own), sum(row.latency_s for row in own)
+        fitted_to = content_hash([FEATURES_VERSION, self.device.name, *state])
+        table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
         document = self._db.load_family_regressor(family.key, environment, fitted_to)
         if document is None:
             self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
@@ -305,33 +315,45 @@ class Grounds:
             learner=learner,
             ranges={name: (float(values.min()), float(values.max())) for name, values in table.columns.items()},
             rows=dict(zip(table.sizes, map(int, counts), strict=True)),
-            sources=tuple(source.name for source in sources),
+            sources=(*(source.name for source in sources), *([str(environment)] if own else [])),
         )
 
     @property
     def has_latencies(self) -> bool:
-        """Whether others have published any latency of the device."""
-        return bool(self._published)
+        """Whether anything is known of the device."""
+        return bool(self._rows)
 
     @cached_property
-    def _published(self) -> Mapping[tuple[Environment, Family], Mapping[str, int]]:
-        """Number of published latencies by signature key, of each environment and family."""
-        signatures = self._db.signatures()
+    def _signatures(self) -> Mapping[str, Signature]:
+        return self._db.signatures()
+
+    @cached_property
+    def _outcomes(self) -> Mapping[Environment, Mapping[str, Mapping[SweepPoint, Measurement]]]:
+        """Our own measurements by environment, signature key and point."""
+        return {environment: self._db.measurements(environment) for environment in self._environments}
+
+    @cached_property
+    def _measured_environments(self) -> frozenset[Environment]:
+        return frozenset(environment for environment, outcomes in self._outcomes.items() if outcomes)
+
+    @cached_property
+    def _rows(self) -> Mapping[tuple[Environment, Family], Mapping[str, int]]:
+        """Number of latencies by signature key, of each environment and family."""
         counts: dict[tuple[Environment, Family], dict[str, int]] = {}
         for environment in self._environments:
-            for key, number in self._db.published_counts(environment).items():
-                for part in parts_of(signatures[key]):
+            own = {key: len(outcomes) for key, outcomes in self._outcomes[environment].items() if outcomes}
+            for key, number in (own | self._db.published_counts(environment)).items():
+                for part in lone_parts_of(self._signatures[key]):
                     counts.setdefault((environment, part.family), {})[key] = number
         return counts
 
     @cached_property
-    def _measured(self) -> Mapping[Signature, tuple[Environment, Mapping[SweepPoint, Any]]]:
+    def _measured(self) -> Mapping[Signature, tuple[Environment, Mapping[SweepPoint, Measurement]]]:
         """Our own measurements by portable signature; where several environments have one, of the latest."""
-        signatures = self._db.signatures()
         return {
-            portable(signatures[key]): (environment, outcomes)
+            portable(self._signatures[key]): (environment, outcomes)
             for environment in self._environments
-            for key, outcomes in self._db.measurements(environment).items()
+            for key, outcomes in self._outcomes[environment].items()
             if len(outcomes) >= _FEWEST
         }
 
@@ -339,7 +361,7 @@ class Grounds:
 def grounds_of(
     db: LatencyDB, environment: Environment, *, progress: Callable[[str], None] = lambda _: None
 ) -> Grounds | None:
-    """What the latency DB knows of an environment's device, or None where others have published nothing of it."""
+    """What the latency DB knows of an environment's device, or None for a device that is unknown to it or to us."""
     device = device_of(environment.device)
     grounds = None if device is None else Grounds(db, device, progress=progress)
     return grounds if grounds is not None and grounds.has_latencies else None

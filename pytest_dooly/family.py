@@ -20,7 +20,7 @@ from pytest_dooly.published import PublishedLatency
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Features, Work
 
-__all__ = ["Family", "Part", "Table", "columns_of", "parts_of", "table_of"]
+__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "parts_of", "table_of"]
 
 Array = npt.NDArray[np.float64]
 Columns = dict[str, Array]
@@ -117,6 +117,13 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     return ()
 
 
+def lone_parts_of(signature: Signature) -> tuple[Part, ...]:
+    """The parts of an operation whose latency is that of one of them alone, at every point or in one phase."""
+    parts = parts_of(signature)
+    phases = all(part.family.kernel.endswith(("prefill", "decode")) for part in parts)
+    return parts if len(parts) == 1 or phases else ()
+
+
 def columns_of(part: Part, work: Work) -> Columns:
     """What a part's latency depends on, sizes and request values by name, each of shape (points,).
 
@@ -139,18 +146,22 @@ def columns_of(part: Part, work: Work) -> Columns:
 
 
 def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
-    """The rows of a family as arrays; rows of other families, and of the other phase of attention, are left out."""
+    """The rows of a family as arrays; rows of other families, or with the other phase of attention, are left out."""
     of_signature: dict[Signature, list[PublishedLatency]] = {}
     for row in rows:
         of_signature.setdefault(row.signature, []).append(row)
     sizes: dict[tuple[tuple[str, int], ...], int] = {}
     blocks, latencies_s, groups = [], [], []
     for signature, of in of_signature.items():
-        part = next((each for each in parts_of(signature) if family.serves(each.family)), None)
+        part = next((each for each in lone_parts_of(signature) if family.serves(each.family)), None)
         if part is None:
             continue
-        columns = columns_of(part, Work.of([row.point for row in of]))
-        kept = columns["batch_size"] > 0 if "batch_size" in columns else np.ones(len(of), dtype=bool)
+        work = Work.of([row.point for row in of])
+        columns = columns_of(part, work)
+        kept = np.ones(len(of), dtype=bool)
+        if "batch_size" in columns:
+            prompts = Features(work, None).prompts
+            kept = work.sum(prompts if family.kernel.endswith("decode") else 1 - prompts) == 0
         group = sizes.setdefault(part.sizes, len(sizes))
         blocks.append({name: values[kept] for name, values in columns.items()})
         latencies_s.append(np.array([row.latency_s for row in of])[kept])
