@@ -60,6 +60,11 @@ class Batch:
     def _hash(self) -> int:
         return hash(self.requests)
 
+    @cached_property
+    def groups(self) -> tuple[tuple[Request, int], ...]:
+        """Equal neighbours and how many they are."""
+        return tuple((request, len(list(same))) for request, same in itertools.groupby(self.requests))
+
     @classmethod
     def of(cls, pairs: Iterable[tuple[int, int]]) -> Batch:
         """The batch of `(query_len, context_len)` pairs."""
@@ -91,8 +96,7 @@ class Batch:
 
     def __str__(self) -> str:
         return ",".join(
-            f"{f'{n}x' if n > 1 else ''}{request.query_len}+{request.context_len}"
-            for request, n in ((request, len(list(same))) for request, same in itertools.groupby(self.requests))
+            f"{f'{n}x' if n > 1 else ''}{request.query_len}+{request.context_len}" for request, n in self.groups
         )
 
     @property

@@ -46,23 +46,24 @@ class Work:
     @classmethod
     def of(cls, points: Sequence[SweepPoint]) -> Work:
         """The work of sweep points; one that only counts tokens or requests is that many in one request."""
-        pairs: list[tuple[int, int]] = []
+        groups: list[tuple[int, int, int]] = []
         starts, activated, busiest = [], [], []
         for point in points:
-            starts.append(len(pairs))
+            starts.append(len(groups))
             if point.batch is None:
-                pairs.append((point.num_tokens or point.num_reqs or 0, 0))
+                groups.append((point.num_tokens or point.num_reqs or 0, 0, 1))
             else:
-                pairs += [(request.query_len, request.context_len) for request in point.batch.requests]
+                groups += [(request.query_len, request.context_len, n) for request, n in point.batch.groups]
             if point.routing is not None:
                 activated.append(float(point.routing.activated))
                 busiest.append(float(point.routing.busiest))
-        queries, contexts = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        queries, contexts, counts = np.array(groups, dtype=np.float64).reshape(-1, 3).T
         routed = len(activated) == len(points) > 0
         return cls(
             queries,
             contexts,
             np.array(starts, dtype=np.intp),
+            counts if (counts > 1).any() else None,
             activated=np.array(activated) if routed else None,
             busiest=np.array(busiest) if routed else None,
         )
