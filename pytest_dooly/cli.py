@@ -400,11 +400,14 @@ def _import(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.latency_db import LatencyDB
     from pytest_dooly.terminal import import_lines
 
-    files = []
+    # All of them before any is kept: what cannot be read leaves the latency DB as it is.
+    tables = [
+        table
+        for system in arguments.system
+        for table in read_tables(system, engine=arguments.engine, engine_version=arguments.engine_version)
+    ]
     with LatencyDB.open(Path(arguments.db)) as db:
-        for system in arguments.system:
-            for table in read_tables(system, engine=arguments.engine, engine_version=arguments.engine_version):
-                files.append((table, db.publish(table)))
+        files = [(table, db.publish(table)) for table in tables]
     document = [
         {
             "file": table.source.file,

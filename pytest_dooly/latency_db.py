@@ -225,21 +225,21 @@ class LatencyDB:
             for environment, rows in table.rows.items():
                 self._keep_environment(environment)
                 environment_key = environment.key
-                signatures = {row.signature: row.signature.key for row in rows}
+                signatures = {signature: signature.key for signature in dict.fromkeys(row.signature for row in rows)}
                 for signature in signatures:
                     self._keep_signature(signature)
-                points = {point: self._keep_sweep_point(point) for point in {row.point for row in rows}}
+                points = {point: self._keep_sweep_point(point) for point in dict.fromkeys(row.point for row in rows)}
                 self._db.conn.executemany(
-                    "INSERT OR REPLACE INTO published_measurement VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO published_measurement VALUES (?, ?, ?, ?, ?, ?, ?)",
                     # In the order of the primary key, so that the tree grows at its end.
                     sorted(
                         (
                             environment_key,
                             signatures[row.signature],
                             points[row.point],
-                            row.variant,
                             source_key,
                             row.kernel,
+                            row.variant,
                             row.latency_s,
                         )
                         for row in rows

@@ -195,11 +195,11 @@ def m006_published(db: Database) -> None:
             environment TEXT NOT NULL REFERENCES environment (key),
             signature TEXT NOT NULL REFERENCES signature (key),
             sweep_point TEXT NOT NULL REFERENCES sweep_point (key),
-            variant TEXT NOT NULL,
             source TEXT NOT NULL REFERENCES source (key) ON DELETE CASCADE,
             kernel TEXT NOT NULL,
+            variant TEXT NOT NULL,
             latency_s REAL NOT NULL,
-            PRIMARY KEY (environment, signature, sweep_point, variant)
+            PRIMARY KEY (environment, signature, sweep_point, source, kernel, variant)
         ) WITHOUT ROWID;
         CREATE INDEX published_by_source ON published_measurement (source);
         CREATE TABLE unmapped (

@@ -53,7 +53,7 @@ class PublishedLatency:
         point: at which it was timed.
         latency_s: as published; of how many rounds, and their spread, is seldom said.
         kernel: what ran, in the source's words.
-        variant: tells rows of one operation and point apart that differ otherwise, as in how experts were chosen.
+        variant: tells rows of one operation, point and kernel apart, as in how experts were chosen.
     """
 
     signature: Signature

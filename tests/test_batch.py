@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,16 @@ sweep_points = (
 @given(batches)
 def test_a_batch_is_read_back_from_its_text(batch: Batch) -> None:
     assert Batch.parse(str(batch)) == batch
+
+
+@given(batches, batches)
+def test_equal_batches_have_equal_hashes_which_are_no_part_of_them(batch: Batch, other: Batch) -> None:
+    again = Batch(tuple(batch.requests))
+    assert hash(batch) == hash(batch) == hash(again)
+    assert (batch == again, repr(batch)) == (True, repr(Batch(batch.requests)))
+    assert {batch: 1, other: 2}[again] == (2 if batch == other else 1)
+    changed = dataclasses.replace(batch, requests=(*batch.requests, Request(1)))
+    assert hash(changed) == hash(Batch(changed.requests))
 
 
 @given(sweep_points)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.migrations import APPLICATION_ID, MIGRATIONS
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 
 CPU = Environment("AMD EPYC", 2, "avx512", "vllm", "0.32.0", "2.13.0+cpu", "perf_counter", "rotated", "eager")
@@ -287,6 +289,173 @@ def test_a_regressor_is_json_and_nothing_else(db: LatencyDB) -> None:
     assert db.load_regressors(CPU) == {}
 
 
+# Published latencies
+
+SOURCE = Source("tables", "1.0", "MIT", "h200/gemm.parquet", "abc", 1)
+OTHER_POINT = SweepPoint(batch=Batch.parse("8x1+512"))
+
+
+def row(latency_s: float = 1e-3, signature: Signature | None = None, **changes: Any) -> PublishedLatency:
+    latency = PublishedLatency(signature or linear(), POINT, latency_s, "cutlass")
+    return dataclasses.replace(latency, **changes)
+
+
+def table(
+    *rows: PublishedLatency, source: Source = SOURCE, where: Environment = GPU, **unmapped: int
+) -> PublishedTable:
+    return PublishedTable(source, {where: rows}, unmapped)
+
+
+def dump(path: Path) -> list[str]:
+    with sqlite(path) as connection:
+        return list(connection.iterdump())
+
+
+def test_what_was_published_is_read_back(db: LatencyDB) -> None:
+    both = PublishedTable(
+        SOURCE, {GPU: (row(), row(2e-3, ATTENTION, point=OTHER_POINT)), CPU: (row(3e-3),)}, {"odd": 4}
+    )
+    assert db.publish(both) == 3
+    assert db.published(GPU) == {linear().key: [row()], ATTENTION.key: [row(2e-3, ATTENTION, point=OTHER_POINT)]}
+    assert db.published(GPU, [ATTENTION.key, "unknown"]).keys() == {ATTENTION.key}
+    assert db.published(GPU, []) == {}
+    assert db.published(CPU) == {linear().key: [row(3e-3)]}
+    assert db.published_counts(GPU) == {linear().key: 1, ATTENTION.key: 1}
+    assert db.published(dataclasses.replace(GPU, driver="1")) == {}
+    assert db.unmapped() == {SOURCE.file: {"odd": 4}}
+    assert db.signatures() == {linear().key: linear(), ATTENTION.key: ATTENTION}
+
+
+def test_sources_are_counted_by_environment_and_by_signature(db: LatencyDB) -> None:
+    other = dataclasses.replace(SOURCE, file="h200/attention.parquet")
+    db.publish(PublishedTable(SOURCE, {GPU: (row(), row(1e-3, linear(8))), CPU: (row(),)}, {}))
+    db.publish(table(row(1e-3, ATTENTION), source=other))
+    assert db.sources() == {other: 1, SOURCE: 3}
+    assert db.sources(GPU) == {other: 1, SOURCE: 2}
+    assert db.sources(CPU) == {SOURCE: 1}
+    assert db.sources(GPU, [ATTENTION.key]) == {other: 1}
+    assert db.sources(GPU, [linear(8).key]) == {SOURCE: 1}
+
+
+def test_publishing_the_same_file_again_changes_nothing(path: Path) -> None:
+    with LatencyDB.open(path) as db:
+        assert db.publish(table(row(), row(2e-3, linear(8)), odd=4)) == 2
+    before = contents(path.parent)
+    with LatencyDB.open(path) as db:
+        assert db.publish(table(row(), row(2e-3, linear(8)), odd=4)) == 0
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize("change", [{"version": "2.0"}, {"sha256": "def"}, {"mapping": 2}])
+def test_a_newer_file_takes_the_place_of_the_older_one(db: LatencyDB, change: dict[str, Any]) -> None:
+    newer = dataclasses.replace(SOURCE, **change)
+    neighbour = dataclasses.replace(SOURCE, file="h200/moe.parquet")
+    db.publish(table(row(9e-3), source=neighbour, odd=1))
+    db.publish(table(row(), row(1e-3, linear(8)), odd=4))
+    assert db.publish(table(row(5e-3), source=newer, where=CPU, even=1)) == 1
+    assert db.published(GPU) == {linear().key: [row(9e-3)]}
+    assert db.published(CPU) == {linear().key: [row(5e-3)]}
+    assert db.sources() == {newer: 1, neighbour: 1}
+    assert db.unmapped() == {SOURCE.file: {"even": 1}, neighbour.file: {"odd": 1}}
+
+
+def test_the_same_file_of_another_package_is_kept_beside_it(db: LatencyDB) -> None:
+    other = dataclasses.replace(SOURCE, package="others")
+    db.publish(table(row()))
+    db.publish(table(row(2e-3), source=other))
+    assert sorted(latency.latency_s for latency in db.published(GPU)[linear().key]) == [1e-3, 2e-3]
+    assert db.sources().keys() == {SOURCE, other}
+
+
+def test_kernels_and_variants_of_one_point_are_kept_apart(db: LatencyDB) -> None:
+    rows = [row(), row(2e-3, kernel="triton"), row(3e-3, variant="balanced")]
+    db.publish(table(*rows))
+    assert sorted(db.published(GPU)[linear().key], key=lambda each: each.latency_s) == rows
+
+
+def test_our_own_measurement_and_a_published_latency_leave_each_other_alone(db: LatencyDB) -> None:
+    db.record(linear(), GPU, POINT, MEASUREMENT, spent_s=1.0)
+    db.publish(table(row()))
+    db.publish(table(row(2e-3), source=dataclasses.replace(SOURCE, version="2.0")))
+    assert db.outcomes(GPU) == {linear().key: {POINT: MEASUREMENT}}
+    assert db.spent_s(GPU) == {linear().key: {POINT: 1.0}}
+    db.record(linear(), GPU, POINT, dataclasses.replace(MEASUREMENT, rounds=20), spent_s=1.0)
+    assert db.published(GPU) == {linear().key: [row(2e-3)]}
+
+
+def test_a_file_that_cannot_be_kept_leaves_what_was_there(path: Path) -> None:
+    with LatencyDB.open(path) as db:
+        db.publish(table(row(), odd=4))
+    before = dump(path)
+    newer = dataclasses.replace(SOURCE, version="2.0")
+    with LatencyDB.open(path) as db, pytest.raises(DatabaseError, match="NOT NULL constraint failed"):
+        db.publish(table(row(5e-3), row(math.nan, linear(8)), source=newer))
+    assert dump(path) == before
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(path: Path) -> None:
+    rows = [row(1e-3, point=SweepPoint(num_tokens=num_tokens)) for num_tokens in range(1, 1000)]
+    newer = dataclasses.replace(SOURCE, version="2.0")
+    with LatencyDB.open(path) as db:
+        db.publish(table(row()))
+        pages = db._db.execute("PRAGMA page_count").fetchone()[0]
+        db._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        with pytest.raises(DatabaseError, match="database or disk is full"):
+            db.publish(table(*rows, source=newer))
+        assert db.published(GPU) == {linear().key: [row()]}
+        assert db.sources() == {SOURCE: 1}
+        db._db.execute("PRAGMA max_page_count = 1000000")
+        assert db.publish(table(*rows, source=newer)) == len(rows)
+
+
+PUBLISHING = """
+import dataclasses, sys
+from pathlib import Path
+from pytest_dooly.latency_db import LatencyDB
+from tests.test_latency_db import SOURCE, SweepPoint, row, table
+rows = [row(1e-3, point=SweepPoint(num_tokens=num_tokens)) for num_tokens in range(1, 301)]
+with LatencyDB.open(Path(sys.argv[1])) as db:
+    for file in range(1_000_000):
+        print("file", flush=True)
+        db.publish(table(*rows, source=dataclasses.replace(SOURCE, file=str(file)), odd=7))
+"""
+
+
+@pytest.mark.parametrize("alive_for", [1, 2, 5])
+def test_a_killed_import_has_each_file_whole_or_not_at_all(path: Path, alive_for: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", PUBLISHING, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(alive_for):
+            process.stdout.readline()
+        process.kill()
+        started = alive_for + len(process.stdout.read().splitlines())
+    assert process.returncode == -9
+    with LatencyDB.open(path, create=False) as db:
+        sources = db.sources()
+        assert started - 1 <= len(sources) <= started
+        assert set(sources.values()) <= {300}
+        assert db.unmapped() == {source.file: {"odd": 7} for source in sources}
+        assert sum(db.published_counts(GPU).values()) == 300 * len(sources)
+
+
+def test_a_regressor_across_sizes_is_read_back_and_replaced(db: LatencyDB) -> None:
+    kept = {"name": "gemm bf16", "error": 0.1, "fitted_to": "old"}
+    db.save_family_regressor("gemm", GPU, {"trees": [1.5]}, **kept)  # type: ignore[arg-type]
+    db.save_family_regressor("other", GPU, {"trees": []}, **{**kept, "error": None})  # type: ignore[arg-type]
+    assert db.load_family_regressor("gemm", GPU, "old") == {"trees": [1.5]}
+    assert db.load_family_regressor("gemm", GPU, "new") is None
+    assert db.load_family_regressor("gemm", CPU, "old") is None
+    db.save_family_regressor("gemm", GPU, {"trees": [2.5]}, **{**kept, "fitted_to": "new"})  # type: ignore[arg-type]
+    assert db.load_family_regressor("gemm", GPU, "old") is None
+    assert db.load_family_regressor("gemm", GPU, "new") == {"trees": [2.5]}
+    assert db.load_family_regressor("other", GPU, "old") == {"trees": []}
+    with pytest.raises(ValueError, match="JSON"):
+        db.save_family_regressor("gemm", GPU, {"trees": [math.nan]}, **kept)  # type: ignore[arg-type]
+    assert db.load_family_regressor("gemm", GPU, "new") == {"trees": [2.5]}
+
+
 # What people browse
 
 
@@ -305,6 +474,22 @@ def test_people_see_labels_seconds_and_utc(recorded: Path) -> None:
     ]
     assert datetime.fromisoformat(measured_at).utcoffset() == timedelta(0)
     assert datetime.now(UTC) - datetime.fromisoformat(measured_at) < timedelta(days=1)
+
+
+def test_people_see_a_published_latency_with_its_source(path: Path) -> None:
+    with LatencyDB.open(path) as db:
+        db.record(linear(), GPU, POINT, MEASUREMENT, spent_s=1.0)
+        db.publish(table(row(), row(2e-3, ATTENTION, point=OTHER_POINT)))
+    with sqlite(path) as connection:
+        rows = connection.execute(
+            "SELECT signature, sweep_point, num_tokens, num_reqs, median_s, mean_s, rounds, reason, environment, "
+            "source FROM latency ORDER BY source, signature"
+        ).fetchall()
+    assert rows == [
+        ("linear-1024x4096-bf16", "T128", 128, None, 0.2, 0.3, 10, None, str(GPU), None),
+        ("attention-32h8kv128-bf16", "8x1+512", 8, 8, None, 2e-3, None, None, str(GPU), SOURCE.name),
+        ("linear-1024x4096-bf16", "T128", 128, None, None, 1e-3, None, None, str(GPU), SOURCE.name),
+    ]
 
 
 def test_keys_are_equal_in_every_db(tmp_path: Path) -> None:
@@ -417,6 +602,19 @@ def test_a_db_of_an_older_version_is_brought_up_to_date(path: Path) -> None:
         MIGRATIONS.apply(older, stop_before="m003_regressors")
     with LatencyDB.open(path, create=False) as db:
         assert db.load_regressors(CPU) == {}
+
+
+def test_a_db_from_before_published_latencies_keeps_its_measurements_and_takes_them(path: Path) -> None:
+    with sqlite(path) as connection:
+        older = Database(connection, execute_plugins=False)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        MIGRATIONS.apply(older, stop_before="m006_published")
+        LatencyDB(path, older).record(linear(), GPU, POINT, MEASUREMENT, spent_s=1.0)
+    with LatencyDB.open(path, create=False) as db:
+        assert db.outcomes(GPU) == {linear().key: {POINT: MEASUREMENT}}
+        assert (db.published(GPU), db.sources(), db.unmapped()) == ({}, {}, {})
+        assert db.publish(table(row())) == 1
+        assert db._db.execute("SELECT count(*), count(source) FROM latency").fetchone() == (2, 1)
 
 
 @pytest.mark.parametrize("length", [16, 99, 100, 4096, 5000, -4096, -1])

@@ -45,6 +45,16 @@ def test_a_signature_is_read_back_from_its_json(signature: Signature) -> None:
     assert (again.key, again.label, hash(again)) == (signature.key, signature.label, hash(signature))
 
 
+@given(signatures, signatures)
+def test_a_hash_is_that_of_the_content_and_no_part_of_it(signature: Signature, other: Signature) -> None:
+    again = dataclasses.replace(signature)
+    assert hash(signature) == hash(signature) == hash(again)
+    assert (again, repr(again), again.key) == (signature, repr(signature), signature.key)
+    assert {signature: 1, other: 2}[again] == (2 if signature == other else 1)
+    swept = dataclasses.replace(signature, swept="num_reqs" if signature.swept == "batch" else "batch")
+    assert (swept == signature, hash(swept) == hash(signature)) == (False, False)
+
+
 def test_numbers_make_the_identity_and_names_do_not() -> None:
     one = signature_of(linear("model.layers.0.up"), SYMBOLS)
     other = signature_of(linear("h.7.c_fc", columns=4 * hidden_size), {"hidden_size": 8})
