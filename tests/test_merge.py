@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -203,7 +204,8 @@ def test_merging_loses_nothing_depends_on_no_order_and_is_done_once(first: Any, 
         before = tables(one)
         for again in merge(one, [originals[1], originals[2], other]):
             assert again.changes == {}
-            assert again.conflicts == again.to_fit == ()
+            assert not again.conflicts
+            assert not again.to_fit
         assert tables(one) == before
 
 
@@ -361,7 +363,7 @@ def test_the_model_that_was_saved_last_stays_and_findings_of_both(new: Callable[
 
 
 def publish(*files: PublishedTable) -> list[Recording]:
-    return [lambda db, table=table: db.publish(table) for table in files]
+    return [functools.partial(LatencyDB.publish, table=table) for table in files]
 
 
 def latencies(path: Path) -> set[tuple[Any, ...]]:
