@@ -58,6 +58,6 @@ clean: ## remove the environment and what runs have written
 $(STAMP): pyproject.toml
 	@echo "== installing into $(VENV) (about 3 minutes, 4 GB)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,public-data]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,public-data,browse]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

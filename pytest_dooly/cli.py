@@ -98,6 +98,25 @@ def parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
     _common(models)
     models.set_defaults(run=_models)
+
+    export = commands.add_parser("export", help="every latency of the latency DB, as CSV or Parquet")
+    export.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
+    export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for latencies.csv (.)")
+    export.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
+    _common(export)
+    export.set_defaults(run=_export)
+
+    merge = commands.add_parser("merge", help="other latency DBs into one")
+    merge.add_argument("into", metavar="INTO", help="latency DB to add to")
+    merge.add_argument("sources", metavar="FROM", nargs="+", help="latency DB to add, which is only read")
+    _json(merge)
+    merge.set_defaults(run=_merge)
+
+    browse = commands.add_parser("browse", help="the latency DB in a browser, with queries and charts")
+    browse.add_argument("--port", type=_port, default=8001, help="to listen at, 0 for any that is free (8001)")
+    browse.add_argument("--no-open", action="store_true", help="do not open a browser")
+    _common(browse)
+    browse.set_defaults(run=_browse)
     return top
 
 
@@ -430,6 +449,33 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     return {"shipped": list(aliases())}, model_lines()
 
 
+def _export(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.export import export
+    from pytest_dooly.latency_db import LatencyDB
+
+    with LatencyDB.open(Path(arguments.db), create=False) as db:
+        written = export(db, Path(arguments.out), file_format=arguments.format, environment=arguments.environment)
+    document = {"file": str(written.path), "rows": written.rows, "environments": [*map(str, written.environments)]}
+    return document, [f"{written.rows:,} latencies of {len(written.environments)} environments: {written.path}"]
+
+
+def _merge(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.merge import merge
+    from pytest_dooly.terminal import merge_lines
+
+    into = Path(arguments.into)
+    merged = merge(into, [Path(source) for source in arguments.sources])
+    documents = [{**dataclasses.asdict(each), "source": str(each.source)} for each in merged]
+    return {"into": str(into), "merged": documents}, merge_lines(into, merged)
+
+
+def _browse(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.browse import browse
+
+    address = browse(Path(arguments.db), port=arguments.port, open_browser=not arguments.no_open, announce=_progress)
+    return {"address": address}, ["closed"]
+
+
 def _served(engine: Engine, configuration: ModelConfiguration, db: LatencyDB) -> tuple[ServedModel, Environment]:
     from pytest_dooly.profiling import serve
 
@@ -478,6 +524,10 @@ def _workload_options(command: argparse.ArgumentParser) -> None:
 
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--db", default=".dooly/latency.db", metavar="FILE", help="latency DB (.dooly/latency.db)")
+    _json(command)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -519,6 +569,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {value}")
     return value
 
 

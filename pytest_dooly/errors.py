@@ -7,6 +7,7 @@ One class per remedy::
      +- ConfigurationError     correct config.json or an option
      +- EngineError            install or choose another engine
      |   +- TraceError         the engine runs, but this model cannot be traced
+     +- MissingExtraError      install an optional extra
      +- DatabaseError          name another latency DB
      +- MissingMeasurements    profile first, or import published latencies
      +- PublishedDataError     install the package of the tables again
@@ -19,6 +20,7 @@ __all__ = [
     "DatabaseError",
     "DoolyError",
     "EngineError",
+    "MissingExtraError",
     "MissingMeasurements",
     "OutOfRangeWarning",
     "PublishedDataError",
@@ -46,6 +48,10 @@ class EngineError(DoolyError):
 
 class TraceError(EngineError):
     """An operation or an architecture that cannot be traced; the message names it."""
+
+
+class MissingExtraError(DoolyError):
+    """A command needs packages that come with an optional extra of this one."""
 
 
 class DatabaseError(DoolyError):

@@ -1,20 +1,24 @@
 """The latency DB: what was measured, in one SQLite file.
 
 Every write is one committed transaction, so a run that is killed loses the case in flight at most. A file that is not
-a latency DB is refused before SQLite opens it, since SQLite itself would leave files beside it.
+a latency DB is refused before SQLite opens it, since SQLite itself would leave files beside it. SQL is here, in
+`migrations` and in `merge`, and nowhere else; the queries of `browse.toml` are for people.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from sqlite_utils import Database
 
@@ -26,7 +30,7 @@ from pytest_dooly.migrations import APPLICATION_ID, MIGRATIONS
 from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 
-__all__ = ["LatencyDB"]
+__all__ = ["LatencyDB", "LatencyRow"]
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -34,6 +38,8 @@ Row = Mapping[str, Any]
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
 _BUSY_TIMEOUT_S = 30.0
+_COPY_ATTEMPTS = 5
+_BATCH_ROWS = 1000
 
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: "another process is writing to it: wait for that one or end it",
@@ -44,6 +50,71 @@ _REMEDIES = {
     sqlite3.SQLITE_NOTADB: "it is damaged: restore a copy, or name another file",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRow:
+    """An own or a published latency with all that is known of it, readable without the latency DB.
+
+    Attributes:
+        kind: of the operation.
+        signature: its label.
+        signature_key: content hash of its signature.
+        sweep_point: at which it was timed, as text.
+        num_tokens: of the sweep point; None where it has none.
+        num_reqs: of the sweep point; None where it has none.
+        median_s: of all rounds; None for a failure and where the source does not say.
+        mean_s: of all rounds, as published too; None for a failure.
+        min_s: fastest round; None as for `median_s`.
+        iqr_s: distance of the quartiles; None as for `median_s`.
+        rounds: their number; None as for `median_s`.
+        noise: of the machine beside it, 0.05 for 5 %; None where unknown.
+        reason: why there is no latency; None where there is one.
+        device: as in Environment.
+        device_count: as in Environment.
+        driver: as in Environment.
+        engine: as in Environment.
+        engine_version: as in Environment.
+        torch_version: as in Environment.
+        clock: as in Environment.
+        cache_mode: as in Environment.
+        execution: as in Environment.
+        measured_at: UTC; None where the source does not say.
+        source: where a published latency comes from; None for an own one.
+        licence: of the source, as an SPDX identifier.
+        kernel: what ran, in the source's words.
+        variant: tells published latencies of one operation and point apart.
+        held_out: whether no regressor may be fitted to it.
+    """
+
+    kind: str
+    signature: str
+    signature_key: str
+    sweep_point: str
+    num_tokens: int | None
+    num_reqs: int | None
+    median_s: float | None
+    mean_s: float | None
+    min_s: float | None
+    iqr_s: float | None
+    rounds: int | None
+    noise: float | None
+    reason: str | None
+    device: str
+    device_count: int
+    driver: str
+    engine: str
+    engine_version: str
+    torch_version: str
+    clock: str
+    cache_mode: str
+    execution: str
+    measured_at: str | None
+    source: str | None
+    licence: str | None
+    kernel: str | None
+    variant: str | None
+    held_out: bool
 
 
 class LatencyDB:
@@ -461,6 +532,82 @@ class LatencyDB:
         rows = self._rows("SELECT document FROM finding WHERE model_configuration = ? AND kind = ?", [key, kind])
         return json.loads(rows[0]["document"]) if rows else None
 
+    def latencies(self, environments: Iterable[Environment]) -> Iterator[LatencyRow]:
+        """Every own and published latency and failure of the environments, a few in memory at a time.
+
+        The order is by environment, operation and sweep point, whatever the order of recording.
+        """
+        asked = json.dumps([environment.key for environment in environments])
+        with _explained(self._path, "read"):
+            rows = self._db.execute(
+                """
+                WITH latency AS (
+                    SELECT
+                        environment, signature, sweep_point, median_s, mean_s, min_s, iqr_s, rounds, noise, reason,
+                        measured_at, NULL AS source, NULL AS kernel, NULL AS variant, held_out
+                    FROM measurement
+                    UNION ALL
+                    SELECT
+                        environment, signature, sweep_point, NULL, latency_s, NULL, NULL, NULL, NULL, NULL,
+                        NULL, source, kernel, variant, 0
+                    FROM published_measurement
+                )
+                SELECT
+                    signature.kind, signature.name, signature.key, sweep_point.name, num_tokens, num_reqs,
+                    median_s, mean_s, min_s, iqr_s, rounds, noise, reason,
+                    device, device_count, driver, engine, engine_version, torch_version, clock, cache_mode, execution,
+                    measured_at, source.name, source.licence, latency.kernel, variant, held_out
+                FROM latency
+                JOIN environment ON environment.key = latency.environment
+                JOIN signature ON signature.key = latency.signature
+                JOIN sweep_point ON sweep_point.key = latency.sweep_point
+                LEFT JOIN source ON source.key = latency.source
+                WHERE environment.key IN (SELECT value FROM json_each(?))
+                ORDER BY
+                    environment.name, environment.key, signature.kind, signature.name, signature.key,
+                    num_tokens, num_reqs, sweep_point.name, latency.source IS NOT NULL, variant
+                """,
+                [asked],
+            )
+            while batch := rows.fetchmany(_BATCH_ROWS):
+                for values in map(list, batch):
+                    values[-1] = bool(values[-1])
+                    yield LatencyRow(*values)
+
+    @staticmethod
+    @contextmanager
+    def copy_of(path: Path) -> Iterator[Path]:
+        """A copy of the latency DB at `path`, brought to this version's schema, for as long as the context lasts.
+
+        The file itself is only read, a write-ahead log beside it too.
+
+        Raises:
+            DatabaseError: the file is missing, cannot be read, is damaged, no latency DB or one of a newer version.
+        """
+        with _explained(path, "copy"), tempfile.TemporaryDirectory() as directory:
+            if not _is_recorded(path, "rb"):
+                raise DatabaseError(f"there is no latency DB at {path}: name another file")
+            copy = Path(directory) / "latency.db"
+            _copy(path.resolve(), copy)
+            try:
+                LatencyDB.open(copy, create=False).close()
+            except DatabaseError as error:
+                raise DatabaseError(str(error).replace(str(copy), str(path))) from error
+            yield copy
+
+    @contextmanager
+    def merging(self, other: Path) -> Iterator[sqlite3.Connection]:
+        """One transaction, kept whole or not at all, that sees the latency DB at `other` as schema `other`.
+
+        Args:
+            other: a file of this version's schema.
+        """
+        with _explained(self._path, "write to"):
+            self._db.execute("ATTACH DATABASE ? AS other", [str(other)])
+            with _transaction(self._db):
+                yield self._db.conn
+            self._db.execute("DETACH DATABASE other")
+
     def _rows(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None) -> list[dict[str, Any]]:
         with _explained(self._path, "read"):
             return list(self._db.query(sql, parameters))
@@ -582,14 +729,18 @@ def _model(row: Row, operations: tuple[ModelOperation, ...]) -> ServedModel:
     )
 
 
-def _is_recorded(path: Path) -> bool:
+def _is_recorded(path: Path, mode: Literal["rb", "r+b"] = "r+b") -> bool:
     """Whether there is a latency DB at `path`, by the first bytes alone; False for nothing or an empty file.
+
+    Args:
+        path: of the file.
+        mode: it must be possible to open the file in.
 
     Raises:
         DatabaseError: there is something else.
     """
     try:
-        with path.open("r+b") as file:
+        with path.open(mode) as file:
             header = file.read(_HEADER_BYTES)
     except FileNotFoundError:
         return False
@@ -627,6 +778,29 @@ def _check_content(path: Path) -> None:
             damage = "its end is missing"
     if damage != "ok":
         raise DatabaseError(f"latency DB {path} is damaged ({damage}): restore a copy, or name another file")
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copies a latency DB with what SQLite keeps beside it, as it is at one moment.
+
+    Raises:
+        DatabaseError: another process keeps writing to it.
+    """
+    for _ in range(_COPY_ATTEMPTS):
+        before = _state(path)
+        for suffix in before:
+            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+        if _state(path) == before:
+            return
+        for suffix in before:
+            Path(f"{copy}{suffix}").unlink()
+    raise DatabaseError(f"latency DB {path} changes while it is copied: wait for the process that writes to it")
+
+
+def _state(path: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of the file and of the logs beside it, by suffix."""
+    files = {suffix: Path(f"{path}{suffix}") for suffix in ("", "-wal", "-journal")}
+    return {s: (file.stat().st_size, file.stat().st_mtime_ns) for s, file in files.items() if file.exists()}
 
 
 def _connect(path: Path, mode: str) -> Database:

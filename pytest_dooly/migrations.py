@@ -242,3 +242,33 @@ def m006_published(db: Database) -> None:
             JOIN source ON source.key = published_measurement.source;
         """
     )
+
+
+@MIGRATIONS()
+def m007_superseded(db: Database) -> None:
+    """Outcomes that gave way to another of the same case when latency DBs were merged, each with the DB it was in.
+
+    `key` hashes the columns from environment to held_out, which are a measurement's, in their order.
+    """
+    db.executescript(
+        """
+        CREATE TABLE superseded (
+            key TEXT PRIMARY KEY NOT NULL,
+            environment TEXT NOT NULL REFERENCES environment (key),
+            signature TEXT NOT NULL REFERENCES signature (key),
+            sweep_point TEXT NOT NULL REFERENCES sweep_point (key),
+            rounds INTEGER,
+            min_s REAL,
+            median_s REAL,
+            mean_s REAL,
+            iqr_s REAL,
+            reason TEXT,
+            spent_s REAL NOT NULL,
+            measured_at TEXT NOT NULL,
+            noise REAL,
+            held_out INTEGER NOT NULL,
+            file TEXT NOT NULL,
+            superseded_at TEXT NOT NULL
+        );
+        """
+    )

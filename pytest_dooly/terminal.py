@@ -9,13 +9,26 @@ from pathlib import Path
 
 from pytest_dooly.configuration import aliases, resolve
 from pytest_dooly.measurement import Failure, Measurement
+from pytest_dooly.merge import Merged, Outcome
 from pytest_dooly.plan import Case, Plan
 from pytest_dooly.predict import WorkloadPrediction
 from pytest_dooly.profiling import Summary
 from pytest_dooly.published import PublishedTable
 from pytest_dooly.report import format_latency
 
-__all__ = ["header_lines", "import_lines", "model_lines", "plan_lines", "skip_reason", "summary_lines", "workload_line"]
+__all__ = [
+    "header_lines",
+    "import_lines",
+    "merge_lines",
+    "model_lines",
+    "plan_lines",
+    "skip_reason",
+    "summary_lines",
+    "workload_line",
+]
+
+_LISTED = 20
+"""Conflicts that are shown; --json has all."""
 
 
 def model_lines() -> list[str]:
@@ -45,6 +58,31 @@ def import_lines(files: Sequence[tuple[PublishedTable, int]]) -> list[str]:
     names = sorted({f"{table.source.package} {table.source.version} ({table.source.licence})" for table, _ in files})
     total = f"{kept:,} latencies from {', '.join(names)}, {sum(new for _, new in files):,} of them new"
     return [*lines, "", f"{total}; {left_out:,} rows left out"]
+
+
+def merge_lines(into: Path, merged: Sequence[Merged]) -> list[str]:
+    """What each latency DB has brought into another, which outcomes gave way, and what has to be fitted again."""
+    lines = []
+    for each in merged:
+        changes = ", ".join(f"{rows:,} {what}" for what, rows in each.changes.items() if what != "superseded")
+        lines.append(f"{each.source} into {into}: {changes or 'nothing new'}")
+        if each.conflicts:
+            lines.append(f"  {len(each.conflicts):,} cases had another outcome in each; the other one is superseded:")
+        for conflict in each.conflicts[:_LISTED]:
+            lines.append(f"    {conflict.signature} at {conflict.sweep_point}, {conflict.environment}:")
+            lines.append(f"      {_outcome(conflict.stays)} stays; superseded: {_outcome(conflict.superseded)}")
+        if len(each.conflicts) > _LISTED:
+            lines.append(f"    and {len(each.conflicts) - _LISTED:,} more, which --json lists")
+        if each.to_fit:
+            lines.append(f"  {len(each.to_fit):,} to fit again, by the next run: {', '.join(each.to_fit)}")
+    return lines
+
+
+def _outcome(outcome: Outcome) -> str:
+    result = outcome.outcome
+    if isinstance(result, Failure):
+        return f"failure ({result.reason}) of {outcome.file}"
+    return f"{format_latency(result.median_s)} ({result.rounds} rounds) of {outcome.file}"
 
 
 def header_lines(plan: Plan, db: Path) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.environment import Environment
+from pytest_dooly.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.regress import Regressor, fit
 from pytest_dooly.signature import Attribute, ModelOperation, ServedModel, Signature
 
@@ -84,3 +85,21 @@ def model_and_regressors() -> tuple[ServedModel, dict[str, Regressor]]:
         STEP.key: fitted(STEP, lambda p: 100e-6, BATCHES),
         ADMISSION.key: fitted(ADMISSION, lambda p: 50e-6, TOKENS),
     }
+
+
+PUBLISHED = Environment("CPU", 1, UNKNOWN, "vllm", "0.24.0", UNKNOWN, CUDA_EVENT, REPEATED, CUDA_GRAPH)
+
+
+def published(
+    rows: Mapping[tuple[Signature, SweepPoint], float],
+    *,
+    file: str = "gemm.parquet",
+    version: str = "0.12.0",
+    unmapped: Mapping[str, int] | None = None,
+) -> PublishedTable:
+    """One file of latencies, in seconds, that others have published of the same device as ENVIRONMENT's."""
+    latencies = tuple(
+        PublishedLatency(signature, point, latency_s, kernel="cublas") for (signature, point), latency_s in rows.items()
+    )
+    source = Source("aiconfigurator-core", version, "Apache-2.0", file, f"sha of {file} {version}", mapping=1)
+    return PublishedTable(source, {PUBLISHED: latencies}, unmapped or {})
