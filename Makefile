@@ -5,15 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cuda
+SYSTEM ?= h200_sxm
 DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench economy gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public economy gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validate the predictions (about 10 minutes)
 	@echo "== profiling llama-300m on vLLM (about 4 minutes; a second run times nothing)"
@@ -41,6 +42,9 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
 	$(BIN)/python -m tests.bench_trace
+
+bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
+	$(BIN)/python -m tests.bench_public --system $(SYSTEM) --write reports/public
 
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
 	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
