@@ -341,10 +341,7 @@ _STATEMENTS: tuple[tuple[str | None, str], ...] = (
         """
         INSERT INTO main.published_measurement
         SELECT * FROM other.published_measurement WHERE source IN (SELECT key FROM arriving)
-        ON CONFLICT DO UPDATE SET source = excluded.source, kernel = excluded.kernel, latency_s = excluded.latency_s
-        WHERE excluded.source != published_measurement.source
-            AND (SELECT imported_at, key FROM main.source WHERE key = excluded.source)
-                > (SELECT imported_at, key FROM main.source WHERE key = published_measurement.source)
+        ON CONFLICT DO NOTHING
         """,
     ),
     (

@@ -152,7 +152,7 @@ def _by_family(table: str, version: str, frame: Any, reader: Any) -> Iterator[Da
         latency = reader.latency(row)
         if isinstance(latency, str):
             continue
-        signature, point, variant = latency
+        signature, point, kernel, variant = latency
         parts = parts_of(signature)
         decode = point.batch is not None and point.batch.num_tokens == point.batch.num_reqs
         if decode != (table in ("generation_attention", "mla_generation")):
@@ -160,7 +160,7 @@ def _by_family(table: str, version: str, frame: Any, reader: Any) -> Iterator[Da
         part = parts[-1] if decode else parts[0]
         places, rows = found.setdefault(part.family, ([], []))
         places.append(place)
-        rows.append(PublishedLatency(signature, point, row.latency / 1e3, row.kernel_source, variant))
+        rows.append(PublishedLatency(signature, point, row.latency / 1e3, kernel, variant))
     for family, (places, rows) in found.items():
         # table_of gathers the rows of a signature: bring the package's rows into the same order.
         order: dict[Any, list[int]] = {}

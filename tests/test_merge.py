@@ -405,19 +405,14 @@ def test_of_two_versions_of_a_file_the_one_imported_later_stays(new: Callable[..
         assert db.publish(newer) == 0
 
 
-def test_of_two_files_that_have_the_same_latency_the_one_imported_later_counts(new: Callable[..., Path]) -> None:
+def test_two_files_that_have_the_same_latency_are_kept_apart(new: Callable[..., Path]) -> None:
     first, second = published({(LINEAR, TOKENS[0]): 1e-3}), published({(LINEAR, TOKENS[0]): 2e-3}, file="later")
     one, other = new("a", *publish(first)), new("b", *publish(second), at=5)
     forth, back = new("c"), new("d")
     merge(forth, [one, other])
     merge(back, [other, one])
-    assert latencies(forth) == latencies(back) == {("later", "0.12.0", 2e-3)}
-    with LatencyDB.open(one) as db, LatencyDB.open(back) as as_imported:
-        first_again = dataclasses.replace(first, source=dataclasses.replace(first.source, mapping=2))
-        db.publish(first_again)
-        as_imported.publish(first_again)
-    merge(forth, [one])
-    assert latencies(forth) == latencies(back) == {("gemm.parquet", "0.12.0", 1e-3)}
+    both = {("gemm.parquet", "0.12.0", 1e-3), ("later", "0.12.0", 2e-3)}
+    assert latencies(forth) == latencies(back) == both
 
 
 def test_a_later_import_of_the_same_file_is_remembered(new: Callable[..., Path]) -> None:
