@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AcrossSizes"]
+__all__ = ["FEWEST_ROWS", "AcrossSizes"]
 
 Array = npt.NDArray[np.float64]
 
 _FOLDS, _SETS = 3, 2
 _LATENCY = {"num_leaves": 127, "min_data_in_leaf": 10, "learning_rate": 0.08, "trees": 300}
 _ERROR = {"num_leaves": 15, "min_data_in_leaf": 60, "learning_rate": 0.05, "trees": 120}
+
+FEWEST_ROWS = 20
+"""That trees are fitted to: fewer leave too little to hold out."""
 
 _THREADS = 1
 """A tree is grown in many short steps, at each of which several threads would wait for the slowest core."""
@@ -51,7 +54,8 @@ class AcrossSizes:
         floor_s: what the smallest work takes, in seconds.
         near: distinct rows of the fit in the space of sizes, shape (rows, sizes).
         fixed: columns of `near` that are one value within each size.
-        unseen_sizes: median and 95th percentile of the relative error where a whole size was left out.
+        unseen_sizes: median and 95th percentile of the relative error where a whole size was left out; None where the
+            sizes are too few for that.
         unseen_rows: the same where rows of a size in the fit were left out.
     """
 
@@ -61,8 +65,8 @@ class AcrossSizes:
     floor_s: float
     near: tuple[tuple[float, ...], ...]
     fixed: tuple[int, ...]
-    unseen_sizes: tuple[float, float]
-    unseen_rows: tuple[float, float]
+    unseen_sizes: tuple[float, float] | None
+    unseen_rows: tuple[float, float] | None
 
     @classmethod
     def fit(
@@ -73,7 +77,7 @@ class AcrossSizes:
         Args:
             matrix: features, shape (rows, features).
             roofline_s: what the device could do the work in at best, shape (rows,), in seconds.
-            latencies_s: measured, shape (rows,), in seconds.
+            latencies_s: measured, shape (rows,), in seconds; at least FEWEST_ROWS of them.
             groups: number of the sizes that a row belongs to, shape (rows,).
             num_sizes: leading features that span the space in which a row is near another.
         """
@@ -137,8 +141,8 @@ class AcrossSizes:
             floor_s=document["floor_s"],
             near=tuple(map(tuple, document["near"])),
             fixed=tuple(document["fixed"]),
-            unseen_sizes=tuple(document["unseen_sizes"]),
-            unseen_rows=tuple(document["unseen_rows"]),
+            unseen_sizes=document["unseen_sizes"] and tuple(document["unseen_sizes"]),
+            unseen_rows=document["unseen_rows"] and tuple(document["unseen_rows"]),
         )
 
     @cached_property
@@ -202,8 +206,8 @@ def _away(points: tuple[Any, Any], sizes: Array, fixed: Sequence[int]) -> Array:
     return np.column_stack([of_sizes.query(sizes[:, list(fixed)])[0], of_rows.query(sizes)[0]])
 
 
-def _median_and_tail(errors: Array) -> tuple[float, float]:
-    return (float(np.median(errors)), float(np.quantile(errors, 0.95))) if len(errors) else (0.0, 0.0)
+def _median_and_tail(errors: Array) -> tuple[float, float] | None:
+    return (float(np.median(errors)), float(np.quantile(errors, 0.95))) if len(errors) else None
 
 
 def _pack(text: str) -> str:

@@ -11,17 +11,17 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.across import AcrossSizes
+from pytest_dooly.across import FEWEST_ROWS, AcrossSizes
 from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.device import Device, device_of
 from pytest_dooly.environment import CUDA_GRAPH, Environment, content_hash
 from pytest_dooly.estimate import Estimate
-from pytest_dooly.family import Columns, Family, Part, columns_of, lone_parts_of, parts_of, table_of
+from pytest_dooly.family import Columns, Family, Part, columns_of, lone_parts_of, parts_of, running, table_of
 from pytest_dooly.kernels import FEATURES_VERSION, describe
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Measurement
@@ -50,8 +50,6 @@ Array = npt.NDArray[np.float64]
 
 BasisKind = Literal["measured", "published", "across sizes", "estimate"]
 """Best first."""
-
-_KINDS: tuple[BasisKind, ...] = ("measured", "published", "across sizes", "estimate")
 
 _DEVICE_ATTRIBUTES = frozenset({"backend", "block_size", "dispatch"})
 _FEWEST = 5
@@ -116,6 +114,28 @@ class FamilyRegressor:
     rows: Mapping[tuple[tuple[str, int], ...], int]
     sources: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document of what was fitted; `from_json` reads it back."""
+        return {
+            "learner": self.learner.to_json(),
+            "ranges": self.ranges,
+            "rows": [[sizes, number] for sizes, number in self.rows.items()],
+        }
+
+    @classmethod
+    def from_json(
+        cls, document: Mapping[str, Any], *, family: Family, device: Device, sources: tuple[str, ...]
+    ) -> FamilyRegressor:
+        """The inverse of `to_json`, given what the latency DB knows besides."""
+        return cls(
+            family=family,
+            device=device,
+            learner=AcrossSizes.from_json(document["learner"]),
+            ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
+            rows={tuple((name, size) for name, size in sizes): number for sizes, number in document["rows"]},
+            sources=sources,
+        )
+
     def predict(self, columns: Columns) -> tuple[Array, Array]:
         """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
         description = describe(self.family, columns, self.device)
@@ -141,7 +161,7 @@ class FamilyRegressor:
 
 @dataclass(frozen=True)
 class PartsModel:
-    """The latency of an operation as the sum of its parts', never less than half of what the data sheet allows.
+    """The latency of an operation as the sum of its parts'; half the estimate at least, where one is taken off.
 
     Attributes:
         parts: each with the regressor of its family.
@@ -166,10 +186,10 @@ class PartsModel:
         """Latencies in seconds and their expected relative errors, each of shape (points,)."""
         work = points if isinstance(points, Work) else Work.of(points)
         total, squares = np.zeros(len(work)), np.zeros(len(work))
-        for part, regressor, columns, there in self._asked(work):
+        for part, regressor, columns, runs in self._asked(work):
             latency_s, error = regressor.predict(columns)
-            total[there] += part.sign * latency_s
-            squares[there] += (latency_s * error) ** 2
+            total[runs] += part.sign * latency_s
+            squares[runs] += (latency_s * error) ** 2
         if any(part.sign < 0 for part, _ in self.parts):
             total = np.maximum(total, self.estimate.predict_s(work) / 2)
         return total, np.sqrt(squares) / np.maximum(total, 1e-12)
@@ -184,9 +204,9 @@ class PartsModel:
         """Each part with its regressor, the columns of the points that run it, and which points those are."""
         for part, regressor in self.parts:
             columns = columns_of(part, work)
-            there = columns["batch_size"] > 0 if "batch_size" in columns else np.ones(len(work), dtype=bool)
-            if there.any():
-                yield part, regressor, {name: values[there] for name, values in columns.items()}, there
+            runs = running(columns, len(work))
+            if runs.any():
+                yield part, regressor, {name: values[runs] for name, values in columns.items()}, runs
 
 
 @dataclass(frozen=True)
@@ -241,11 +261,15 @@ class Grounds:
         founded = PartsModel(known, estimate)
         _, errors = founded.predict(sweep(signature, limits))
         exact = all(part.sizes in regressor.rows for part, regressor in known)
-        rows = (r.rows[part.sizes] if exact else sum(r.rows.values()) for part, r in known)
+        # Several parts can rest on one regressor, whose latencies count once.
+        rows = {
+            (r.family, part.sizes if exact else None): r.rows[part.sizes] if exact else sum(r.rows.values())
+            for part, r in known
+        }
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
         reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "published" if exact else "across sizes"
-        return Foundation(founded, Basis(kind, sum(rows), sources, float(np.mean(errors)), reliable))
+        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
 
     def predictable(self, model: ServedModel, *, target: float) -> dict[str, float | None]:
         """Expected error of the operations that need not be timed, by signature key.
@@ -281,42 +305,42 @@ class Grounds:
         ]
         return max(found, key=lambda each: each[:3])[3] if found else None
 
-    def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor:
-        sources = self._db.sources(environment, keys)
+    def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor | None:
+        """The regressor as the latency DB has it, or else fitted now; None where there are too few latencies."""
+        found = self._db.sources(environment, keys)
         own = [
             PublishedLatency(self._signatures[key], point, outcome.mean_s, "")
             for key in keys
             for point, outcome in self._outcomes.get(environment, {}).get(key, {}).items()
         ]
-        state = sorted(source.key for source in sources), len(own), sum(row.latency_s for row in own)
+        sources = (*(source.name for source in found), *([str(environment)] if own else []))
+        state = sorted(source.key for source in found), len(own), sum(row.latency_s for row in own)
         fitted_to = content_hash([FEATURES_VERSION, self.device.name, *state])
-        table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
         document = self._db.load_family_regressor(family.key, environment, fitted_to)
-        if document is None:
-            self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
-            description = describe(family, table.columns, self.device)
-            learner = AcrossSizes.fit(
-                description.matrix, description.roofline_s, table.latencies_s, table.groups, description.num_sizes
-            )
-            self._db.save_family_regressor(
-                family.key,
-                environment,
-                learner.to_json(),
-                name=str(family),
-                error=learner.unseen_sizes[0],
-                fitted_to=fitted_to,
-            )
-        else:
-            learner = AcrossSizes.from_json(document)
+        if document is not None:
+            return FamilyRegressor.from_json(document, family=family, device=self.device, sources=sources)
+        table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
+        if len(table) < FEWEST_ROWS:
+            return None
+        self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
+        description = describe(family, table.columns, self.device)
+        learner = AcrossSizes.fit(
+            description.matrix, description.roofline_s, table.latencies_s, table.groups, description.num_sizes
+        )
         counts = np.bincount(table.groups, minlength=len(table.sizes))
-        return FamilyRegressor(
+        fitted = FamilyRegressor(
             family=family,
             device=self.device,
             learner=learner,
             ranges={name: (float(values.min()), float(values.max())) for name, values in table.columns.items()},
             rows=dict(zip(table.sizes, map(int, counts), strict=True)),
-            sources=(*(source.name for source in sources), *([str(environment)] if own else [])),
+            sources=sources,
         )
+        name, error = str(family), learner.unseen_sizes and learner.unseen_sizes[0]
+        self._db.save_family_regressor(
+            family.key, environment, fitted.to_json(), name=name, error=error, fitted_to=fitted_to
+        )
+        return fitted
 
     @property
     def has_latencies(self) -> bool:
@@ -401,7 +425,7 @@ def shares_of(model: ServedModel, step: StepPrediction, founded: Mapping[str, Fo
     """
     bases = [founded[operation.signature.key].basis for operation in step_operations(model)]
     total_s = step.latency_s or 1.0
-    by_kind = dict.fromkeys(_KINDS, 0.0)
+    by_kind = dict.fromkeys(get_args(BasisKind), 0.0)
     known_s = off_s = 0.0
     for basis, operation in zip(bases, step.operations, strict=True):
         by_kind[basis.kind] += operation.latency_s / total_s

@@ -19,9 +19,9 @@ from pytest_dooly.batch import SweepPoint
 from pytest_dooly.device import Device
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
-from pytest_dooly.work import Features, Work
+from pytest_dooly.work import Features, Work, sent
 
-__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate", "dtype_bytes"]
+__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate"]
 
 Array = npt.NDArray[np.float64]
 
@@ -78,18 +78,10 @@ class Estimate:
         return None
 
 
-def dtype_bytes(dtype: str) -> float:
-    """Bytes of one element, by its short name (`bf16`: 2); 4-bit weights are packed into bytes.
-
-    Raises:
-        ValueError: the name says no number of bits.
-    """
+def _dtype_bytes(dtype: str) -> float:
+    """Bytes of one element, by its short name (`bf16`: 2); 1 where that says no number of bits, as in `bool`."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
-    if bits is None:
-        if dtype == "bool":
-            return 1
-        raise ValueError(f"dtype {dtype!r} says no number of bits")
-    return int(bits[1]) / 8
+    return 1.0 if bits is None else int(bits[1]) / 8
 
 
 def _window(signature: Signature) -> float | None:
@@ -103,7 +95,7 @@ def _bytes(signature: Signature, of: Features) -> Array:
     passes = _PASSES.get(signature.kind, 1.0)
     experts = max(float(dict(signature.attributes).get("num_local_experts", 1)), 1.0)
     for _, dtype, shape in signature.tensors:
-        size = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
+        size = math.prod(dim for dim in shape if isinstance(dim, int)) * _dtype_bytes(dtype)
         asked = " ".join(dim for dim in shape if isinstance(dim, str))
         if "context_len" in asked:
             total += size * of.work.sum(of.read)
@@ -129,7 +121,8 @@ def _output_bytes(signature: Signature) -> float:
 def _flops(signature: Signature, of: Features) -> Array:
     """Two for each weight and row, four for each attended pair and channel; shape (points,)."""
     attributes: Mapping[str, str | int | float | bool] = dict(signature.attributes)
-    met = float(attributes.get("top_k", 1)) / float(attributes.get("num_experts", 1))
+    experts = attributes.get("num_experts", attributes.get("num_local_experts", 1))
+    met = float(attributes.get("top_k", 1)) / float(experts)  # of the weights, which are those of one rank's experts
     weights = sum(
         math.prod(dim for dim in shape if isinstance(dim, int)) * (met if len(shape) > 2 else 1)
         for role, _, shape in signature.tensors
@@ -141,9 +134,8 @@ def _flops(signature: Signature, of: Features) -> Array:
 
 
 def _moved(signature: Signature, of: Features) -> Array:
-    """Bytes that a rank sends: a ring passes each of r shares on r - 1 times, twice for a sum that all get."""
-    ranks = float(dict(signature.attributes)["ranks"])
+    """Bytes that a rank sends, shape (points,)."""
+    ranks = np.array(float(dict(signature.attributes)["ranks"]))
     _, dtype, shape = signature.tensors[0]
-    row = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
-    rounds = (ranks - 1) * (2 / ranks if signature.name == "all_reduce" else 1)
-    return row * of.tokens * rounds
+    row = math.prod(dim for dim in shape if isinstance(dim, int)) * _dtype_bytes(dtype)
+    return row * of.tokens * sent(signature.name, ranks)

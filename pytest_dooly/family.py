@@ -20,16 +20,23 @@ from pytest_dooly.published import PublishedLatency
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Features, Work
 
-__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "parts_of", "table_of"]
+__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "parts_of", "running", "table_of"]
 
 Array = npt.NDArray[np.float64]
 Columns = dict[str, Array]
 
-_PRECISIONS = {
-    "fp8pertensoronline": "fp8",
-    "gptossmxfp4": "mxfp4",
-}
+_PRECISIONS = {"fp8pertensoronline": "fp8", "gptossmxfp4": "mxfp4"}
 """Of the weights, by the method of a signature; other methods are precisions already."""
+
+_PUBLISHED_LATENT = {
+    "hidden_size": 7168,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+"""Sizes of DeepSeek-V3, whose layers of latent attention are the published ones."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,13 @@ class Part:
         family: that it belongs to.
         sizes: sorted (name, value) pairs of what else its latency depends on, besides the request.
         sign: 1, or -1 for what is to be taken off.
-        columns: elements of a row, where only the number of elements counts.
+        columns: elements of a row, where only the number of elements counts; None where rows do.
     """
 
     family: Family
     sizes: tuple[tuple[str, int], ...]
     sign: int = 1
-    columns: int = 1
+    columns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     if signature.name == "mla_layer":
         return _latent_layer(attributes, precision)
     if signature.name == "mla_attention":
-        return _latent_attention(attributes)
+        return _latent_attention(attributes, _dtype(signature.tensors[0][1]))
     return ()
 
 
@@ -138,7 +145,7 @@ def columns_of(part: Part, work: Work) -> Columns:
     if kernel.endswith("decode"):
         return sizes | _decodes(work)
     features = Features(work, None)
-    if part.columns > 1:
+    if part.columns is not None:
         return sizes | {"elements": features.tokens * part.columns}
     if kernel == "experts":
         return sizes | {"num_tokens": features.tokens, "activated": features.activated, "busiest": features.busiest}
@@ -153,7 +160,7 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
     sizes: dict[tuple[tuple[str, int], ...], int] = {}
     blocks, latencies_s, groups = [], [], []
     for signature, of in of_signature.items():
-        part = next((each for each in lone_parts_of(signature) if family.serves(each.family)), None)
+        part = next((each for each in lone_parts_of(signature) if each.family == family), None)
         if part is None:
             continue
         work = Work.of([row.point for row in of])
@@ -162,6 +169,8 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
         if "batch_size" in columns:
             prompts = Features(work, None).prompts
             kept = work.sum(prompts if family.kernel.endswith("decode") else 1 - prompts) == 0
+        if not kept.any():
+            continue
         group = sizes.setdefault(part.sizes, len(sizes))
         blocks.append({name: values[kept] for name, values in columns.items()})
         latencies_s.append(np.array([row.latency_s for row in of])[kept])
@@ -175,12 +184,18 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
     )
 
 
+def running(columns: Columns, points: int) -> npt.NDArray[np.bool_]:
+    """Which of the points run the part whose columns they are, shape (points,); a step of decodes runs no prefill."""
+    return columns["batch_size"] > 0 if "batch_size" in columns else np.ones(points, dtype=bool)
+
+
 def _precision(signature: Signature) -> str:
     """Of the weights: by the quantisation method where there is one, else their dtype."""
     method = str(dict(signature.attributes).get("method", "unquantized"))
     if method != "unquantized":
         return _PRECISIONS.get(method, method)
-    return next((_dtype(dtype) for role, dtype, _ in signature.tensors if role.endswith("weight")), "bf16")
+    weights = [dtype for role, dtype, _ in signature.tensors if role == "weight" or role.endswith("w13_weight")]
+    return _dtype(weights[0]) if weights else "bf16"
 
 
 def _dtype(name: str) -> str:
@@ -212,38 +227,24 @@ def _attention(attributes: Mapping[str, str | int | float | bool]) -> tuple[Part
 
 
 def _latent_layer(attributes: Mapping[str, str | int | float | bool], precision: str) -> tuple[Part, ...]:
-    sizes = tuple(sorted((name, int(attributes[name])) for name in (*_LATENT_SIZES, "num_heads")))
+    sizes = tuple(sorted((name, int(attributes[name])) for name in (*_PUBLISHED_LATENT, "num_heads")))
     kept = f"{precision} {attributes['kv_cache_dtype']}"
     return tuple(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode"))
 
 
-_LATENT_SIZES = ("hidden_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_PUBLISHED_LATENT = {
-    "hidden_size": 7168,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-}
-"""Sizes of DeepSeek-V3, whose layers are the published ones."""
-
-
-def _latent_attention(attributes: Mapping[str, str | int | float | bool]) -> tuple[Part, ...]:
-    """A published layer with as many heads, less its four matrix products."""
-    heads = int(attributes["num_heads"])
-    asked = {name: int(attributes.get(name, _PUBLISHED_LATENT[name])) for name in _LATENT_SIZES}
-    if any(asked[name] != _PUBLISHED_LATENT[name] for name in _LATENT_SIZES[1:] if name != "q_lora_rank"):
+def _latent_attention(attributes: Mapping[str, str | int | float | bool], dtype: str) -> tuple[Part, ...]:
+    """A published layer with as many heads, less its three matrix products; none where latents have other sizes."""
+    of, heads = _PUBLISHED_LATENT, int(attributes["num_heads"])
+    if any(attributes.get(name, size) != size for name, size in of.items()):
         return ()
-    sizes = tuple(sorted({**_PUBLISHED_LATENT, "num_heads": heads}.items()))
-    of = _PUBLISHED_LATENT
+    sizes = tuple(sorted({**of, "num_heads": heads}.items()))
     head = of["qk_nope_head_dim"] + of["qk_rope_head_dim"]
-    kept = f"bf16 {attributes['kv_cache_dtype']}"
+    kept = f"{dtype} {attributes['kv_cache_dtype']}"
     return (
         *(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode")),
-        _gemm("bf16", of["q_lora_rank"] + of["kv_lora_rank"] + of["qk_rope_head_dim"], of["hidden_size"], -1),
-        _gemm("bf16", heads * head, of["q_lora_rank"], -1),
-        _gemm("bf16", of["hidden_size"], heads * of["v_head_dim"], -1),
+        _gemm(dtype, of["q_lora_rank"] + of["kv_lora_rank"] + of["qk_rope_head_dim"], of["hidden_size"], -1),
+        _gemm(dtype, heads * head, of["q_lora_rank"], -1),
+        _gemm(dtype, of["hidden_size"], heads * of["v_head_dim"], -1),
     )
 
 
@@ -282,7 +283,14 @@ def _prompts(work: Work, window: int) -> Columns:
         longest = work.max(features.prompts * (work.query_lens + work.context_lens))
         cut = window * (window - 1) / np.maximum(2 * (window - each), 1e-9)
         length = np.where(length > window, np.minimum(cut, np.maximum(longest, window)), length)
-    return {"batch_size": tokens / length, "prompt_len": length}
+    length = _whole(length)
+    return {"batch_size": _whole(tokens / length), "prompt_len": length}
+
+
+def _whole(values: Array) -> Array:
+    """The values, those that rounding has moved off a whole number put back: a tile more would be another feature."""
+    whole = np.round(values)
+    return np.where(np.isclose(values, whole, rtol=1e-9, atol=0), whole, values)
 
 
 def _decodes(work: Work) -> Columns:

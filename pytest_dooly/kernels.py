@@ -15,25 +15,40 @@ import numpy.typing as npt
 
 from pytest_dooly.device import Device
 from pytest_dooly.family import Columns, Family
+from pytest_dooly.work import sent
 
 __all__ = ["FEATURES_VERSION", "Description", "describe"]
 
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
 
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 """Raised when features or regressors across sizes change, so that one in a latency DB is not taken for a new one."""
 
 _L2_BYTES = 50e6
 """Of a last-level cache; the trees only need its order of magnitude."""
 
-_WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "int4": 0.5, "nvfp4": 0.56, "mxfp4": 0.53}
+_WEIGHT_BYTES = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+    "nvfp4": 0.56,
+    "mxfp4": 0.53,
+    "mxfp4_mxfp8": 0.53,
+}
+"""Of a weight, with its share of the scales; 2 for others."""
+
+_CACHE_BYTES = {"fp32": 4.0, "fp8": 1.0}
+"""Of an element of the KV cache; 2 for others."""
+
 _SPEEDUPS = {"fp8": 2.0, "fp8_block": 2.0, "int8": 2.0, "nvfp4": 4.0, "mxfp4_mxfp8": 2.0}
 """Of matrix products, over bf16; other weights are made bf16 first."""
 
 _PRODUCT: Tiles = ((64, 64), (64, 128), (128, 128), (64, 256), (128, 256), (256, 128))
 _EXPERT: Tiles = ((16, 128), (64, 128), (128, 128))
-
 
 _HEADS = 64
 """That kernels of latent decodes work on at once."""
@@ -158,7 +173,7 @@ def _decode(c: Columns, family: Family) -> _Kernel:
 
 def _attention(c: Columns, family: Family) -> tuple[Array, Array, Array, Array, Array, float]:
     length = c["prompt_len"] if "prompt_len" in c else c["context_len"] + 1
-    cache = 1.0 if family.precision == "fp8" else 2.0
+    cache = _CACHE_BYTES.get(family.precision, 2.0)
     return c["batch_size"], length, c["num_heads"], c["num_kv_heads"], c["head_size"], cache
 
 
@@ -166,7 +181,7 @@ def _experts(c: Columns, family: Family) -> _Kernel:
     """Two grouped products over the experts that get a token: 6 operations a routed token and weight of an expert."""
     weight = _WEIGHT_BYTES.get(family.precision, 2.0)
     hidden, inner, local = c["hidden_size"], c["intermediate_size"], c["local_experts"]
-    active = np.maximum(c["activated"], 1)
+    active, busiest = np.maximum(c["activated"], 1), np.maximum(c["busiest"], 1)
     routed = np.maximum(c["num_tokens"] * c["top_k"] * local / c["experts"], active)
     each = routed / active
     weights = weight * 3 * active * hidden * inner
@@ -174,15 +189,15 @@ def _experts(c: Columns, family: Family) -> _Kernel:
     grids = {"up": (each, 2 * inner, active, _EXPERT), "down": (each, hidden, active, _EXPERT)}
     extra = {"rows": np.log2(each), "active": np.log2(active), "routed": np.log2(routed)}
     extra |= {"inner tail": inner % 128 / 128, "hidden tail": hidden % 512 / 512}
-    extra |= {"busiest rows": np.log2(c["busiest"]), "busiest share": c["busiest"] / routed}
-    extra |= {f"busiest tail {tile}": c["busiest"] % tile / tile for tile in (16, 64)}
+    extra |= {"busiest rows": np.log2(busiest), "busiest share": busiest / routed}
+    extra |= {f"busiest tail {tile}": busiest % tile / tile for tile in (16, 64)}
     return _Kernel(6 * routed * hidden * inner, moved, weights, grids, extra)
 
 
 def _latent(c: Columns, family: Family) -> _Kernel:
     """A layer of latent attention: its projections, and attention over latents (decodes) or expanded keys (prompts)."""
     weight = _WEIGHT_BYTES.get(family.precision.split()[0], 2.0)
-    cache = 1.0 if family.precision.endswith("fp8") else 2.0
+    cache = _CACHE_BYTES.get(family.precision.split()[1], 2.0)
     decode, batch, heads = "context_len" in c, c["batch_size"], c["num_heads"]
     length = c["context_len"] + 1 if decode else c["prompt_len"]
     latent, rope, nope, value = c["kv_lora_rank"], c["qk_rope_head_dim"], c["qk_nope_head_dim"], c["v_head_dim"]
@@ -212,10 +227,10 @@ def _latent(c: Columns, family: Family) -> _Kernel:
 
 
 def _message(c: Columns, family: Family) -> _Kernel:
-    """A collective over `ranks`: each passes (r - 1) / r of the elements on, twice for a sum that all get."""
+    """A collective over `ranks`, of numbers of two bytes."""
     ranks, elements = c["ranks"], c["elements"]
-    passed = 2 * elements * (ranks - 1) * (2 / ranks if family.kernel == "all_reduce" else 1.0)
-    return _Kernel(elements, passed, elements, {}, {"received": np.log2((ranks - 1) * elements)})
+    received = {"received": np.log2((ranks - 1) * elements)}
+    return _Kernel(elements, 2 * elements * sent(family.kernel, ranks), elements, {}, received)
 
 
 _KERNELS: Mapping[str, Callable[[Columns, Family], _Kernel]] = {

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pytest_dooly.batch import SweepPoint
 
-__all__ = ["FEATURES", "Features", "Work", "features_of"]
+__all__ = ["FEATURES", "Features", "Work", "features_of", "sent"]
 
 Array = npt.NDArray[np.float64]
 
@@ -227,3 +227,12 @@ def features_of(work: Work, names: Sequence[str], window: float | None) -> Array
     """The features' values, shape (points, features)."""
     features = Features(work, window)
     return np.column_stack([features[name] for name in names])
+
+
+def sent(collective: str, ranks: Array) -> Array:
+    """What each rank sends of a collective's input, as a multiple of it, shape of `ranks`.
+
+    A ring passes each of r shares on r - 1 times, twice for a sum that all get; an input that all get is a share.
+    """
+    shares = {"all_reduce": 2 / ranks, "reduce_scatter": 1 / ranks}
+    return (ranks - 1) * shares.get(collective, np.ones_like(ranks))
