@@ -28,7 +28,7 @@ _FOLDS, _SETS = 3, 2
 _LATENCY = {"num_leaves": 127, "min_data_in_leaf": 10, "learning_rate": 0.08, "trees": 300}
 _ERROR = {"num_leaves": 15, "min_data_in_leaf": 60, "learning_rate": 0.05, "trees": 120}
 
-FEWEST_ROWS = 20
+FEWEST_ROWS = 10
 """That trees are fitted to: fewer leave too little to hold out."""
 
 _THREADS = 1
