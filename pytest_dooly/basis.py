@@ -347,6 +347,11 @@ class Grounds:
         """Whether anything is known of the device."""
         return bool(self._rows)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known of the device: every prediction is an estimate."""
+        return not self._published and not self._measured
+
     @cached_property
     def _signatures(self) -> Mapping[str, Signature]:
         return self._db.signatures()

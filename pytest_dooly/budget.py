@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_dooly.basis import Basis, Foundation, portable
-from pytest_dooly.batch import Limits
+from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.device import Device
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.plan import case_cost_s
@@ -66,7 +66,7 @@ class Budget:
     @property
     def set_up_s(self) -> float:
         """Seconds of the engine's start; none where nothing is to be timed."""
-        return SET_UP_S if any(need.cases for need in self.needs) else 0.0
+        return SET_UP_S if any(need.most_cases for need in self.needs) else 0.0
 
     @property
     def device_s(self) -> float:
@@ -121,32 +121,30 @@ def budget_of(
         device: to be rented.
         target: expected relative error below which a prediction from other sizes will do, 0.05 for 5 %.
     """
-    timed: set[Signature] = set()
+    timed: dict[Signature, set[SweepPoint]] = {}
     budgets = []
     for model, founded in zip(models, foundations, strict=True):
         needs = []
         for operation in model.operations:
             basis = founded[operation.signature.key].basis
-            verdict = _verdict(basis, portable(operation.signature) in timed, target)
-            if verdict == "to time":
-                timed.add(portable(operation.signature))
-            needs.append(_need(operation, basis, verdict, model.limits))
+            if basis.within(target):
+                verdict: Verdict = "predicted" if basis.kind == "across sizes" else "in the DB"
+                needs.append(Need(operation, basis, verdict, 0, 0, 0.0, 0.0))
+            else:
+                before = timed.setdefault(portable(operation.signature), set())
+                needs.append(_timed(operation, basis, model.limits, before))
         budgets.append(Budget(model, device, tuple(needs)))
     return tuple(budgets)
 
 
-def _verdict(basis: Basis, timed: bool, target: float) -> Verdict:
-    if basis.within(target):
-        return "predicted" if basis.kind == "across sizes" else "in the DB"
-    return "shared" if timed else "to time"
-
-
-def _need(operation: ModelOperation, basis: Basis, verdict: Verdict, limits: Limits) -> Need:
-    if verdict != "to time":
-        return Need(operation, basis, verdict, 0, 0, 0.0, 0.0)
+def _timed(operation: ModelOperation, basis: Basis, limits: Limits, before: set[SweepPoint]) -> Need:
+    """What timing an operation takes, less the points that are timed for models before, to which its own are added."""
     signature = operation.signature
     ranks = int(dict(signature.attributes).get("ranks", 1)) if signature.kind is OperationKind.COLLECTIVE else 1
-    coarse, finer = sweep(signature, limits), refinements(signature, limits)
+    coarse = [point for point in sweep(signature, limits) if point not in before]
+    finer = [point for point in refinements(signature, limits) if point not in before]
+    before.update(coarse, finer)
     device_s = ranks * sum(case_cost_s(signature, point, gpu=True) for point in coarse)
-    finer_s = ranks * sum(case_cost_s(signature, point, gpu=True) for point in finer)
-    return Need(operation, basis, verdict, len(coarse), len(coarse) + len(finer), device_s, device_s + finer_s)
+    most_device_s = device_s + ranks * sum(case_cost_s(signature, point, gpu=True) for point in finer)
+    cases, most_cases = len(coarse), len(coarse) + len(finer)
+    return Need(operation, basis, "to time" if most_cases else "shared", cases, most_cases, device_s, most_device_s)

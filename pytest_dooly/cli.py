@@ -64,13 +64,16 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--target", type=_share, default=0.05, help="error up to which other sizes may predict one (0.05)"
     )
-    plan.add_argument("--price", type=_seconds, help="of one GPU for an hour, in any currency")
+    plan.add_argument("--price", type=_positive_number, help="of one GPU for an hour, in any currency")
     plan.set_defaults(run=_plan)
 
     validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
     validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
     validate.add_argument(
-        "--budget", type=_seconds, default=300.0, help="seconds of engine time for the drawn, all rounds together (300)"
+        "--budget",
+        type=_positive_number,
+        default=300.0,
+        help="seconds of engine time for the drawn, all rounds together (300)",
     )
     validate.add_argument("--seed", type=int, default=0, help="of the draw, and of the order in a round (0)")
     grids = validate.add_argument_group("a grid in place of drawn workloads")
@@ -237,7 +240,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         from pytest_dooly.comparison import candidate
         from pytest_dooly.device_report import format_shares
 
-        ranks = int(arguments.tensor_parallel_size or 1)
+        ranks = configuration.options.tensor_parallel_size
         found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
         _warn(found.prediction.out_of_range)
         shares_line = f"a decode step {format_shares(found.shares)}"
@@ -289,13 +292,13 @@ def _on_devices(
     devices = [device_named(name) for name in arguments.device or ()]
     if not devices:
         raise ConfigurationError("name the GPUs with --device, as in --device h200_sxm")
-    ranks_asked = [int(size) for size in arguments.tensor_parallel_size or [1]]
-    first = argparse.Namespace(**vars(arguments) | {"model": arguments.model[0], "device": None})
-    first.tensor_parallel_size = None
+    asked = [parse_options({"tp": size}).tensor_parallel_size for size in arguments.tensor_parallel_size or ["1"]]
+    first = argparse.Namespace(**vars(arguments))
+    first.model, first.device, first.tensor_parallel_size = arguments.model[0], None, str(asked[0])
     with _opened(first) as (engine, configuration, db):
         for device in devices:
             grounds = _grounds(db, device)
-            for ranks in ranks_asked:
+            for ranks in asked:
                 options = dataclasses.replace(configuration.options, tensor_parallel_size=ranks)
                 models = [_served(engine, resolve(name, options), db)[0] for name in arguments.model]
                 yield device, ranks, models, [grounds.of(model) for model in models]
@@ -315,7 +318,13 @@ def _gpu(arguments: argparse.Namespace) -> Device | None:
 def _grounds(db: LatencyDB, device: Device) -> Grounds:
     from pytest_dooly.basis import Grounds
 
-    return Grounds(db, device, progress=_progress)
+    grounds = Grounds(db, device, progress=_progress)
+    if grounds.empty:
+        _progress(
+            f"nothing of {device.product} is in the latency DB: every figure is an estimate; "
+            f"run dooly import aiconfigurator --system {device.name}"
+        )
+    return grounds
 
 
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -551,18 +560,25 @@ def _routing(text: str) -> RoutingDistribution:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
+def _positive_number(text: str) -> float:
+    value = _number(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, as in 0.05, got {text}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def _positive(text: str) -> int:

@@ -80,5 +80,6 @@ def candidate(
     models = {key: each.model for key, each in founded.items()}
     prediction = predict_workload(model, models, workload, routing=routing)
     context = workload.prompt_len + workload.output_len // 2
-    step = predict_step(model, models, Batch.uniform(workload.concurrency, 1, context), routing=routing)
+    decodes = min(workload.concurrency, model.limits.max_num_seqs)
+    step = predict_step(model, models, Batch.uniform(decodes, 1, context), routing=routing)
     return Candidate(model, device, ranks, prediction, shares_of(model, step, founded))

@@ -81,8 +81,8 @@ def _needs(budget: Budget) -> list[str]:
         basis = need.basis
         grounds = f"{basis.kind}, {basis.num_rows:,} rows" if basis.num_rows else basis.kind
         error = "" if basis.error is None else f"{basis.error:.1%}"
-        cases = f"{need.cases} to {need.most_cases}" if need.cases else ""
-        seconds = f"{need.device_s:.0f} to {need.most_device_s:.0f}" if need.cases else ""
+        cases = f"{need.cases} to {need.most_cases}" if need.most_cases else ""
+        seconds = f"{need.device_s:.0f} to {need.most_device_s:.0f}" if need.most_cases else ""
         lines.append(f"{label:{width}}  {need.verdict:10} {grounds:28} {error:>6} {cases:>11} {seconds:>12}".rstrip())
     return [*lines, ""]
 
