@@ -287,12 +287,12 @@ class Grounds:
     def regressor(self, family: Family) -> FamilyRegressor | None:
         """The regressor across the sizes of a family, or None where nothing of it is published for the device."""
         if family not in self._regressors:
-            found = self._best(family)
-            self._regressors[family] = None if found is None else self._fitted(*found)
+            found = (self._fitted(*each) for each in self._best_first(family))
+            self._regressors[family] = next((each for each in found if each is not None), None)
         return self._regressors[family]
 
-    def _best(self, asked: Family) -> tuple[Environment, Family, Sequence[str]] | None:
-        """Where the family is: our own measurements of enough sizes, or most latencies, of replayed graphs if any."""
+    def _best_first(self, asked: Family) -> list[tuple[Environment, Family, Sequence[str]]]:
+        """Where the family is: our own measurements of enough sizes first, then replayed graphs, then most latencies."""
         found = [
             (
                 environment in self._measured_environments and len(counts) >= _FEWEST_SIZES,
@@ -303,7 +303,7 @@ class Grounds:
             for (environment, family), counts in self._rows.items()
             if family.serves(asked)
         ]
-        return max(found, key=lambda each: each[:3])[3] if found else None
+        return [where for *_, where in sorted(found, key=lambda each: each[:3], reverse=True)]
 
     def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor | None:
         """The regressor as the latency DB has it, or else fitted now; None where there are too few latencies."""
@@ -350,7 +350,7 @@ class Grounds:
     @property
     def empty(self) -> bool:
         """Whether nothing is known of the device: every prediction is an estimate."""
-        return not self._published and not self._measured
+        return not self._rows and not self._measured
 
     @cached_property
     def _signatures(self) -> Mapping[str, Signature]:

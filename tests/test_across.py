@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from pytest_dooly.across import FEWEST_ROWS, AcrossSizes
 
 Array = npt.NDArray[np.float64]
 
-TOKENS = 2.0 ** np.arange(12)
+TOKENS = [2.0**i for i in range(12)]
 
 
 def features(width: Array, tokens: Array) -> Array:
@@ -29,10 +30,10 @@ def latency_s(width: Array, tokens: Array) -> Array:
     return 3e-6 + 1.4e-10 * width * np.maximum(64 * np.ceil(tokens / 64), 64)
 
 
-def rows(widths: Array, tokens: Array = TOKENS) -> tuple[Array, Array, Array, npt.NDArray[np.intp]]:
+def rows(widths: npt.ArrayLike, tokens: Sequence[float] = TOKENS) -> tuple[Array, Array, Array, npt.NDArray[np.intp]]:
     """Features, roofline and latency of each width at each number of tokens, and which width it is."""
     width, each = (values.ravel() for values in np.meshgrid(widths, tokens, indexing="ij"))
-    groups = np.repeat(np.arange(len(widths)), len(tokens))
+    groups = np.repeat(np.arange(np.size(widths)), len(tokens))
     return features(width, each), roofline_s(width, each), latency_s(width, each), groups
 
 
@@ -49,7 +50,7 @@ def test_it_learns_a_function_of_sizes_between_those_it_has_seen() -> None:
     assert np.quantile(errors, 0.95) < 0.12
     assert predicted.shape == expected.shape == latencies.shape
     assert (expected > 0).all()
-    assert 0.2 < expected.mean() / errors.mean() < 5
+    assert errors.mean() < expected.mean() < 0.1  # the widest and the narrowest of the fit count when they are left out
 
 
 def test_what_was_found_out_where_sizes_and_rows_were_left_out() -> None:
@@ -68,27 +69,27 @@ def noisy(seed: int) -> AcrossSizes:
 
 def test_the_error_is_expected_where_it_is() -> None:
     regressor = noisy(0)
-    calm, wild = (regressor.predict(*rows(np.array([width]))[:2])[1].mean() for width in (2100.0, 20_000.0))
+    calm, wild = (regressor.predict(*rows([width])[:2])[1].mean() for width in (2100.0, 20_000.0))
     assert wild > 3 * calm
 
 
-def test_more_error_is_expected_of_sizes_that_are_far_from_measured_ones() -> None:
-    # A law that changes from size to size: nearer sizes say more.
-    widths = np.concatenate([np.geomspace(1024, 2048, 16), np.geomspace(16_384, 32_768, 16)])
-    matrix, roofline, latencies, groups = rows(widths)
-    bent = latencies * (1 + 0.5 * np.sin(3 * matrix[:, 0]))
-    regressor = AcrossSizes.fit(matrix, roofline, bent, groups, 2)
-    near, far = (regressor.predict(*rows(np.array([width]))[:2])[1].mean() for width in (1450.0, 5800.0))
-    seen = regressor.predict(*rows(widths[:1])[:2])[1].mean()
-    assert far > near
-    assert far > seen
+def test_more_error_is_expected_the_farther_a_size_is_from_measured_ones() -> None:
+    # Sizes by threes and singly in turn, of a law that bends between them: nearer sizes say more.
+    exponents = [
+        power + beside for power in range(6, 22) for beside in ((-0.06, 0.0, 0.06) if power % 2 == 0 else (0.0,))
+    ]
+    matrix, roofline, latencies, groups = rows(2.0 ** np.array(exponents))
+    regressor = AcrossSizes.fit(matrix, roofline, latencies * (1 + 0.4 * np.sin(4 * matrix[:, 0])), groups, 2)
+    threes = np.arange(8.0, 20.0, 2.0)
+    seen, near, far = (regressor.predict(*rows(2.0 ** (threes + away))[:2])[1].mean() for away in (0.0, 0.03, 0.5))
+    assert 4 * seen < near < 0.8 * far
 
 
 def test_json_gives_back_the_same_predictions_bit_by_bit() -> None:
     document = json.dumps(learnt().to_json(), allow_nan=False)
     again = AcrossSizes.from_json(json.loads(document))
     assert again == learnt()
-    matrix, roofline, *_ = rows(np.geomspace(700.0, 60_000.0, 9), np.arange(1.0, 50.0))
+    matrix, roofline, *_ = rows(np.geomspace(700.0, 60_000.0, 9), [float(i) for i in range(1, 50)])
     for one, other in zip(learnt().predict(matrix, roofline), again.predict(matrix, roofline), strict=True):
         assert np.array_equal(one, other)
     assert set(json.loads(document)) == {field.name for field in dataclasses.fields(AcrossSizes)}
@@ -112,7 +113,7 @@ def test_fitting_again_gives_the_same_regressor() -> None:
 
 
 def test_a_few_rows_of_one_size_are_fitted_too() -> None:
-    matrix, roofline, latencies, groups = rows(np.array([4096.0]), np.arange(1.0, FEWEST_ROWS + 1) * 16)
+    matrix, roofline, latencies, groups = rows([4096.0], [16.0 * i for i in range(1, FEWEST_ROWS + 1)])
     regressor = AcrossSizes.fit(matrix, roofline, latencies, groups, 2)
     predicted, expected = regressor.predict(matrix, roofline)
     assert np.abs(predicted / latencies - 1).max() < 0.25
@@ -123,7 +124,7 @@ def test_a_few_rows_of_one_size_are_fitted_too() -> None:
 
 
 def test_where_every_size_has_one_row_all_that_is_known_is_of_new_sizes() -> None:
-    regressor = AcrossSizes.fit(*rows(np.geomspace(64.0, 65_536.0, 40), np.array([16.0])), 2)
+    regressor = AcrossSizes.fit(*rows(np.geomspace(64.0, 65_536.0, 40), [16.0]), 2)
     assert regressor.unseen_sizes is not None
     assert regressor.unseen_rows is None
     assert AcrossSizes.from_json(regressor.to_json()) == regressor

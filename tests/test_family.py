@@ -148,8 +148,8 @@ def test_published_operations_are_the_traced_ones_of_the_same_sizes() -> None:
         (aiconfigurator._linear("bfloat16", 6144, 4096), linear(6144, 4096)),
         (aiconfigurator._attention_signature("FLASH_ATTN", 32, 8, 128, 0, "auto"), attention(32, 8, 128)),
         (aiconfigurator._attention_signature("FLASH_ATTN", 64, 8, 64, 128, "auto"), attention(64, 8, 64, window=128)),
-        (aiconfigurator._moe_signature("bfloat16", 4096, 7168, 2, 8, 8), MIXTRAL_MOE),
-        (aiconfigurator._moe_signature("bfloat16", 2048, 1408, 6, 64, 64), DEEPSEEK_MOE),
+        (aiconfigurator._moe_signature("bfloat16", "silu", 4096, 7168, 2, 8, 8), MIXTRAL_MOE),
+        (aiconfigurator._moe_signature("bfloat16", "silu", 2048, 1408, 6, 64, 64), DEEPSEEK_MOE),
         (layer, DEEPSEEK_ATTENTION),
     ]
     for published, traced in pairs:

@@ -32,7 +32,7 @@ def arrays(values: Sizes) -> Columns:
     return {name: np.array([float(value)]) for name, value in values.items()}
 
 
-def described(kernel: str, precision: str, device: Device = DEVICE, **values: float) -> Description:
+def described(kernel: str, precision: str, device: Device = DEVICE, /, **values: float) -> Description:
     return describe(Family(kernel, precision), arrays(values), device)
 
 

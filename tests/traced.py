@@ -1,9 +1,14 @@
-"""Signatures as traces of real models on a CPU give them, and devices whose numbers are easy to work with."""
+"""Signatures as traces of real models on a CPU give them; a device whose numbers are easy to work with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
+from pytest_dooly.batch import SweepPoint
 from pytest_dooly.device import Device
+from pytest_dooly.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
 from pytest_dooly.operation import OperationKind
+from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.signature import Signature
 
 DEVICE = Device("toy", "Toy GPU", 100, 1e12, 1e14, 1e11)
@@ -146,3 +151,39 @@ DEEPSEEK_ATTENTION = Signature(
     "batch",
 )
 """deepseek-v2-lite: without the linears around it."""
+
+
+def replayed(engine_version: str = "0.24.0", *, execution: str = CUDA_GRAPH) -> Environment:
+    """What published latencies of the device are true for."""
+    return Environment(DEVICE.product, 1, UNKNOWN, "vllm", engine_version, UNKNOWN, CUDA_EVENT, REPEATED, execution)
+
+
+def table(
+    latencies_s: Mapping[tuple[Signature, SweepPoint], float],
+    *,
+    file: str = "gemm.parquet",
+    version: str = "1",
+    environment: Environment | None = None,
+) -> PublishedTable:
+    """One file of published latencies, in seconds."""
+    source = Source("tables", version, "MIT", file, f"sha of {file} {version}", mapping=1)
+    rows = tuple(PublishedLatency(signature, point, each, "kernel") for (signature, point), each in latencies_s.items())
+    return PublishedTable(source, {environment or replayed(): rows}, {})
+
+
+def product_s(n: int, k: int, num_tokens: int) -> float:
+    """What a linear takes on the device: whole tiles of 16 rows at half its peak, after a start."""
+    return 4e-6 + 4e-14 * n * k * (16 * -(-num_tokens // 16))
+
+
+def linears(
+    sizes: Iterable[tuple[int, int]], *, factor: float = 1.0, tokens: Sequence[int] = (1, 8, 32, 64, 128, 256)
+) -> dict[tuple[Signature, SweepPoint], float]:
+    """Latencies of linears, n x k."""
+    return {
+        (linear(n, k), SweepPoint(num_tokens=each)): factor * product_s(n, k, each) for n, k in sizes for each in tokens
+    }
+
+
+GRID = tuple((n, k) for n in (512, 1024, 2048, 4096, 8192) for k in (512, 1024, 2048, 4096, 8192))
+"""Sizes of 25 linears."""
