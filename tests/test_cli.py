@@ -20,6 +20,7 @@ from pytest_dooly.latency_db import LatencyDB
 from tests import test_aiconfigurator as tables
 from tests.models import LLAMA, write
 from tests.test_isolation import IN_SITU
+from tests.test_profiling import linears
 
 SMALL = ("--engine=fake", "--max-num-tokens=16", "--max-model-len=32", "--max-num-seqs=2")
 
@@ -349,6 +350,155 @@ def test_models_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert "llama-300m" in json.loads(capsys.readouterr().out)["shipped"]
 
 
+@pytest.fixture
+def published(place: Path) -> Path:
+    """A place whose latency DB has published linears of an H200: one of the model's own sizes, and others around."""
+    around = [(n, k) for n in (32, 64, 128, 256, 512) for k in (32, 48, 64, 128, 256)]
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        db.publish(linears([(96, 64), *around]))
+    return place
+
+
+def test_predict_a_step_on_a_gpu_that_is_not_here(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--device=h200_sxm", "--batch=1+8,4", *SMALL]
+    assert cli.main(asked) == 0
+    streams = capsys.readouterr()
+    assert streams.out.startswith("step of 2 requests, 5 tokens: ")
+    (known,) = (line for line in streams.out.splitlines() if "linear-64x96-fp32" in line)
+    assert "published, 6 rows" in known
+    (between,) = (line for line in streams.out.splitlines() if "linear-96x64-fp32" in line)
+    assert "across sizes, 156 rows" in between
+    assert "tables 1, 156.parquet" in streams.out
+    assert "fitting gemm fp32 on NVIDIA H200 to 156 published latencies" in streams.err
+    assert "every figure is an estimate" not in streams.err
+    assert cli.main([*asked, "--json"]) == 0
+    streams = capsys.readouterr()
+    assert "fitting" not in streams.err  # known from before
+    document = json.loads(streams.out)
+    assert document["device"] == "h200_sxm"
+    assert sum(document["shares"]["by_kind"].values()) == pytest.approx(1)
+    assert document["shares"]["by_kind"]["published"] > 0 < document["shares"]["by_kind"]["across sizes"]
+    assert sum(o["latency_s"] for o in document["operations"]) == pytest.approx(document["latency_s"])
+    assert {o["basis"]["kind"] for o in document["operations"]} == {"published", "across sizes", "estimate"}
+
+
+def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--device=h200_sxm", "--prompt=16", "--output=8", *SMALL]
+    assert cli.main(asked) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("prompt 16, output 8, 1 at once: TTFT ")
+    assert re.match(r"a decode step rests on: [\d.]+% published, [\d.]+% across sizes, [\d.]+% estimate; ", second)
+    assert cli.main([*asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["tp"], document["device"], document["workload"]["output_len"]) == (1, "h200_sxm", 8)
+    assert 0 < document["tpot_s"] < document["ttft_s"] < document["duration_s"]
+    assert document["expected_error"] > 0
+    assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=4000", *SMALL]) == 0
+    assert "OutOfRangeWarning: linear-64x96-fp32: num_tokens 4,000 is outside of the published 1 to 1,024" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "estimated"),
+    [
+        (["predict", "model", "--batch=1+8"], "rests on: 100.0% estimate"),
+        (["predict", "model", "--prompt=8", "--output=8"], "a decode step rests on: 100.0% estimate"),
+        (["compare", "model", "--prompt=8", "--output=8"], "0%      0%      100%"),
+        (["plan", "model"], "to time"),
+    ],
+    ids=["step", "workload", "compare", "plan"],
+)
+def test_a_gpu_of_which_nothing_is_known_is_estimated_and_warned_of(
+    published: Path, capsys: pytest.CaptureFixture[str], command: list[str], estimated: str
+) -> None:
+    assert cli.main([*command, "--device=a100_sxm", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert estimated in streams.out
+    warning = "nothing of NVIDIA A100-SXM4-80GB is in the latency DB: every figure is an estimate; run dooly import"
+    assert [warning in line for line in streams.err.splitlines()].count(True) == 1
+
+
+def test_compare_models_on_gpus(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(published / "other", LLAMA, hidden_size=64, intermediate_size=192, vocab_size=128)
+    asked = [
+        "compare",
+        "model",
+        "other",
+        "--device",
+        "h200_sxm",
+        "l40s",
+        "--prompt=16",
+        "--output=8",
+        "--concurrency=2",
+    ]
+    assert cli.main([*asked, "--png=ways.png", *SMALL]) == 0
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert lines[0] == "2 requests of 16 prompt and 8 output tokens"
+    assert {tuple(line.split()[:3]) for line in lines[3:7]} == {
+        (model, device, "1") for model in ("model", "other") for device in ("h200_sxm", "l40s")
+    }
+    assert Path("ways.png").read_bytes().startswith(b"\x89PNG")
+    assert "nothing of NVIDIA L40S is in the latency DB" in streams.err
+    assert cli.main([*asked, "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["workload"] == {"prompt_len": 16, "output_len": 8, "concurrency": 2}
+    assert len(document["candidates"]) == 4
+    for each in document["candidates"]:
+        assert sum(each["shares"].values()) == pytest.approx(1)
+        assert (each["expected_error"] is None) == (each["device"] == "l40s")
+
+
+def test_ranks_are_compared_and_experts_may_be_spread_over_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "model", "--device=h200_sxm", "--prompt=8", "--output=8", "--json", *SMALL]
+    assert cli.main([*command, "--tp", "1", "2"]) == 0
+    assert [each["tp"] for each in json.loads(capsys.readouterr().out)["candidates"]] == [1, 2]
+    assert cli.main([*command, "--tp", "2", "--ep=2"]) == 0
+    assert [each["tp"] for each in json.loads(capsys.readouterr().out)["candidates"]] == [2]
+    assert cli.main([*command, "--tp", "2", "4", "--ep=2"]) == 2
+    assert "ep 2 beside tp 4" in capsys.readouterr().err
+
+
+def test_compare_names_what_is_out_of_range(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        db.publish(linears([(96, 32), (96, 48), (96, 56)]))
+    assert cli.main(["compare", "model", "--device=h200_sxm", "--prompt=16", "--output=8", *SMALL]) == 0
+    assert "OutOfRangeWarning: model on h200_sxm: linear-64x96-fp32: k 64 is outside of the published 32 to 56" in (
+        capsys.readouterr().err
+    )
+
+
+def test_plan_before_a_gpu_is_rented(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "model", "--device=h200_sxm", "--target=0.5"]
+    assert cli.main([*asked, *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"linear-64x96-fp32 +in the DB +published, 6 rows", out)
+    assert re.search(r"linear-96x64-fp32 +predicted +across sizes, 156 rows", out)
+    assert re.search(r"rms_norm-64-fp32 +to time +estimate +\d+ to \d+ +\d+ to \d+\n", out)
+    assert re.search(r"all together: [\d.]+ to [\d.]+ device minutes on NVIDIA H200\n", out)
+    assert cli.main([*asked, "--price=3", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (plan,) = document["plans"]
+    assert (document["target"], plan["price"], plan["tp"]) == (0.5, 3, 1)
+    assert plan["device_s"] == plan["set_up_s"] + sum(o["device_s"] for o in plan["operations"])
+    assert {o["verdict"] for o in plan["operations"]} == {"in the DB", "predicted", "to time"}
+
+
+def test_plan_several_models_on_several_gpus(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(published / "other", LLAMA, hidden_size=64, intermediate_size=192, vocab_size=128)
+    devices = ["--device", "h200_sxm", "NVIDIA L40S"]
+    assert cli.main(["plan", "model", "other", *devices, "--price=2", *SMALL]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("model  ", "other  "))]
+    assert [row[0] for row in rows] == ["model", "model", "other", "model", "model", "other"]  # below its header
+    assert int(rows[2][3]) > 0  # what the second shares with the first
+    assert re.search(r"on NVIDIA H200, [\d.]+ to [\d.]+ at 2 an hour", out)
+    assert "on NVIDIA L40S, " in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -356,6 +506,16 @@ def test_models_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["trace", "model", "--engine=fake", "--tp=none"], "tp must be a whole number, got 'none'"),
         (["validate", "model", "--repeats=1", *SMALL], "--repeats must be at least 2"),
         (["validate", "model", "--prompt", "99", *SMALL], "no workload of that grid fits"),
+        (
+            ["predict", "model", "--batch=1", "--device=h300", *SMALL],
+            "unknown device 'h300': name one of a100_sxm, b200",
+        ),
+        (["compare", "model", "--device=h300", *SMALL], "unknown device 'h300'"),
+        (["compare", "model", *SMALL], "name the GPUs with --device, as in --device h200_sxm"),
+        (["plan", "model", *SMALL], "name the GPUs with --device, as in --device h200_sxm"),
+        (["plan", "model", "--device=h200_sxm", "--tp=two", *SMALL], "tp must be a whole number, got 'two'"),
+        (["compare", "model", "--device=h200_sxm", "--prompt=99", *SMALL], "99 + 64 tokens exceed max_model_len 32"),
+        (["plan", "nonsense", "--device=h200_sxm", *SMALL], "unknown model 'nonsense'"),
     ],
 )
 def test_wrong_usage_exits_2(
@@ -377,6 +537,11 @@ def test_wrong_usage_exits_2(
         ["predict", "model", "--batch=x"],
         ["predict", "model", "--prompt=0"],
         ["validate", "model", "--budget=0"],
+        ["plan", "model", "--price=much"],
+        ["plan", "model", "--price=0"],
+        ["plan", "model", "--target=5"],
+        ["plan"],
+        ["compare"],
         ["import", "aiconfigurator"],
         ["import", "nonsense", "--system", "h200_sxm"],
     ],

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dooly.batch import Limits
+from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure
-from pytest_dooly.plan import make_plan
+from pytest_dooly.plan import case_cost_s, make_plan
 from pytest_dooly.refine import grid_key
 from pytest_dooly.sweep import refinements, sweep
 from tests.samples import ATTENTION, ENVIRONMENT, LIMITS, LINEAR, SAMPLER, STEP, measured, served, uses
@@ -52,6 +52,14 @@ def test_the_estimate_knows_what_was_spent_and_guesses_by_work(db: LatencyDB) ->
     assert make_plan([served(uses(LINEAR))], ENVIRONMENT, db).estimate_s == pytest.approx(4.0 + guessed)
     (attention,) = [c for c in make_plan([served(uses(ATTENTION))], ENVIRONMENT, db).new if str(c.point) == "512+0"]
     assert attention.spent_s == pytest.approx(0.8 + 12 * 4 * 4 * 16 * 512 * 256 / 1e11)
+
+
+def test_a_gpu_is_assumed_to_be_faster_until_it_is_known_how_fast() -> None:
+    point = SweepPoint(num_tokens=1_000_000)
+    flops = 2 * 64 * 128 * 1_000_000
+    assert case_cost_s(LINEAR, point, gpu=True) == pytest.approx(0.8 + 12 * flops / 2e14)
+    assert case_cost_s(LINEAR, point, gpu=False) == pytest.approx(0.8 + 12 * flops / 1e11)
+    assert case_cost_s(LINEAR, point, gpu=True, flops_per_s=1e9) == pytest.approx(0.8 + 12 * flops / 1e9)
 
 
 def test_another_environment_has_measured_nothing(db: LatencyDB) -> None:

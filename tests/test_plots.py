@@ -16,6 +16,7 @@ import pytest
 
 from pytest_dooly import plots
 from pytest_dooly.batch import Batch, Limits, SweepPoint
+from pytest_dooly.comparison import candidate
 from pytest_dooly.environment import Environment
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.measurement import Failure, Measurement
@@ -24,6 +25,8 @@ from pytest_dooly.predict import OperationLatency, StepPrediction, Workload, Wor
 from pytest_dooly.regress import fit
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.validation import Validation, ValidationRow
+from tests.test_comparison import FOUNDED, MODEL
+from tests.traced import DEVICE
 
 LONG = " + ".join(f"factor_{i}*head_dim" for i in range(9))
 ROW = ValidationRow(Workload(512, 16, 8), 0.055, 0.050, 0.02, 0.0060, 0.0080, 0.03)
@@ -215,6 +218,30 @@ def test_the_overview_is_1600_pixels_wide(full: ModelReport, tmp_path: Path, ste
     plots.save_overview(full if steps else replace(full, steps=()), tmp_path / "overview.png")
     width, _ = struct.unpack(">II", (tmp_path / "overview.png").read_bytes()[16:24])
     assert width == 1600
+
+
+@pytest.mark.parametrize("ways", [1, 14])
+def test_ways_to_serve_are_drawn_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: int) -> None:
+    figure = plots._figure(12, 4.6)
+    monkeypatch.setattr(plots, "_figure", lambda *_: figure)
+    workload = Workload(128, 16, 4)
+    first = candidate(MODEL, FOUNDED, DEVICE, workload)
+    only_prefill = replace(first, prediction=replace(first.prediction, tpot_s=None))
+    others = [replace(candidate(MODEL, FOUNDED, DEVICE, workload), ranks=2**i) for i in range(1, ways)]
+    missing = replace(first, model=replace(MODEL, name="another $model$"))  # of which there is one way only
+    plots.save_candidates([only_prefill, *others, missing], tmp_path / "candidates.png")
+    width, _ = struct.unpack(">II", (tmp_path / "candidates.png").read_bytes()[16:24])
+    assert width == 1600
+    ttft, tpot = figure.axes
+    assert [ax.get_title(loc="left") for ax in (ttft, tpot)] == ["TTFT, ms", "TPOT, ms"]
+    assert len(ttft.containers) == ways
+    assert [label.get_text() for label in ttft.get_xticklabels()] == ["small", "another $model$"]
+    heights = [bar.get_height() for bar in ttft.containers[0]]
+    assert heights == pytest.approx([1e3 * first.prediction.ttft_s] * 2)
+    assert tpot.containers[0][0].get_height() == 0
+    legend = tpot.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["toy", *(f"toy, tp {2**i}" for i in range(1, ways))]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from pytest_dooly.predict import (
     predict_step,
     predict_workload,
     schedule,
+    step_operations,
 )
 from pytest_dooly.regress import Regressor
 from pytest_dooly.routing import RoutingDistribution
@@ -177,6 +180,26 @@ def test_a_mixture_is_predicted_for_the_routing_that_is_expected(text: str) -> N
         expected = 2 * (10e-6 * activated[0] + 1e-6 * busiest[0])
         assert step.latency_s == pytest.approx(expected, rel=0.02)
         assert step.out_of_range == ()
+
+
+def test_a_rank_of_experts_meets_its_share_of_those_that_are_expected() -> None:
+    """Eight of 32 experts on each of four ranks: the step waits for the busiest expert of all."""
+    spread = replace(MIXTURE, attributes=(("num_experts", 32), ("num_local_experts", 8), ("top_k", 2)))
+    _, regressors = mixture()
+    models = {spread.key: regressors[MIXTURE.key]}
+    for tokens in (8, 40, 300):
+        activated, busiest = RoutingDistribution().expectations([tokens], 32, 2)
+        step = predict_step(served(uses(spread)), models, Batch.uniform(1, tokens))
+        assert step.latency_s == pytest.approx(10e-6 * activated[0] / 4 + 1e-6 * busiest[0], rel=0.02)
+
+
+def test_operations_of_a_step_are_those_of_its_latencies() -> None:
+    model, regressors = model_and_regressors()
+    operations = step_operations(model)
+    assert ADMISSION not in {operation.signature for operation in operations}
+    assert [operation.signature.label for operation in operations] == [
+        operation.label for operation in predict_step(model, regressors, Batch.uniform(1, 1)).operations
+    ]
 
 
 def test_skewed_routing_changes_a_workload() -> None:
