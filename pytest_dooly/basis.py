@@ -292,7 +292,7 @@ class Grounds:
         return self._regressors[family]
 
     def _best_first(self, asked: Family) -> list[tuple[Environment, Family, Sequence[str]]]:
-        """Where the family is: our own measurements of enough sizes first, then replayed graphs, then most latencies."""
+        """Where the family is: our own measurements of enough sizes, then replayed graphs, then most latencies."""
         found = [
             (
                 environment in self._measured_environments and len(counts) >= _FEWEST_SIZES,
