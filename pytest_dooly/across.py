@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_dooly.errors import MissingExtraError
+
 __all__ = ["FEWEST_ROWS", "AcrossSizes"]
 
 Array = npt.NDArray[np.float64]
@@ -147,10 +149,9 @@ class AcrossSizes:
 
     @cached_property
     def _models(self) -> tuple[list[Any], Any, tuple[Any, Any]]:
-        from lightgbm import Booster
 
-        sets = [Booster(model_str=text) for text in self.trees]
-        return sets, Booster(model_str=self.error_trees), _trees_of_points(np.array(self.near), self.fixed)
+        sets = [_lightgbm().Booster(model_str=text) for text in self.trees]
+        return sets, _lightgbm().Booster(model_str=self.error_trees), _trees_of_points(np.array(self.near), self.fixed)
 
 
 def _learn_error(
@@ -172,8 +173,6 @@ def _ratio(actual: Array, expected: Array) -> float:
 
 
 def _train(matrix: Array, target: Array, shape: Mapping[str, float], seed: int) -> Any:
-    import lightgbm
-
     options = {
         "objective": "l2",
         "learning_rate": shape["learning_rate"],
@@ -190,7 +189,17 @@ def _train(matrix: Array, target: Array, shape: Mapping[str, float], seed: int) 
         "force_row_wise": True,
         "verbosity": -1,
     }
-    return lightgbm.train(options, lightgbm.Dataset(matrix, target), int(shape["trees"]))
+    return _lightgbm().train(options, _lightgbm().Dataset(matrix, target), int(shape["trees"]))
+
+
+def _lightgbm() -> Any:
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise MissingExtraError(
+            "predicting across sizes needs lightgbm: run pip install 'pytest-dooly[public-data]', which brings it"
+        ) from error
+    return lightgbm
 
 
 def _trees_of_points(sizes: Array, fixed: Sequence[int]) -> tuple[Any, Any]:

@@ -55,6 +55,9 @@ _DEVICE_ATTRIBUTES = frozenset({"backend", "block_size", "dispatch"})
 _FEWEST = 5
 """Measurements of our own below which published latencies say more."""
 
+_ENGINES = ("vllm", "nccl")
+"""Whose latencies come before those of other engines: what is traced is vLLM, which leaves some collectives to NCCL."""
+
 _FEWEST_SIZES = 20
 """Sizes of a family below which the error at a new one is not known: with 5 to 12 it was found up to three times as
 large as expected."""
@@ -142,8 +145,11 @@ class FamilyRegressor:
         return self.learner.predict(description.matrix, description.roofline_s)
 
     def spans(self, part: Part) -> bool:
-        """Whether the sizes of a part lie between those that the latencies are of."""
-        return all(self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in part.sizes)
+        """Whether the sizes of a part lie between those of the latencies, each within a doubling of one of them."""
+        inside = all(self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in part.sizes)
+        known = np.log2(np.maximum([[value for _, value in sizes] for sizes in self.rows], 0.5))
+        asked = np.log2(np.maximum([value for _, value in part.sizes], 0.5))
+        return inside and bool(np.abs(known - asked).max(axis=1).min() <= 1)
 
     def out_of_range(self, columns: Columns) -> str | None:
         """One line on the column that lies furthest outside of the latencies, or None."""
@@ -292,10 +298,11 @@ class Grounds:
         return self._regressors[family]
 
     def _best_first(self, asked: Family) -> list[tuple[Environment, Family, Sequence[str]]]:
-        """Where the family is: our own measurements of enough sizes, then replayed graphs, then most latencies."""
+        """Where the family is: our own measurements of enough sizes, then vLLM, replayed graphs, most latencies."""
         found = [
             (
                 environment in self._measured_environments and len(counts) >= _FEWEST_SIZES,
+                environment.engine in _ENGINES,
                 environment.execution == CUDA_GRAPH,
                 sum(counts.values()),
                 (environment, family, list(counts)),
@@ -303,7 +310,7 @@ class Grounds:
             for (environment, family), counts in self._rows.items()
             if family.serves(asked)
         ]
-        return [where for *_, where in sorted(found, key=lambda each: each[:3], reverse=True)]
+        return [where for *_, where in sorted(found, key=lambda each: each[:4], reverse=True)]
 
     def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor | None:
         """The regressor as the latency DB has it, or else fitted now; None where there are too few latencies."""

@@ -21,7 +21,7 @@ from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Features, Work, sent
 
-__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate"]
+__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate", "flops_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -76,6 +76,14 @@ class Estimate:
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""
         return None
+
+
+def flops_of(signature: Signature, point: SweepPoint) -> float:
+    """Floating-point operations of one run at a point: two for each weight and row, four for each pair and channel.
+
+    A row meets as many experts of a mixture as it is routed to, of those that a rank has.
+    """
+    return float(_flops(signature, Features(Work.of([point]), _window(signature)))[0])
 
 
 def _dtype_bytes(dtype: str) -> float:

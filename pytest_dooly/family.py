@@ -252,6 +252,8 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
     """Experts, and the matrix products of the router and of shared experts where the operation runs them."""
     attributes = dict(signature.attributes)
     shapes = {role: shape for role, _, shape in signature.tensors}
+    if str(attributes.get("activation", "")).endswith("_no_mul"):
+        return ()  # without a gate there is a matrix less
     experts = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
     sizes = {
         "experts": int(attributes.get("num_experts", attributes["num_local_experts"])),

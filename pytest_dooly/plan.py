@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import Literal
 
 from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.environment import Environment
+from pytest_dooly.estimate import flops_of
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.operation import OperationKind
@@ -172,7 +172,7 @@ def case_cost_s(signature: Signature, point: SweepPoint, *, gpu: bool, flops_per
         flops_per_s: that operations reach there; 0 where none is measured, for what is assumed.
     """
     assumed = _GPU_FLOPS_PER_S if gpu else _CPU_FLOPS_PER_S
-    return _CASE_S + _RUNS * _flops(signature, point) / (flops_per_s or assumed)
+    return _CASE_S + _RUNS * flops_of(signature, point) / (flops_per_s or assumed)
 
 
 @dataclass(frozen=True)
@@ -202,32 +202,13 @@ def _points(
             yield point, "held out"
 
 
-def _flops(signature: Signature, point: SweepPoint) -> float:
-    """Floating-point operations of one run: two for each weight and row, four for each attended pair and channel.
-
-    A row meets as many experts of a mixture as it is routed to.
-    """
-    attributes = dict(signature.attributes)
-    met = float(attributes.get("top_k", 1)) / float(attributes.get("num_local_experts", 1))
-    rows = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
-    weights = sum(
-        math.prod(dim for dim in shape if isinstance(dim, int)) * (met if len(shape) > 2 else 1)
-        for role, _, shape in signature.tensors
-        if role.endswith("weight") and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
-    )
-    channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
-    requests = point.batch.requests if point.batch else ()
-    pairs = sum(request.query_len * (request.context_len + request.query_len / 2) for request in requests)
-    return 2 * weights * rows + 4 * channels * pairs
-
-
 def _flops_per_s(
     models: Sequence[ServedModel], outcomes: Mapping[str, Mapping[SweepPoint, Measurement | Failure]]
 ) -> float:
     """The most that any measured operation of the models has reached; 0 where none is measured."""
     return max(
         (
-            _flops(operation.signature, point) / outcome.median_s
+            flops_of(operation.signature, point) / outcome.median_s
             for model in models
             for operation in model.operations
             for point, outcome in outcomes.get(operation.signature.key, {}).items()

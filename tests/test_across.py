@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from pytest_dooly.across import FEWEST_ROWS, AcrossSizes
+from pytest_dooly.errors import MissingExtraError
 
 Array = npt.NDArray[np.float64]
 
@@ -128,3 +131,9 @@ def test_where_every_size_has_one_row_all_that_is_known_is_of_new_sizes() -> Non
     assert regressor.unseen_sizes is not None
     assert regressor.unseen_rows is None
     assert AcrossSizes.from_json(regressor.to_json()) == regressor
+
+
+def test_without_lightgbm_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(MissingExtraError, match=r"needs lightgbm: run pip install 'pytest-dooly\[public-data\]'"):
+        AcrossSizes.fit(*rows([1024.0, 2048.0]), 2)

@@ -310,6 +310,23 @@ def test_the_column_that_lies_furthest_outside_is_named() -> None:
     assert not outside.spans(parts_of(KNOWN)[0])
 
 
+def test_a_size_in_a_gap_is_not_between_sizes_that_say_much_of_it() -> None:
+    family, tokens = Family("gemm", "bf16"), {"num_tokens": (1.0, 32.0)}
+    known = regressor(family, 1e-3, k=(512.0, 2048.0), n=(512.0, 16_384.0), **tokens)
+    known = dataclasses.replace(
+        known, rows={(("k", k), ("n", n)): 4 for k in (512, 1024, 2048) for n in (512, 1024, 16_384)}
+    )
+
+    def spans(n: int, k: int = 1024) -> bool:
+        return known.spans(Part(family, (("k", k), ("n", n))))
+
+    assert spans(1024)
+    assert spans(2048)
+    assert spans(8192, 700)
+    assert not spans(4096)  # two doublings from the next
+    assert not spans(256)
+
+
 def test_part_of_a_prompt_is_within_the_range_of_whole_ones() -> None:
     family = regressor(Family("prefill", "auto"), 1e-3, batch_size=(1.0, 8.0), prompt_len=(16.0, 1024.0))
     assert family.out_of_range({"batch_size": np.array([0.2]), "prompt_len": np.array([100.0])}) is None

@@ -87,6 +87,10 @@ def test_attention_is_prefill_and_decode_over_the_window_on_any_backend() -> Non
     assert dict(full.sizes)["window"] == 0
 
 
+def test_experts_without_a_gate_are_no_part_of_the_others() -> None:
+    assert parts_of(aiconfigurator._moe_signature("bfloat16", "relu2_no_mul", 2688, 1856, 6, 128, 128)) == ()
+
+
 def test_a_mixture_is_experts_router_and_shared_experts() -> None:
     experts, gate, up, down = parts_of(DEEPSEEK_MOE)
     assert experts.family == Family("experts", "bf16")
