@@ -28,7 +28,7 @@ from pytest_dooly.basis import (
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.environment import EAGER, Environment
 from pytest_dooly.estimate import Estimate
-from pytest_dooly.family import Family, parts_of
+from pytest_dooly.family import Family, Part, parts_of
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.predict import OperationLatency, StepPrediction, predict_step
 from pytest_dooly.regress import Regressor
@@ -311,8 +311,8 @@ def test_the_column_that_lies_furthest_outside_is_named() -> None:
 
 
 def test_a_size_in_a_gap_is_not_between_sizes_that_say_much_of_it() -> None:
-    family, tokens = Family("gemm", "bf16"), {"num_tokens": (1.0, 32.0)}
-    known = regressor(family, 1e-3, k=(512.0, 2048.0), n=(512.0, 16_384.0), **tokens)
+    family = Family("gemm", "bf16")
+    known = regressor(family, 1e-3, k=(512.0, 2048.0), n=(512.0, 16_384.0), num_tokens=(1.0, 32.0))
     known = dataclasses.replace(
         known, rows={(("k", k), ("n", n)): 4 for k in (512, 1024, 2048) for n in (512, 1024, 16_384)}
     )
