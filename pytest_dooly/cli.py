@@ -278,7 +278,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     documents, lines = [], list[str]()
     for device, ranks, models, founded in _on_devices(arguments):
         budgets = budget_of(models, founded, device, target=arguments.target)
-        lines += ["", *format_budgets(budgets, price=arguments.price).splitlines()]
+        lines += ["", f"{device.name}, tp {ranks}", *format_budgets(budgets, price=arguments.price).splitlines()]
         documents += [budget.to_json() | {"tp": ranks, "price": arguments.price} for budget in budgets]
     return {"target": arguments.target, "plans": documents}, lines[1:]
 
