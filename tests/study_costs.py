@@ -20,13 +20,14 @@ from pytest_dooly.budget import SET_UP_S
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.refine import TARGET, Refinement
+from pytest_dooly.regress import fit
 from pytest_dooly.signature import ServedModel, Signature
 from pytest_dooly.sweep import refinements, sweep
 
 __all__ = [
     "STRATEGIES",
-    "Assumptions",
     "Asked",
+    "Assumptions",
     "Cases",
     "adaptive_points",
     "cases_of",
@@ -76,16 +77,18 @@ class Asked:
         model: index of the model.
         signature: portable, so that it is equal wherever it was traced.
         basis: of the latencies that stand in for a run's.
-        most_cases: points of the finest grid.
-        cases: points that the adaptive sweep takes.
-        error: held-out error at which that sweep ends; None for too few points.
+        cases: numbers of the finest grid's.
+        adaptive_cases: how many of them the adaptive sweep takes.
+        finest_error: held-out error of a fit to the finest grid; None for too few points.
+        error: held-out error at which the adaptive sweep ends; None for too few points.
     """
 
     model: int
     signature: Signature
     basis: Basis
-    most_cases: int
-    cases: int
+    cases: tuple[int, ...]
+    adaptive_cases: int
+    finest_error: float | None
     error: float | None
 
 
@@ -96,6 +99,7 @@ class Cases:
     Attributes:
         models: names, in order.
         asked: every operation of every model.
+        kinds: of each case's operation.
         latencies_s: of one run, shape (cases,), in seconds.
         gpus: that a case keeps busy, shape (cases,).
         timed: which cases a model times by each strategy, shape (models, cases).
@@ -103,6 +107,7 @@ class Cases:
 
     models: tuple[str, ...]
     asked: tuple[Asked, ...]
+    kinds: tuple[OperationKind, ...]
     latencies_s: Array
     gpus: Array
     timed: Mapping[str, Mask]
@@ -129,6 +134,12 @@ class Cases:
         engine_s = assumptions.engine_s * np.cumsum(timed.any(axis=1))
         return np.asarray((cases_s + engine_s) / 3600)
 
+    def hours_of(self, kind: OperationKind, strategy: str, assumptions: Assumptions, chosen: Sequence[int]) -> float:
+        """GPU-hours of the cases of one kind of operation, without the engine's starts."""
+        of_kind = self.costs_s(assumptions) * np.array([each is kind for each in self.kinds])
+        timed = self.timed[strategy][list(chosen)]
+        return float((timed.sum(axis=0) if strategy == "separately" else timed.any(axis=0)) @ of_kind / 3600)
+
     def num_timed(self, strategy: str, chosen: Sequence[int]) -> int:
         """Cases that are timed for the models by a strategy."""
         timed = self.timed[strategy][list(chosen)]
@@ -146,6 +157,7 @@ def cases_of(
         progress: called with a line for each model.
     """
     numbers: dict[tuple[Signature, SweepPoint], int] = {}
+    kinds: list[OperationKind] = []
     latencies: list[float] = []
     gpus: list[int] = []
     asked: list[Asked] = []
@@ -162,11 +174,13 @@ def cases_of(
             for point, latency_s in of.latencies_s.items():
                 if (same, point) not in numbers:
                     numbers[same, point] = len(latencies)
+                    kinds.append(signature.kind)
                     latencies.append(latency_s)
                     gpus.append(_ranks(signature))
             for name, points in of.timed():
                 chosen[name][place] += [numbers[same, point] for point in points]
-            asked.append(Asked(place, same, of.foundation.basis, len(of.latencies_s), len(of.adaptive), of.error))
+            every = tuple(numbers[same, point] for point in of.latencies_s)
+            asked.append(Asked(place, same, of.foundation.basis, every, len(of.adaptive), of.finest_error, of.error))
     masks = {name: np.zeros((len(models), len(latencies)), dtype=bool) for name in chosen}
     for name, rows in chosen.items():
         for place, indices in enumerate(rows):
@@ -174,6 +188,7 @@ def cases_of(
     return Cases(
         models=tuple(model.name for model in models),
         asked=tuple(asked),
+        kinds=tuple(kinds),
         latencies_s=np.array(latencies),
         gpus=np.array(gpus, dtype=np.float64),
         timed=masks,
@@ -221,6 +236,7 @@ class _Simulated:
     foundation: Foundation
     latencies_s: Mapping[SweepPoint, float]
     adaptive: tuple[SweepPoint, ...]
+    finest_error: float | None
     error: float | None
 
     def timed(self) -> Iterator[tuple[str, Sequence[SweepPoint]]]:
@@ -241,7 +257,8 @@ def _simulate(signature: Signature, limits: Limits, grounds: Grounds) -> _Simula
     latencies = np.maximum(foundation.model.predict_s(points), LEAST_S)
     latencies_s = dict(zip(points, map(float, latencies), strict=True))
     adaptive, error = adaptive_points(signature, latencies_s, coarse, finer)
-    return _Simulated(foundation, latencies_s, tuple(adaptive), error)
+    finest = fit(signature, {point: measured(latency_s) for point, latency_s in latencies_s.items()})
+    return _Simulated(foundation, latencies_s, tuple(adaptive), finest.error, error)
 
 
 def _ranks(signature: Signature) -> int:
@@ -269,7 +286,8 @@ def to_json(asked: Asked, models: Sequence[str]) -> dict[str, Any]:
         "kind": asked.signature.kind.value,
         "basis": asked.basis.kind,
         "expected_error": asked.basis.error,
-        "points_of_finest_grid": asked.most_cases,
-        "points_of_adaptive_sweep": asked.cases,
+        "points_of_finest_grid": len(asked.cases),
+        "points_of_adaptive_sweep": asked.adaptive_cases,
+        "held_out_error_of_finest_grid": asked.finest_error,
         "held_out_error_of_adaptive_sweep": asked.error,
     }

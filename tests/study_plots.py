@@ -111,9 +111,7 @@ def save_sharing(sharing: Sharing, path: Path) -> None:
         figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
 
 
-def save_hours(
-    devices: Mapping[str, Cases], chosen: Sequence[int], assumptions: Assumptions, path: Path
-) -> None:
+def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions: Assumptions, path: Path) -> None:
     """Writes a PNG: GPU-hours as models are added in the alphabet's order, and a band over random orders.
 
     Args:

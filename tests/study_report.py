@@ -1,0 +1,418 @@
+"""The redundancy study in words: every table and figure of the report comes from what was computed, none by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pytest_dooly.batch import Limits
+from pytest_dooly.device import device_named
+from pytest_dooly.operation import OperationKind
+from pytest_dooly.refine import TARGET
+from tests.study_costs import ALL_FINER, DECIDED_AT_ONCE, STRATEGIES, Asked, Assumptions, Cases, is_predicted
+from tests.study_errors import CurvePoint, Errors
+from tests.study_plots import orders
+
+__all__ = ["Study", "figures", "report"]
+
+CASE_SET_UPS_S = (0.0, 0.8, 2.0)
+ROUNDS = (10, 30, 100)
+
+PAPER_SHARE, PAPER_MODELS = 0.564, 12
+"""What the DoolyProf paper reports saved, and over how many models."""
+
+NAMES = {
+    "separately": "1. every model separately, finest grid",
+    "exact sharing": "2. + equal operations once",
+    "adaptive sweep": "3. + adaptive sweep",
+    "public sizes": "4a. + sizes in the public tables not timed",
+    "across sizes": "4b. + across sizes, within the target, not timed",
+    ALL_FINER: "3, if operations with an estimate needed every point",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that was computed.
+
+    Attributes:
+        names: of the models, one for each number of ranks.
+        ranks: tensor-parallel size of each.
+        chosen: indices of those in the main table.
+        refused: models that the engine cannot build on so many ranks.
+        limits: of the engine on the GPU.
+        cases: by name of the device.
+        errors: on published rows.
+        curve: of regressors across few sizes.
+    """
+
+    names: tuple[str, ...]
+    ranks: tuple[int, ...]
+    chosen: tuple[int, ...]
+    refused: tuple[str, ...]
+    limits: Limits
+    cases: Mapping[str, Cases]
+    errors: tuple[Errors, ...]
+    curve: tuple[CurvePoint, ...]
+
+    def label(self, place: int) -> str:
+        """A model for people."""
+        return self.names[place] + (f", tp {self.ranks[place]}" if self.ranks[place] > 1 else "")
+
+    def sets(self) -> dict[str, tuple[int, ...]]:
+        """The models of every number of ranks, and all of them."""
+        every = range(len(self.names))
+        of = {f"tp {ranks}": tuple(i for i in every if self.ranks[i] == ranks) for ranks in sorted(set(self.ranks))}
+        return of | {"all of them": tuple(every)}
+
+
+def report(study: Study) -> str:
+    """The report in Markdown."""
+    parts = (_summary, _hours, _kinds, _ranks, _sensitivity, _paper, _errors, _curve, _assumptions)
+    return "\n".join(itertools.chain.from_iterable(part(study) for part in parts)).rstrip()
+
+
+def figures(study: Study) -> dict[str, Any]:
+    """Every figure of the report, as a JSON document."""
+    return {
+        "assumptions": dataclasses.asdict(Assumptions())
+        | {"target": TARGET, "limits": dataclasses.asdict(study.limits)},
+        "models": [{"name": study.names[i], "tensor_parallel_size": study.ranks[i]} for i in study.chosen],
+        "refused": list(study.refused),
+        "devices": {
+            device: {
+                "strategies": {
+                    name: {
+                        "cases": cases.num_timed(name, study.chosen),
+                        "gpu_hours_cumulated": _rounded(cases.hours(name, Assumptions(), study.chosen)),
+                    }
+                    for name in NAMES
+                },
+                "tensor_parallel": {
+                    of: {name: _rounded(cases.hours(name, Assumptions(), chosen)[-1:])[0] for name in NAMES}
+                    for of, chosen in study.sets().items()
+                },
+                "sensitivity": [
+                    {"case_set_up_s": case_s, "rounds": rounds, "gpu_hours_without_engine_starts": hours}
+                    for case_s, rounds, hours in _sensitivities(cases, study.chosen)
+                ],
+                "exact_sharing_of_12_models": _rounded(np.quantile(_of_twelve(cases, study.chosen), (0.05, 0.5, 0.95))),
+            }
+            for device, cases in study.cases.items()
+        },
+        "held_out_errors": [_plain(error) for error in study.errors],
+        "learning_curve": [_plain(point) for point in study.curve],
+    }
+
+
+def _summary(study: Study) -> Iterator[str]:
+    yield "# Redundancy: what profiling many models times twice, and what it could leave out"
+    yield ""
+    yield (
+        f"{len(study.chosen)} models, {', '.join(study.label(i) for i in study.chosen)}, as vLLM serves them with up to "
+        f"{study.limits.max_num_tokens:,} tokens and {study.limits.max_num_seqs} requests a step and "
+        f"{study.limits.max_model_len:,} tokens a request (or what the model allows). Written by `make study`; no GPU "
+        "was used. What is measured by others, what stands in for a measurement and what is assumed is said at the end."
+    )
+    yield ""
+    yield "![GPU-hours of each strategy](savings.png)"
+    yield ""
+    yield "![GPU-hours as models are added](hours.png)"
+    yield ""
+    yield "![Operations that models share](sharing.png)"
+    yield ""
+
+
+def _hours(study: Study) -> Iterator[str]:
+    yield "## GPU-hours"
+    yield ""
+    yield from _head("strategy", *(f"{_product(d)}: cases | hours | saved" for d in study.cases))
+    for name in NAMES:
+        cells = []
+        for cases in study.cases.values():
+            hours, first = _total(cases, name, study.chosen), _total(cases, "separately", study.chosen)
+            cells += [f"{cases.num_timed(name, study.chosen):,}", f"{hours:.2f}", f"{1 - hours / first:.1%}"]
+        yield f"| {NAMES[name]} | {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "Savings are of the first row. 2 is what DoolyProf does. The last row is a bound of 3: an estimate is smooth, so "
+        "that its sweep never asks for more than the coarse grid, and a real norm's might. 4a and 4b start from 3 and "
+        f"leave out operations whose expected error is at most {TARGET:.0%}; 4a those with rows of exactly their sizes, "
+        "4b also those between sizes. Both need the public tables to be of the device, the engine and the kernels that "
+        "are to be predicted: whoever doubts that times them."
+    )
+    yield ""
+
+
+def _kinds(study: Study) -> Iterator[str]:
+    for device, cases in study.cases.items():
+        yield f"### By kind of operation, {_product(device)}"
+        yield ""
+        yield (
+            "Operations as the models count them: n of them, on rows of exactly their sizes / across sizes / on an "
+            "estimate; how many of n are expected within the target; held-out error of a fit to the finest grid and to "
+            "the adaptive sweep, and what is expected of the regressor across sizes, means. GPU-hours without the "
+            "engine's starts."
+        )
+        yield ""
+        hours = (f"{name.split('.')[0]}, h" for name in (NAMES[strategy] for strategy in STRATEGIES))
+        yield from _head("kind", "n", "basis", "within", "finest", "adaptive", "across", *hours)
+        for kind in dict.fromkeys(cases.kinds):
+            of = [a for a in cases.asked if a.model in study.chosen and a.signature.kind is kind]
+            if of:
+                spent = " | ".join(f"{cases.hours_of(kind, s, Assumptions(), study.chosen):.2f}" for s in STRATEGIES)
+                yield f"| {kind.value} | {len(of)} | {_basis_cells(of)} | {spent} |"
+        yield ""
+        shares = ", ".join(f"{share:.0%} {kind}" for kind, share in _basis_shares(cases, study.chosen).items())
+        yield f"Of the GPU-hours of 1, set-up of cases included, rest on each basis: {shares}."
+        yield ""
+
+
+def _ranks(study: Study) -> Iterator[str]:
+    yield "## Tensor parallelism"
+    yield ""
+    yield (
+        "GPU-hours of every model on 1, 2 and 4 ranks; collectives keep all ranks busy, everything else is timed on one"
+        + (f". vLLM does not build {', '.join(study.refused)}." if study.refused else ".")
+    )
+    yield ""
+    for device, cases in study.cases.items():
+        sets = study.sets()
+        yield from _head(_product(device), *(f"{name}: {len(chosen)}" for name, chosen in sets.items()))
+        for strategy in STRATEGIES:
+            cells = []
+            for chosen in sets.values():
+                hours, first = _total(cases, strategy, chosen), _total(cases, "separately", chosen)
+                cells.append(f"{hours:.2f}" + (f" ({1 - hours / first:.0%} saved)" if strategy != "separately" else ""))
+            yield f"| {NAMES[strategy]} | {' | '.join(cells)} |"
+        yield ""
+
+
+def _sensitivity(study: Study) -> Iterator[str]:
+    yield "## Sensitivity to the assumptions"
+    yield ""
+    yield "Cases alone, without the engine's starts: GPU-hours of 1, and the share of them that each strategy saves."
+    yield ""
+    strategies = STRATEGIES[1:]
+    short = [NAMES[strategy].split(".")[0] for strategy in strategies]
+    yield from _head(
+        "set-up of a case", "rounds", *(f"{_product(d)}: hours | {' | '.join(short)}" for d in study.cases)
+    )
+    rows = [_sensitivities(cases, study.chosen) for cases in study.cases.values()]
+    for each in zip(*rows, strict=True):
+        cells = []
+        for _, _, hours in each:
+            first = hours["separately"]
+            cells += [f"{first:.3f}", *(f"{1 - hours[strategy] / first:.0%}" for strategy in strategies)]
+        yield f"| {each[0][0]:g} s | {each[0][1]} | {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "Without any set-up the GPU computes for minutes in all: what is saved is mostly the number of cases. Set-up 0 "
+        "is the share of kernel time that sharing saves, however fast cases are prepared."
+    )
+    yield ""
+
+
+def _paper(study: Study) -> Iterator[str]:
+    yield f"## Beside the paper's {PAPER_SHARE:.1%}"
+    yield ""
+    said = []
+    for device, cases in study.cases.items():
+        low, middle, high = np.quantile(_of_twelve(cases, study.chosen), (0.05, 0.5, 0.95))
+        saved = 1 - _total(cases, "exact sharing", study.chosen) / _total(cases, "separately", study.chosen)
+        said.append(
+            f"on {_product(device)} {saved:.1%} over {len(study.chosen)} models, {middle:.1%} ({low:.1%} to {high:.1%}, "
+            f"90 % of {len(orders(1))} random choices) over {PAPER_MODELS} of them"
+        )
+    attention = (
+        a for cases in study.cases.values() for a in cases.asked if a.signature.kind is OperationKind.ATTENTION
+    )
+    most = max((len(asked.cases) for asked in attention), default=0)
+    yield (
+        f"The paper reports {PAPER_SHARE:.1%} saved over {PAPER_MODELS} models by timing equal operations once. Here exact "
+        f"sharing saves {'; '.join(said)}. The two do not compare one to one. The paper's models are others, and how many "
+        "of them have a head configuration and a hidden size in common decides the figure. Its code times a fixed grid, "
+        "1,657 points of attention for 1,024 tokens and 32 requests (`reports/economy`), ours at most "
+        f"{most:,} for the limits here, so that attention has another weight beside the rest. And it measured, where "
+        "latencies here are stand-ins and set-up times assumed. What may be read from this is the order of the rows "
+        "above, and how far they lie apart."
+    )
+    yield ""
+
+
+def _errors(study: Study) -> Iterator[str]:
+    yield "## At which held-out error"
+    yield ""
+    yield (
+        "On published rows alone, without stand-ins: operations of the models (any number of ranks) whose sizes are in "
+        "the tables; a random half of each one's rows is held out. A fit of the one operation to the other half, or to "
+        "those of them that the refinement asks for; a regressor across sizes fitted without any row of the size, or "
+        f"with the other half. The last column counts operations whose mean error is above {TARGET:.0%}."
+    )
+    yield ""
+    yield from _head("device", "family", "way", "points each", "median", "mean", "p95", "above target")
+    for e in study.errors:
+        yield (
+            f"| {e.device} | {e.family} | {e.way} | {e.points:.0f} | {e.median:.1%} | {e.mean:.1%} | {e.p95:.1%} | "
+            f"{e.above_target} of {e.operations} |"
+        )
+    yield ""
+
+
+def _curve(study: Study) -> Iterator[str]:
+    yield "## How many sizes it takes"
+    yield ""
+    seeds = len({point.seed for point in study.curve})
+    yield (
+        f"A regressor across few sizes, asked for up to 150 others, {seeds} random choices each: share of the others "
+        f"that would be skipped (mean expected error at most {TARGET:.0%}), the mean error that they really have, and "
+        "that of the others; how many of the skipped are above the target all the same. Means over the choices, with "
+        "the range of the skipped."
+    )
+    yield ""
+    yield from _head(
+        "device", "family", "sizes", "skipped", "error of skipped", "error of timed", "skipped above target"
+    )
+    groups = itertools.groupby(study.curve, lambda point: (point.device, point.family, point.num_sizes))
+    for (device, family, number), points in groups:
+        of = list(points)
+        skipped = [point.skipped for point in of]
+        cells = [
+            _mean_cell([getattr(point, name) for point in of]) for name in ("error_skipped", "error_timed", "beyond")
+        ]
+        reach = f"{np.mean(skipped):.0%} ({min(skipped):.0%} to {max(skipped):.0%})"
+        yield f"| {device} | {family} | {number} | {reach} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _assumptions(study: Study) -> Iterator[str]:
+    a = Assumptions()
+    yield "## What the figures rest on"
+    yield ""
+    yield (
+        "- **Measured by others**: the tables of aiconfigurator-core 0.12.0 (Apache-2.0) for "
+        f"{' and '.join(map(_product, study.cases))}. Held-out errors and learning curves are on these rows alone. "
+        "Replayed CUDA graphs on inputs that are already in the cache: another environment than ours, which times an "
+        "operation within the engine's pass."
+    )
+    yield (
+        "- **Stand-ins**: latencies of cases are the device's latency model, from published rows of exactly the sizes, "
+        "across sizes, or an estimate of the data sheet; the table by kind has the shares. They are without noise, so "
+        "that the adaptive sweep never averages over any. A batch of prompts and decodes together is the sum of both: "
+        "no table has one. A latency that the data sheet has at none counts as 1 µs. Refinements are decided "
+        f"{DECIDED_AT_ONCE} points at a time."
+    )
+    yield (
+        f"- **Assumed**: {a.engine_s:g} s for the start of an engine, once a model and strategy; {a.case_s:g} s of set-up a "
+        f"case; {a.warm_up} runs to warm up and {a.rounds} rounds. GPU-hours of a case are set-up and runs, times the ranks of "
+        "a collective. Tracing needs no GPU, and what a failed case costs is left out."
+    )
+    yield (
+        "- **Sharing** is of equal signatures without what only the tracing device decides (attention backend, block "
+        "size), at equal points; a model with other limits adds the points that only it reaches, by its own refinement."
+    )
+    yield (
+        "- **Not shown**: that models whose operations are left out are predicted as well end to end, which takes a GPU; "
+        "the expected error of a mixture of experts is above the target on both devices, so that all of these are timed."
+        if all(_mixtures_are_timed(cases) for cases in study.cases.values())
+        else "- **Not shown**: that models whose operations are left out are predicted as well end to end: that takes a GPU."
+    )
+    yield (
+        f"- **Above the target all the same**: {_above_target(study)}. More points do not help there: non-negative "
+        "ramps do not follow the steps of a GPU's kernels, and boosted trees across sizes do."
+    )
+
+
+def _mixtures_are_timed(cases: Cases) -> bool:
+    return not any(
+        is_predicted(a.basis, "published", "across sizes") for a in cases.asked if a.signature.kind is OperationKind.MOE
+    )
+
+
+def _above_target(study: Study) -> str:
+    """Adaptive sweeps that end above the target, by device."""
+    said = []
+    for device, cases in study.cases.items():
+        of = [a for a in cases.asked if a.model in study.chosen and a.error is not None and a.error > TARGET]
+        kinds = {
+            kind: sum(a.signature.kind is kind for a in of) for kind in dict.fromkeys(a.signature.kind for a in of)
+        }
+        counted = ", ".join(f"{number} of {kind.value}" for kind, number in kinds.items())
+        said.append(f"on {_product(device)} {len(of)} adaptive sweeps end there ({counted})")
+    return "; ".join(said)
+
+
+def _basis_cells(of: Sequence[Asked]) -> str:
+    count = [sum(a.basis.kind == kind for a in of) for kind in ("published", "across sizes", "estimate")]
+    within = sum(is_predicted(a.basis, "published", "across sizes") for a in of)
+    estimated = all(a.basis.kind == "estimate" for a in of)
+    errors = (
+        "–" if estimated else _mean_cell([a.finest_error for a in of if a.basis.kind != "estimate"]),
+        "–" if estimated else _mean_cell([a.error for a in of if a.basis.kind != "estimate"]),
+        _mean_cell([a.basis.error for a in of]),
+    )
+    return f"{' / '.join(map(str, count))} | {within} | {' | '.join(errors)}"
+
+
+def _basis_shares(cases: Cases, chosen: Sequence[int]) -> dict[str, float]:
+    """Share of the GPU time of the first strategy that rests on each kind of basis."""
+    costs_s = cases.costs_s(Assumptions())
+    numbers: dict[str, float] = {}
+    for asked in cases.asked:
+        if asked.model in chosen:
+            numbers[asked.basis.kind] = numbers.get(asked.basis.kind, 0.0) + float(costs_s[list(asked.cases)].sum())
+    total = sum(numbers.values())
+    return {kind: number / total for kind, number in numbers.items()}
+
+
+def _sensitivities(cases: Cases, chosen: Sequence[int]) -> list[tuple[float, int, dict[str, float]]]:
+    """Set-up of a case, rounds, GPU-hours of each strategy without the engine's starts."""
+    found = []
+    for case_s, rounds in itertools.product(CASE_SET_UPS_S, ROUNDS):
+        assumptions = Assumptions(engine_s=0.0, case_s=case_s, rounds=rounds)
+        hours = {name: float(f"{cases.hours(name, assumptions, chosen)[-1]:.4g}") for name in STRATEGIES}
+        found.append((case_s, rounds, hours))
+    return found
+
+
+def _of_twelve(cases: Cases, chosen: Sequence[int]) -> list[float]:
+    """What exact sharing saves over random choices of as many models as the paper has."""
+    saved = []
+    for order in orders(len(chosen)):
+        some = [chosen[i] for i in order[:PAPER_MODELS]]
+        saved.append(1 - _total(cases, "exact sharing", some) / _total(cases, "separately", some))
+    return saved
+
+
+def _total(cases: Cases, strategy: str, chosen: Sequence[int]) -> float:
+    return float(cases.hours(strategy, Assumptions(), chosen)[-1])
+
+
+def _mean_cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.1%}" if known else "–"
+
+
+def _head(first: str, *others: str) -> Iterator[str]:
+    """Head of a table; a cell with `|` in it is several."""
+    columns = [column.strip() for other in others for column in other.split("|")]
+    yield f"| {first} | {' | '.join(columns)} |"
+    yield "| --- |" + " ---: |" * len(columns)
+
+
+def _product(device: str) -> str:
+    """The device's name for people: `H200`."""
+    return device_named(device).product.removeprefix("NVIDIA ").partition("-")[0]
+
+
+def _plain(of: Errors | CurvePoint) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in dataclasses.asdict(of).items()}
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
