@@ -74,7 +74,8 @@ class Study:
 def report(study: Study) -> str:
     """The report in Markdown."""
     parts = (_summary, _hours, _kinds, _ranks, _sensitivity, _paper, _errors, _curve, _assumptions)
-    return "\n".join(itertools.chain.from_iterable(part(study) for part in parts)).rstrip()
+    text = "\n".join(itertools.chain.from_iterable(part(study) for part in parts)).rstrip()
+    return re.sub(r"(?<=\d)%", " %", text)
 
 
 def figures(study: Study) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def _summary(study: Study) -> Iterator[str]:
     yield "# Redundancy: what profiling many models times twice, and what it could leave out"
     yield ""
     yield (
-        f"{len(study.chosen)} models, {', '.join(study.label(i) for i in study.chosen)}, as vLLM serves them with up to "
-        f"{study.limits.max_num_tokens:,} tokens and {study.limits.max_num_seqs} requests a step and "
+        f"{len(study.chosen)} models, {', '.join(study.label(i) for i in study.chosen)}, as vLLM serves them "
+        f"with up to {study.limits.max_num_tokens:,} tokens and {study.limits.max_num_seqs} requests a step and "
         f"{study.limits.max_model_len:,} tokens a request (or what the model allows). Written by `make study`; no GPU "
         "was used. What is measured by others, what stands in for a measurement and what is assumed is said at the end."
     )
@@ -140,9 +141,9 @@ def _hours(study: Study) -> Iterator[str]:
         yield f"| {NAMES[name]} | {' | '.join(cells)} |"
     yield ""
     yield (
-        "Savings are of the first row. 2 is what DoolyProf does. The last row is a bound of 3: an estimate is smooth, so "
-        "that its sweep never asks for more than the coarse grid, and a real norm's might. 4a and 4b start from 3 and "
-        f"leave out operations whose expected error is at most {TARGET:.0%}; 4a those with rows of exactly their sizes, "
+        "Savings are of the first row. 2 is what DoolyProf does. The last row is a bound of 3: an estimate is smooth, "
+        "so that its sweep never asks for more than the coarse grid, and a real norm's might. 4a and 4b start from 3 "
+        f"and leave out operations whose expected error is at most {TARGET:.0%}; 4a those with rows of their sizes, "
         "4b also those between sizes. Both need the public tables to be of the device, the engine and the kernels that "
         "are to be predicted: whoever doubts that times them."
     )
@@ -226,18 +227,18 @@ def _paper(study: Study) -> Iterator[str]:
         low, middle, high = np.quantile(_of_twelve(cases, study.chosen), (0.05, 0.5, 0.95))
         saved = 1 - _total(cases, "exact sharing", study.chosen) / _total(cases, "separately", study.chosen)
         said.append(
-            f"on {_product(device)} {saved:.1%} over {len(study.chosen)} models, {middle:.1%} ({low:.1%} to {high:.1%}, "
-            f"90 % of {len(orders(1))} random choices) over {PAPER_MODELS} of them"
+            f"on {_product(device)} {saved:.1%} over {len(study.chosen)} models, {middle:.1%} ({low:.1%} to {high:.1%} "
+            f"for 90 % of {len(orders(1))} random choices) over {PAPER_MODELS} of them"
         )
     attention = (
         a for cases in study.cases.values() for a in cases.asked if a.signature.kind is OperationKind.ATTENTION
     )
     most = max((len(asked.cases) for asked in attention), default=0)
     yield (
-        f"The paper reports {PAPER_SHARE:.1%} saved over {PAPER_MODELS} models by timing equal operations once. Here exact "
-        f"sharing saves {'; '.join(said)}. The two do not compare one to one. The paper's models are others, and how many "
-        "of them have a head configuration and a hidden size in common decides the figure. Its code times a fixed grid, "
-        "1,657 points of attention for 1,024 tokens and 32 requests (`reports/economy`), ours at most "
+        f"The paper reports {PAPER_SHARE:.1%} saved over {PAPER_MODELS} models by timing equal operations once. Here "
+        f"exact sharing saves {'; '.join(said)}. The two do not compare one to one. The paper's models are others, and "
+        "how many of them have a head configuration and a hidden size in common decides the figure. Its code times a "
+        "fixed grid, 1,657 points of attention for 1,024 tokens and 32 requests (`reports/economy`), ours at most "
         f"{most:,} for the limits here, so that attention has another weight beside the rest. And it measured, where "
         "latencies here are stand-ins and set-up times assumed. What may be read from this is the order of the rows "
         "above, and how far they lie apart."
@@ -308,29 +309,20 @@ def _assumptions(study: Study) -> Iterator[str]:
         f"{DECIDED_AT_ONCE} points at a time."
     )
     yield (
-        f"- **Assumed**: {a.engine_s:g} s for the start of an engine, once a model and strategy; {a.case_s:g} s of set-up a "
-        f"case; {a.warm_up} runs to warm up and {a.rounds} rounds. GPU-hours of a case are set-up and runs, times the ranks of "
-        "a collective. Tracing needs no GPU, and what a failed case costs is left out."
+        f"- **Assumed**: {a.engine_s:g} s for the start of an engine, once a model and strategy; {a.case_s:g} s of "
+        f"set-up a case; {a.warm_up} runs to warm up and {a.rounds} rounds. GPU-hours of a case are set-up and runs, "
+        "times the ranks of a collective. Tracing needs no GPU, and what a failed case costs is left out."
     )
     yield (
         "- **Sharing** is of equal signatures without what only the tracing device decides (attention backend, block "
         "size), at equal points; a model with other limits adds the points that only it reaches, by its own refinement."
     )
     yield (
-        "- **Not shown**: that models whose operations are left out are predicted as well end to end, which takes a GPU; "
-        "the expected error of a mixture of experts is above the target on both devices, so that all of these are timed."
-        if all(_mixtures_are_timed(cases) for cases in study.cases.values())
-        else "- **Not shown**: that models whose operations are left out are predicted as well end to end: that takes a GPU."
+        "- **Not shown**: that models whose operations are left out are predicted as well end to end; that takes a GPU."
     )
     yield (
         f"- **Above the target all the same**: {_above_target(study)}. More points do not help there: non-negative "
         "ramps do not follow the steps of a GPU's kernels, and boosted trees across sizes do."
-    )
-
-
-def _mixtures_are_timed(cases: Cases) -> bool:
-    return not any(
-        is_predicted(a.basis, "published", "across sizes") for a in cases.asked if a.signature.kind is OperationKind.MOE
     )
 
 
