@@ -10,7 +10,7 @@ DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public economy gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,9 @@ bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, besid
 
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
 	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
+
+study: $(STAMP) ## GPU-hours that sharing saves over all shipped models, from public tables, into reports/redundancy (@STUDY@)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study_redundancy --write reports/redundancy --db .dooly/study.db
 
 # Installs nothing: a GPU host has vLLM and the rest on its PYTHONPATH. DEVICE=cpu runs small models, in .venv where it is.
 gpu-check: ## on an NVIDIA GPU with vLLM: trace, profile, predict, validate three models, into reports/ (8 minutes)
