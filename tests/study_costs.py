@@ -44,6 +44,9 @@ STRATEGIES = ("separately", "exact sharing", "adaptive sweep", "public sizes", "
 ALL_FINER = "adaptive, estimates on all points"
 """A bound: the adaptive sweep, if operations whose latency is an estimate needed every refinement."""
 
+AS_PLANNED = "as dooly plan has it"
+"""Across sizes, and nothing that others have measured at its own sizes is timed, whatever error is expected."""
+
 DECIDED_AT_ONCE = 4
 """Points of a refinement that are decided on before any of them is timed: a sweep takes some points more or fewer than
 one by one, and the simulation a third of the time."""
@@ -161,7 +164,7 @@ def cases_of(
     latencies: list[float] = []
     gpus: list[int] = []
     asked: list[Asked] = []
-    chosen: dict[str, list[list[int]]] = {name: [[] for _ in models] for name in (*STRATEGIES, ALL_FINER)}
+    chosen: dict[str, list[list[int]]] = {name: [[] for _ in models] for name in (*STRATEGIES, AS_PLANNED, ALL_FINER)}
     simulated: dict[tuple[Signature, Limits], _Simulated] = {}
     for place, model in enumerate(models):
         progress(f"{grounds.device.name}: sweeps of {model.name}, model {place + 1} of {len(models)}")
@@ -226,7 +229,7 @@ def measured(latency_s: float) -> Measurement:
 
 def is_predicted(basis: Basis, *kinds: str) -> bool:
     """Whether latencies of one of the kinds are expected to be within the target, so that nothing need be timed."""
-    return basis.kind in kinds and basis.error is not None and basis.error <= TARGET
+    return basis.kind in kinds and basis.within(TARGET) and basis.error is not None and basis.error <= TARGET
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,7 @@ class _Simulated:
         yield "adaptive sweep", self.adaptive
         yield "public sizes", () if is_predicted(basis, "published") else self.adaptive
         yield "across sizes", () if is_predicted(basis, "published", "across sizes") else self.adaptive
+        yield AS_PLANNED, () if basis.within(TARGET) else self.adaptive
         yield ALL_FINER, every if basis.kind == "estimate" else self.adaptive
 
 

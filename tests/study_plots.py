@@ -147,7 +147,7 @@ def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions:
             ax.set_title(device, fontweight="bold")
             ax.set_ylim(bottom=0)
         axes.flat[0].set_ylabel("GPU-hours, cumulated")
-        axes.flat[0].legend(loc="upper left", title=f"line: in this order; band: {ORDERS} random orders")
+        axes.flat[0].legend(loc="upper left", title=f"line: in this order; band: range of {ORDERS} random orders")
         figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
 
 

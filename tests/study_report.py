@@ -15,7 +15,16 @@ from pytest_dooly.batch import Limits
 from pytest_dooly.device import device_named
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.refine import TARGET
-from tests.study_costs import ALL_FINER, DECIDED_AT_ONCE, STRATEGIES, Asked, Assumptions, Cases, is_predicted
+from tests.study_costs import (
+    ALL_FINER,
+    AS_PLANNED,
+    DECIDED_AT_ONCE,
+    STRATEGIES,
+    Asked,
+    Assumptions,
+    Cases,
+    is_predicted,
+)
 from tests.study_errors import CurvePoint, Errors
 from tests.study_plots import orders
 
@@ -33,6 +42,7 @@ NAMES = {
     "adaptive sweep": "3. + adaptive sweep",
     "public sizes": "4a. + sizes in the public tables not timed",
     "across sizes": "4b. + across sizes, within the target, not timed",
+    AS_PLANNED: "4b, and no size in the public tables timed at all",
     ALL_FINER: "3, if operations with an estimate needed every point",
 }
 
@@ -142,11 +152,12 @@ def _hours(study: Study) -> Iterator[str]:
         yield f"| {NAMES[name]} | {' | '.join(cells)} |"
     yield ""
     yield (
-        "Savings are of the first row. 2 is what DoolyProf does. The last row is a bound of 3: an estimate is smooth, "
-        "so that its sweep never asks for more than the coarse grid, and a real norm's might. 4a and 4b start from 3 "
-        f"and leave out operations whose expected error is at most {TARGET:.0%}; 4a those with rows of their sizes, "
-        "4b also those between sizes. Both need the public tables to be of the device, the engine and the kernels that "
-        "are to be predicted: whoever doubts that times them."
+        "Savings are of the first row. 2 is what DoolyProf does. 4a and 4b start from 3 and leave out operations whose "
+        f"expected error is at most {TARGET:.0%}: 4a those with published rows of their sizes, 4b also those between "
+        "sizes. The next row is the rule of `dooly plan`, by which a published size is not timed whatever error is "
+        "expected. All three need tables of the device, the engine and the kernels that are to be predicted: whoever "
+        "doubts that times them. The last row is a bound of 3: an estimate is smooth, so that its sweep never asks for "
+        "more than the coarse grid, and a real norm's might."
     )
     yield ""
 

@@ -112,6 +112,7 @@ def test_what_is_expected_within_the_target_is_not_timed() -> None:
     assert is_predicted(Basis("published", 9, (), TARGET), "published")
     assert not is_predicted(Basis("across sizes", 9, (), TARGET), "published")
     assert not is_predicted(Basis("published", 9, (), 1.01 * TARGET), "published", "across sizes")
+    assert not is_predicted(Basis("across sizes", 9, (), 0.01, reliable=False), "across sizes")
     assert not is_predicted(Basis("estimate", 0, (), None), "published", "across sizes")
     cases = two_models({LINEAR: Basis("published", 9, (), 0.01)})
     assert cases.hours_of(OperationKind.LINEAR, "public sizes", NOTHING_ELSE, [0, 1]) == 0
