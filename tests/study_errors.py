@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.across import AcrossSizes
+from pytest_dooly.basis import FamilyRegressor
 from pytest_dooly.batch import Limits, SweepPoint
 from pytest_dooly.device import Device
 from pytest_dooly.environment import CUDA_GRAPH
-from pytest_dooly.family import Family, Table, columns_of, lone_parts_of, parts_of, table_of
+from pytest_dooly.family import Family, Part, Table, columns_of, lone_parts_of, parts_of, table_of
 from pytest_dooly.kernels import Description, describe
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.operation import OperationKind
@@ -111,7 +112,7 @@ class CurvePoint:
         num_sizes: that it was fitted to.
         seed: of their choice.
         others: number of sizes that it was asked for.
-        skipped: share of them with a mean expected error within the target.
+        skipped: share of them that lie near and between the fitted ones, with a mean expected error within the target.
         error_skipped: mean error of these; None where there are none.
         error_timed: mean error of the rest, which would be timed; None where there are none.
         beyond: share of the skipped whose mean error is above the target all the same; None where there are none.
@@ -222,34 +223,40 @@ def learning_curve(
         seeds: of the choice of sizes.
         progress: called with a line before anything that takes seconds.
     """
-    table, found = rows.table, []
-    described = describe(rows.family, table.columns, rows.device)
-    for number in (number for number in num_sizes if number < len(table.sizes)):
+    described = describe(rows.family, rows.table.columns, rows.device)
+    found = []
+    for number in (number for number in num_sizes if number < len(rows.table.sizes)):
         progress(f"{rows.device.name}: {number} sizes of {rows.family}, {len(seeds)} times")
         for seed in seeds:
-            order = np.random.default_rng([number, seed]).permutation(len(table.sizes))
-            learner = _fit(described, table, np.isin(table.groups, order[:number]))
-            others = order[number : number + MOST_OTHERS]
-            there = np.isin(table.groups, others)
-            predicted_s, expected = learner.predict(described.matrix[there], described.roofline_s[there])
-            off = np.abs(predicted_s / table.latencies_s[there] - 1)
-            found.append(
-                _curve_point(
-                    rows, number, seed, _means(expected, table.groups[there]), _means(off, table.groups[there])
-                )
-            )
+            order = np.random.default_rng([number, seed]).permutation(len(rows.table.sizes))
+            found.append(_curve_point(rows, described, seed, order[:number], order[number : number + MOST_OTHERS]))
     return tuple(found)
 
 
-def _curve_point(rows: Rows, number: int, seed: int, expected: Array, off: Array) -> CurvePoint:
-    """The choices that expected errors lead to; both of shape (sizes,)."""
-    skipped = expected <= TARGET
+def _curve_point(
+    rows: Rows, described: Description, seed: int, fitted: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
+) -> CurvePoint:
+    """What a regressor across some sizes makes of others; numbers of the sizes, shape (sizes,)."""
+    table = rows.table
+    kept, there = np.isin(table.groups, fitted), np.isin(table.groups, others)
+    regressor = FamilyRegressor(
+        family=rows.family,
+        device=rows.device,
+        learner=_fit(described, table, kept),
+        ranges={name: (float(of[kept].min()), float(of[kept].max())) for name, of in table.columns.items()},
+        rows={table.sizes[i]: int((table.groups == i).sum()) for i in fitted},
+        sources=(),
+    )
+    predicted_s, expected = regressor.learner.predict(described.matrix[there], described.roofline_s[there])
+    off = _means(np.abs(predicted_s / table.latencies_s[there] - 1), table.groups[there])
+    between = np.array([regressor.spans(Part(rows.family, table.sizes[i])) for i in np.sort(others)])
+    skipped = between & (_means(expected, table.groups[there]) <= TARGET)
     return CurvePoint(
         device=rows.device.name,
         family=str(rows.family),
-        num_sizes=number,
+        num_sizes=len(fitted),
         seed=seed,
-        others=len(off),
+        others=len(others),
         skipped=float(skipped.mean()),
         error_skipped=float(off[skipped].mean()) if skipped.any() else None,
         error_timed=float(off[~skipped].mean()) if not skipped.all() else None,
