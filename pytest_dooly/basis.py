@@ -8,6 +8,7 @@ that device decides: its attention backend, its block size, how its layers dispa
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -378,9 +379,17 @@ class Grounds:
         counts: dict[tuple[Environment, Family], dict[str, int]] = {}
         for environment in self._environments:
             own = {key: len(outcomes) for key, outcomes in self._outcomes[environment].items() if outcomes}
-            for key, number in (own | self._db.published_counts(environment)).items():
+            published = self._db.published_counts(environment)
+            of_families: dict[Family, dict[str, int]] = {}
+            for key, number in (own | published).items():
                 for part in lone_parts_of(self._signatures[key]):
-                    counts.setdefault((environment, part.family), {})[key] = number
+                    of_families.setdefault(part.family, {})[key] = number
+            # What we have measured of few sizes says nothing of others, and is used as it is.
+            counts |= {
+                (environment, family): of_keys
+                for family, of_keys in of_families.items()
+                if published.keys() & of_keys.keys() or len(of_keys) >= _FEWEST_SIZES
+            }
         return counts
 
     @cached_property
@@ -397,10 +406,21 @@ class Grounds:
 def grounds_of(
     db: LatencyDB, environment: Environment, *, progress: Callable[[str], None] = lambda _: None
 ) -> Grounds | None:
-    """What the latency DB knows of an environment's device, or None for a device that is unknown to it or to us."""
+    """What the latency DB knows of an environment's device; None where that is nothing, or cannot be used.
+
+    Args:
+        db: where latencies are.
+        environment: whose device it is.
+        progress: called with a line before anything that takes seconds, and where lightgbm is missing.
+    """
     device = device_of(environment.device)
     grounds = None if device is None else Grounds(db, device, progress=progress)
-    return grounds if grounds is not None and grounds.has_latencies else None
+    if grounds is None or not grounds.has_latencies:
+        return None
+    if importlib.util.find_spec("lightgbm") is None:
+        progress("latencies of other sizes are not used: run pip install 'pytest-dooly[public-data]' for lightgbm")
+        return None
+    return grounds
 
 
 def latency_models(

@@ -135,3 +135,28 @@ def test_the_summary_predicts_with_what_stands_in(db: LatencyDB, model: ModelCon
     assert all(workload.ttft_s > 0 for workload in workloads)
     (page,) = summary.reports[0].parent.glob("*.md")
     assert "published latencies of gemm fp32" in page.read_text()
+
+
+def test_without_lightgbm_everything_is_timed_and_a_line_says_why(
+    db: LatencyDB, model: ModelConfiguration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.publish(linears([(512, 256), (704, 256)]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said: list[str] = []
+    run = Profiling(OnH200(), [model], db, share=0.05, progress=said.append)
+    run.close()
+    assert not run.plan.predicted
+    assert [line for line in said if "for lightgbm" in line]
+
+
+def test_what_we_have_measured_of_few_sizes_stands_in_for_no_other(db: LatencyDB, model: ModelConfiguration) -> None:
+    with profiling(db, model, share=0.9) as run:
+        for case in run.plan.new:
+            run.time(case, rounds)
+    wider = resolve(str(write(Path(model.name).parent / "wider", LLAMA, intermediate_size=768)))
+    said: list[str] = []
+    run = Profiling(OnH200(), [wider], db, share=0.9, progress=said.append)
+    run.close()
+    assert run.plan.new
+    assert not run.plan.predicted
+    assert not any("fitting" in line for line in said)
