@@ -142,6 +142,8 @@ def families(system: str) -> Iterator[Data]:
         if table is None:
             continue
         frame = pd.read_parquet(path)
+        for name, default in aiconfigurator._OPTIONAL.items():  # older tables lack them
+            frame[name] = frame.get(name, default)
         if table == "custom_allreduce":
             frame = frame[frame["kernel_source"] == "vLLM_custom_graph"]
         frame = frame.drop_duplicates([name for name in frame.columns if name != "latency"]).reset_index(drop=True)
@@ -156,6 +158,8 @@ def _by_family(table: str, version: str, frame: Any, reader: Any) -> Iterator[Da
             continue
         signature, point, kernel, variant = latency
         parts = parts_of(signature)
+        if not parts:
+            continue  # experts without a gate
         decode = point.batch is not None and point.batch.num_tokens == point.batch.num_reqs
         if decode != (table in ("generation_attention", "mla_generation")):
             continue  # prompts of one token: decodes to us, and few
