@@ -295,7 +295,7 @@ def _curve(study: Study) -> Iterator[str]:
         f"A regressor across few sizes, asked for up to {MOST_OTHERS} others, {seeds} random choices each. Skipped are "
         f"those near and between the fitted sizes whose mean expected error is at most {TARGET:.0%}: their "
         "share, the mean error that they really have, and that of the others; how many of the skipped are above the "
-        "target all the same. Means over the choices, and the range of the first two. `dooly plan` asks for 20 sizes "
+        "target all the same. Means over the choices, and the range of the first two. `dooly plan` asks for 50 sizes "
         "at least before it skips any."
     )
     yield ""

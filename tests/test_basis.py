@@ -123,7 +123,7 @@ def test_a_regressor_is_fitted_once_and_kept_until_its_latencies_change(db: Late
     assert lines == []  # lazily
     first = grounds.foundation(KNOWN, LIMITS)
     grounds.foundation(BETWEEN, LIMITS)
-    assert lines == ["fitting gemm bf16 on Toy GPU to 150 published latencies"]
+    assert lines == [f"fitting gemm bf16 on Toy GPU to {6 * len(GRID)} published latencies"]
 
     again = Grounds(db, DEVICE, progress=lines.append).foundation(KNOWN, LIMITS)
     assert len(lines) == 1
@@ -234,7 +234,7 @@ def test_a_mixture_needs_latencies_of_all_its_parts_and_counts_each_once(db: Lat
     db.publish(table(linears(GRID)))
     founded = Grounds(db, DEVICE).foundation(DEEPSEEK_MOE, LIMITS)
     assert founded.basis.kind == "across sizes"  # the experts are known, the router and the shared experts are not
-    assert founded.basis.num_rows == 16 + 150
+    assert founded.basis.num_rows == 16 + 6 * len(GRID)
     assert founded.basis.sources == ("tables 1, moe", "tables 1, gemm.parquet")
     assert isinstance(founded.model, PartsModel)
     assert founded.model.grounds == "16 published latencies of experts bf16, 150 published latencies of gemm bf16"

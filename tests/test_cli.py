@@ -353,7 +353,7 @@ def test_models_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def published(place: Path) -> Path:
     """A place whose latency DB has published linears of an H200: one of the model's own sizes, and others around."""
-    around = [(n, k) for n in (32, 64, 128, 256, 512) for k in (32, 48, 64, 128, 256)]
+    around = [(n, k) for n in (32, 64, 128, 192, 256, 320, 384, 512) for k in (32, 40, 48, 64, 128, 192, 256)]
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         db.publish(linears([(96, 64), *around]))
     return place
@@ -367,9 +367,9 @@ def test_predict_a_step_on_a_gpu_that_is_not_here(published: Path, capsys: pytes
     (known,) = (line for line in streams.out.splitlines() if "linear-64x96-fp32" in line)
     assert "published, 6 rows" in known
     (between,) = (line for line in streams.out.splitlines() if "linear-96x64-fp32" in line)
-    assert "across sizes, 156 rows" in between
-    assert "tables 1, 156.parquet" in streams.out
-    assert "fitting gemm fp32 on NVIDIA H200 to 156 published latencies" in streams.err
+    assert "across sizes, 342 rows" in between
+    assert "tables 1, 342.parquet" in streams.out
+    assert "fitting gemm fp32 on NVIDIA H200 to 342 published latencies" in streams.err
     assert "every figure is an estimate" not in streams.err
     assert cli.main([*asked, "--json"]) == 0
     streams = capsys.readouterr()
@@ -476,7 +476,7 @@ def test_plan_before_a_gpu_is_rented(published: Path, capsys: pytest.CaptureFixt
     assert cli.main([*asked, *SMALL]) == 0
     out = capsys.readouterr().out
     assert re.search(r"linear-64x96-fp32 +in the DB +published, 6 rows", out)
-    assert re.search(r"linear-96x64-fp32 +predicted +across sizes, 156 rows", out)
+    assert re.search(r"linear-96x64-fp32 +predicted +across sizes, 342 rows", out)
     assert re.search(r"rms_norm-64-fp32 +to time +estimate +\d+ to \d+ +\d+ to \d+\n", out)
     assert re.search(r"all together: [\d.]+ to [\d.]+ device minutes on NVIDIA H200\n", out)
     assert cli.main([*asked, "--price=3", "--json", *SMALL]) == 0

@@ -108,7 +108,7 @@ def test_nothing_stands_in_for_a_device_of_which_nothing_is_published(db: Latenc
 def test_other_sizes_stand_in_where_they_are_many_and_the_error_is_small(
     db: LatencyDB, model: ModelConfiguration
 ) -> None:
-    around = [(n, k) for n in (128, 256, 384, 768, 1024) for k in (128, 192, 320, 512, 1024)]
+    around = [(n, k) for n in (128, 256, 384, 448, 640, 768, 896, 1024) for k in (128, 192, 320, 384, 512, 768, 1024)]
     db.publish(linears(around))
     with profiling(db, model, share=0.9) as run:
         assert "linear-256x512-fp32" in predicted(run)  # 512 and 256 lie between the sizes
