@@ -49,7 +49,7 @@ bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, besid
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
 	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
 
-study: $(STAMP) ## GPU-hours that sharing saves over the shipped models, from public tables, into reports/redundancy (8 minutes)
+study: $(STAMP) ## GPU-hours that sharing saves over the shipped models, from public tables, into reports/redundancy (about 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study_redundancy --write reports/redundancy --db .dooly/study.db
 
 # Installs nothing: a GPU host has vLLM and the rest on its PYTHONPATH. DEVICE=cpu runs small models, in .venv where it is.
