@@ -237,7 +237,9 @@ def test_a_mixture_needs_latencies_of_all_its_parts_and_counts_each_once(db: Lat
     assert founded.basis.num_rows == 16 + 6 * len(GRID)
     assert founded.basis.sources == ("tables 1, moe", "tables 1, gemm.parquet")
     assert isinstance(founded.model, PartsModel)
-    assert founded.model.grounds == "16 published latencies of experts bf16, 150 published latencies of gemm bf16"
+    assert founded.model.grounds == (
+        f"16 published latencies of experts bf16, {6 * len(GRID)} published latencies of gemm bf16"
+    )
 
 
 class Constant:
