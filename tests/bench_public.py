@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly import aiconfigurator
 from pytest_dooly.across import AcrossSizes
+from pytest_dooly.aiconfigurator import mapping, tables
 from pytest_dooly.device import Device, device_named
 from pytest_dooly.family import Family, Table, parts_of, table_of
 from pytest_dooly.kernels import describe
@@ -136,18 +136,18 @@ def families(system: str) -> Iterator[Data]:
     """Every family of the system's tables, with all its rows."""
     import pandas as pd
 
-    root = aiconfigurator._installed()
-    for path in aiconfigurator._files(root, system, "vllm", None):
+    root = tables.installed()
+    for path in tables.table_files(root, system, "vllm", None):
         table = next((name for name, stem in TABLES.items() if stem == path.stem), None)
         if table is None:
             continue
         frame = pd.read_parquet(path)
-        for name, default in aiconfigurator._OPTIONAL.items():  # older tables lack them
+        for name, default in tables.OPTIONAL.items():  # older tables lack them
             frame[name] = frame.get(name, default)
         if table == "custom_allreduce":
             frame = frame[frame["kernel_source"] == "vLLM_custom_graph"]
         frame = frame.drop_duplicates([name for name in frame.columns if name != "latency"]).reset_index(drop=True)
-        yield from _by_family(table, path.parent.name, frame, aiconfigurator._readers(root)[path.stem])
+        yield from _by_family(table, path.parent.name, frame, mapping.readers(root)[path.stem])
 
 
 def _by_family(table: str, version: str, frame: Any, reader: Any) -> Iterator[Data]:

@@ -17,7 +17,7 @@ from pytest_dooly import cli
 from pytest_dooly.engine.fake import FakeEngine, _FakeSession
 from pytest_dooly.errors import EngineError
 from pytest_dooly.latency_db import LatencyDB
-from tests import test_aiconfigurator as tables
+from tests.aiconfigurator import rows as tables
 from tests.models import LLAMA, write
 from tests.test_isolation import IN_SITU
 from tests.test_profiling import linears

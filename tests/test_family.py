@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_dooly import aiconfigurator
+from pytest_dooly.aiconfigurator import mapping
 from pytest_dooly.batch import Batch, Routing, SweepPoint
 from pytest_dooly.family import Family, Part, columns_of, parts_of, running, table_of
 from pytest_dooly.published import PublishedLatency
@@ -88,7 +88,7 @@ def test_attention_is_prefill_and_decode_over_the_window_on_any_backend() -> Non
 
 
 def test_experts_without_a_gate_are_no_part_of_the_others() -> None:
-    assert parts_of(aiconfigurator._moe_signature("bfloat16", "relu2_no_mul", 2688, 1856, 6, 128, 128)) == ()
+    assert parts_of(mapping.moe_signature("bfloat16", "relu2_no_mul", 2688, 1856, 6, 128, 128)) == ()
 
 
 def test_a_mixture_is_experts_router_and_shared_experts() -> None:
@@ -147,13 +147,13 @@ def test_published_operations_are_the_traced_ones_of_the_same_sizes() -> None:
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
     }
-    layer = aiconfigurator._latent_signature("FLASH_ATTN_MLA", 16, "bfloat16", "auto", tuple(sizes.items()))
+    layer = mapping.latent_signature("FLASH_ATTN_MLA", 16, "bfloat16", "auto", tuple(sizes.items()))
     pairs = [
-        (aiconfigurator._linear("bfloat16", 6144, 4096), linear(6144, 4096)),
-        (aiconfigurator._attention_signature("FLASH_ATTN", 32, 8, 128, 0, "auto"), attention(32, 8, 128)),
-        (aiconfigurator._attention_signature("FLASH_ATTN", 64, 8, 64, 128, "auto"), attention(64, 8, 64, window=128)),
-        (aiconfigurator._moe_signature("bfloat16", "silu", 4096, 7168, 2, 8, 8), MIXTRAL_MOE),
-        (aiconfigurator._moe_signature("bfloat16", "silu", 2048, 1408, 6, 64, 64), DEEPSEEK_MOE),
+        (mapping.linear_signature("bfloat16", 6144, 4096), linear(6144, 4096)),
+        (mapping.attention_signature("FLASH_ATTN", 32, 8, 128, 0, "auto"), attention(32, 8, 128)),
+        (mapping.attention_signature("FLASH_ATTN", 64, 8, 64, 128, "auto"), attention(64, 8, 64, window=128)),
+        (mapping.moe_signature("bfloat16", "silu", 4096, 7168, 2, 8, 8), MIXTRAL_MOE),
+        (mapping.moe_signature("bfloat16", "silu", 2048, 1408, 6, 64, 64), DEEPSEEK_MOE),
         (layer, DEEPSEEK_ATTENTION),
     ]
     for published, traced in pairs:
@@ -165,7 +165,7 @@ def test_published_operations_are_the_traced_ones_of_the_same_sizes() -> None:
 
 
 def test_collectives_of_any_width_are_compared_by_elements() -> None:
-    (published,) = parts_of(aiconfigurator._collective_signature("all_reduce", 4))
+    (published,) = parts_of(mapping.collective_signature("all_reduce", 4))
     (traced,) = parts_of(collective("all_reduce", 4096, 4))
     (flat,) = parts_of(collective("all_reduce", 1, 4))
     assert (published.family, published.sizes) == (traced.family, traced.sizes) == (flat.family, flat.sizes)
