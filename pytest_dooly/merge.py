@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_dooly.db_file import copy_of
 from pytest_dooly.environment import content_hash
 from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db import LatencyDB
@@ -97,7 +98,7 @@ def merge(into: Path, sources: Sequence[Path]) -> tuple[Merged, ...]:
     """
     _check_distinct([into, *sources])
     with ExitStack() as copies:
-        others = [(source, copies.enter_context(LatencyDB.copy_of(source))) for source in sources]
+        others = [(source, copies.enter_context(copy_of(source))) for source in sources]
         with LatencyDB.open(into, create=False) as db:
             return tuple(_merge(db, into, source, copy) for source, copy in others)
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
-from pytest_dooly import cli, latency_db
+from pytest_dooly import cli, db_file, latency_db
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import DatabaseError
@@ -44,7 +44,8 @@ from tests.samples import (
     served,
     uses,
 )
-from tests.test_latency_db import contents, ordinary_user
+from tests.test_db_file import ordinary_user
+from tests.test_latency_db import contents
 
 __all__ = ["ordinary_user"]
 
@@ -600,14 +601,14 @@ def test_a_full_disk_leaves_the_db_as_it_was(new: Callable[..., Path], monkeypat
     into = new("a", record())
     source = new("b", *publish(published({(LINEAR, SweepPoint(num_tokens=i)): 1e-3 for i in range(1, 2000)})))
     before = tables(into)
-    prepare = latency_db._prepare
+    prepare = db_file._prepare
 
     def nearly_full(db: Database) -> None:
         prepare(db)
         db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0] + 2}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(latency_db, "_prepare", nearly_full)
+        patch.setattr(db_file, "_prepare", nearly_full)
         with pytest.raises(DatabaseError, match=f"cannot write to latency DB {into}: .* full; free some disk space"):
             merge(into, [source])
     assert tables(into) == before
