@@ -11,12 +11,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pytest_dooly.batch import Batch
-from pytest_dooly.configuration import ModelConfiguration, ServingOptions, parse_options, resolve
+from pytest_dooly.arguments import parser, serving_flags
+from pytest_dooly.configuration import ModelConfiguration, parse_options, resolve
 from pytest_dooly.errors import ConfigurationError, DoolyError, OutOfRangeWarning, UnknownModelError
 
 if TYPE_CHECKING:
@@ -27,100 +27,12 @@ if TYPE_CHECKING:
     from pytest_dooly.latency_db import LatencyDB
     from pytest_dooly.predict import Workload
     from pytest_dooly.regress import LatencyModel, Regressor
-    from pytest_dooly.routing import RoutingDistribution
     from pytest_dooly.signature import ServedModel
     from pytest_dooly.workloads import Replacement
 
-__all__ = ["main", "parser"]
+__all__ = ["main"]
 
 _OK, _FAILED, _WRONG_USAGE = 0, 1, 2
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    trace = _command(commands, "trace", "the operations of a model, with the origin of every dimension")
-    trace.add_argument("--diff", metavar="MODEL", help="which operations another model shares with this one")
-    trace.add_argument("--no-coverage", action="store_true", help="do not run the architecture in small to count")
-    trace.set_defaults(run=_trace)
-
-    predict = _command(commands, "predict", "a step's latency, or TTFT and TPOT of a workload")
-    asked = predict.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
-    asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
-    _workload_options(predict)
-    predict.set_defaults(run=_predict)
-
-    compare = _command(
-        commands, "compare", "a workload on several models, GPUs and tensor-parallel sizes", several=True
-    )
-    compare.add_argument("--prompt", type=_positive, default=1024, help="tokens of each prompt (1024)")
-    _workload_options(compare)
-    compare.add_argument("--png", metavar="FILE", help="a picture as well")
-    compare.set_defaults(run=_compare)
-
-    plan = _command(commands, "plan", "what profiling models on a GPU would take, before it is rented", several=True)
-    plan.add_argument(
-        "--target", type=_share, default=0.05, help="error up to which other sizes may predict one (0.05)"
-    )
-    plan.add_argument("--price", type=_positive_number, help="of one GPU for an hour, in any currency")
-    plan.set_defaults(run=_plan)
-
-    validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
-    validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
-    validate.add_argument(
-        "--budget",
-        type=_positive_number,
-        default=300.0,
-        help="seconds of engine time for the drawn, all rounds together (300)",
-    )
-    validate.add_argument("--seed", type=int, default=0, help="of the draw, and of the order in a round (0)")
-    grids = validate.add_argument_group("a grid in place of drawn workloads")
-    grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
-    grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
-    grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
-    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
-    validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
-    validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
-    validate.set_defaults(run=_validate)
-
-    report = _command(commands, "report", "the report of what the latency DB has of a model")
-    report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
-    report.add_argument("--png", metavar="FILE", help="an overview picture as well")
-    report.set_defaults(run=_report)
-
-    imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
-    imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
-    imported.add_argument("--system", nargs="+", required=True, help="as the package names it, as in h200_sxm")
-    imported.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
-    imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
-    _common(imported)
-    imported.set_defaults(run=_import)
-
-    models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
-    _common(models)
-    models.set_defaults(run=_models)
-
-    export = commands.add_parser("export", help="every latency of the latency DB, as CSV or Parquet")
-    export.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
-    export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for latencies.csv (.)")
-    export.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
-    _common(export)
-    export.set_defaults(run=_export)
-
-    merge = commands.add_parser("merge", help="other latency DBs into one")
-    merge.add_argument("into", metavar="INTO", help="latency DB to add to")
-    merge.add_argument("sources", metavar="FROM", nargs="+", help="latency DB to add, which is only read")
-    _json(merge)
-    merge.set_defaults(run=_merge)
-
-    browse = commands.add_parser("browse", help="the latency DB in a browser, with queries and charts")
-    browse.add_argument("--port", type=_port, default=8001, help="to listen at, 0 for any that is free (8001)")
-    browse.add_argument("--no-open", action="store_true", help="do not open a browser")
-    _common(browse)
-    browse.set_defaults(run=_browse)
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     with _clean_stdout() as out:
         try:
-            document, lines = arguments.run(arguments)
+            document, lines = _COMMANDS[arguments.command](arguments)
         except (UnknownModelError, ConfigurationError) as error:
             return _complain(error, _WRONG_USAGE)
         except DoolyError as error:
@@ -497,102 +409,11 @@ def _opened(arguments: argparse.Namespace) -> Iterator[tuple[Engine, ModelConfig
     from pytest_dooly.engine import load_engine
     from pytest_dooly.latency_db import LatencyDB
 
-    options = parse_options({field.metadata["flag"]: getattr(arguments, field.name) for field in _fields()})
+    options = parse_options(serving_flags(arguments))
     configuration = resolve(arguments.model, options)
     engine = load_engine(arguments.engine)
     with LatencyDB.open(Path(arguments.db)) as db:
         yield engine, configuration, db
-
-
-def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
-    """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    nargs = "+" if several else None
-    command.add_argument("model", nargs=nargs, help="an alias, a directory with config.json or a hub id")
-    _common(command)
-    command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
-    for field in _fields():
-        many = several and field.name in ("device", "tensor_parallel_size")
-        about = field.metadata["help"]
-        if field.name == "device" and (several or name == "predict"):
-            about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
-        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, nargs="+" if many else None, help=about)
-    return command
-
-
-def _workload_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
-    command.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
-    command.add_argument(
-        "--routing",
-        type=_routing,
-        default="uniform",
-        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
-    )
-
-
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--db", default=".dooly/latency.db", metavar="FILE", help="latency DB (.dooly/latency.db)")
-    _json(command)
-
-
-def _json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
-
-
-def _fields() -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(ServingOptions)
-
-
-def _batch(text: str) -> Batch:
-    try:
-        return Batch.parse(text)
-    except ConfigurationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _routing(text: str) -> RoutingDistribution:
-    from pytest_dooly.routing import RoutingDistribution  # numpy, which `dooly --help` does without
-
-    try:
-        return RoutingDistribution.parse(text)
-    except ConfigurationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive_number(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, as in 0.05, got {text}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {value}")
-    return value
 
 
 @contextlib.contextmanager
@@ -626,6 +447,22 @@ def _warn(out_of_range: Sequence[str]) -> None:
 def _complain(error: object, status: int) -> int:
     sys.stderr.write(f"dooly: {error}\n")
     return status
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], tuple[Any, list[str]]]] = {
+    "browse": _browse,
+    "compare": _compare,
+    "export": _export,
+    "import": _import,
+    "merge": _merge,
+    "models": _models,
+    "plan": _plan,
+    "predict": _predict,
+    "report": _report,
+    "trace": _trace,
+    "validate": _validate,
+}
+"""What runs each command: the document that --json prints, and lines for people."""
 
 
 if __name__ == "__main__":

@@ -562,7 +562,7 @@ def test_other_failures_exit_1(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_models", interrupt)
+    monkeypatch.setitem(cli._COMMANDS, "models", interrupt)
     assert cli.main(["models"]) == 1
     assert "interrupted" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_dooly import cli, plugin
+from pytest_dooly import plugin
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_every_option_has_an_ini_twin(options: Options) -> None:
 
 
 def test_every_command_is_in_the_readme_and_no_other() -> None:
-    (commands,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert set(re.findall(r"^dooly ([a-z]+)", README, flags=re.M)) == set(commands.choices)
 
 
@@ -59,7 +59,7 @@ def test_commands_of_the_readme_can_be_parsed() -> None:
     lines = re.findall(r"^dooly (.+?)(?: +#.*)?$", README, flags=re.M)
     assert len(lines) >= 6
     for line in lines:
-        assert cli.parser().parse_args(line.split()).command
+        assert parser().parse_args(line.split()).command
 
 
 def test_every_make_target_that_is_named_exists() -> None:
