@@ -240,8 +240,7 @@ class Clocks:
         if operation.kind is OperationKind.OVERHEAD:
             return _awaited(call, self._device) if operation.name == LAUNCH else call
         if self._replays and operation.kind not in _NOT_IN_GRAPHS:
-            if call.before is not None:
-                call.before()
+            call.before()
             call = IsolatedCall(self._device.capture(call.run), call.again or call.before)
         return _held(call, self._device)
 
@@ -262,8 +261,7 @@ def _awaited(call: IsolatedCall, device: Device) -> IsolatedCall:
     """A call before which the device has become idle."""
 
     def before() -> None:
-        if call.before is not None:
-            call.before()
+        call.before()
         device.synchronise()
 
     return IsolatedCall(call.run, before)
@@ -278,8 +276,7 @@ def _held(call: IsolatedCall, device: Device) -> IsolatedCall:
 
     def before() -> None:
         device.synchronise()
-        if call.before is not None:
-            call.before()
+        call.before()
         device.hold(min(_SLACK_S + 2 * launch_s, _LONGEST_HOLD_S))
 
     def run() -> object:

@@ -118,7 +118,7 @@ def time_rounds(call: IsolatedCall, clock: Clock, enough: Callable[[Sequence[flo
     """
     samples_s: list[float] = []
     while not enough(samples_s):
-        _once(call.before)
+        call.before()
         start = clock.now()
         call.run()
         samples_s.append(clock.now() - start)
@@ -129,12 +129,7 @@ def warm_up(call: IsolatedCall) -> None:
     """Runs a call as its rounds will, so that none of them is the first."""
     start_s = time.perf_counter()
     for _ in range(_WARM_UP):
-        _once(call.before)
+        call.before()
         call.run()
         if time.perf_counter() - start_s > _WARM_UP_S:
             return
-
-
-def _once(function: Callable[[], object] | None) -> None:
-    if function is not None:
-        function()

@@ -116,15 +116,14 @@ def dooly_time(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case
 
     def rounds(
         run: Callable[[], object],
-        before: Callable[[], None] | None,
+        before: Callable[[], None],
         enough: Callable[[Sequence[float]], bool],
         most: int,
     ) -> Sequence[float]:
         def setup() -> None:
             if benchmark.stats and enough(benchmark.stats.stats.data):
                 raise _Enough
-            if before is not None:
-                before()
+            before()
 
         with suppress(_Enough):
             benchmark.pedantic(run, setup=setup, rounds=most)

@@ -56,7 +56,7 @@ class Rounds(Protocol):
     def __call__(
         self,
         run: Callable[[], object],
-        before: Callable[[], None] | None,
+        before: Callable[[], None],
         enough: Callable[[Sequence[float]], bool],
         most: int,
         /,

@@ -321,8 +321,7 @@ def test_a_call_that_needs_no_preparation_is_made_ready_too(
     call = clocks.ready(signature, IsolatedCall(lambda: device.launch(1e-3)))
     clock, spans = clocks.of(signature), list[Any]()
     for _ in range(2):
-        if call.before is not None:
-            call.before()
+        call.before()
         start = clock.now()
         call.run()
         spans.append(clock.now() - start)
@@ -333,7 +332,6 @@ def test_a_long_launch_does_not_hold_the_device_for_long(host: Host, device: Sim
     """The first run of a kernel may compile it for seconds."""
     environment = dataclasses.replace(ENVIRONMENT, clock=CUDA_EVENT)
     call = Clocks(environment, lambda: device).ready(LINEAR, IsolatedCall(lambda: host.passes(60)))
-    assert call.before is not None
     call.run()
     before_s = host.now_s
     call.before()

@@ -134,6 +134,10 @@ class Clock(Protocol):
         """Lets the clock go on."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class IsolatedCall:
     """One operation ready to be timed.
@@ -145,7 +149,7 @@ class IsolatedCall:
     """
 
     run: Callable[[], object]
-    before: Callable[[], None] | None = None
+    before: Callable[[], None] = _nothing
     again: Callable[[], None] | None = None
 
 

@@ -104,8 +104,7 @@ def test_every_operation_runs_alone_and_again(session: Session, operations: tupl
         for point in POINTS[operation.signature.swept]:
             with session.isolate(operation, point, clock) as call:
                 for _ in range(3):
-                    if call.before:
-                        call.before()
+                    call.before()
                     start = clock.now()
                     call.run()
                     assert clock.now() >= start, operation.signature.label
@@ -114,8 +113,7 @@ def test_every_operation_runs_alone_and_again(session: Session, operations: tupl
 def test_an_isolated_layer_computes_what_it_is_for(session: Session, operations: tuple[ModelOperation, ...]) -> None:
     down = next(o for o in operations if "down_proj" in o.layers[0])
     with session.isolate(down, SweepPoint(num_tokens=7), HostClock()) as call:
-        if call.before:
-            call.before()
+        call.before()
         output: Any = call.run()
     output = output[0] if isinstance(output, tuple) else output
     assert tuple(output.shape) == (7, 256)
