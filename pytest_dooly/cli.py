@@ -150,13 +150,14 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
     if device is not None:
         from pytest_dooly.comparison import candidate
-        from pytest_dooly.device_report import format_shares
+        from pytest_dooly.device_report import format_footprint, format_shares
 
         ranks = configuration.options.tensor_parallel_size
         found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
         _warn(found.prediction.out_of_range)
         shares_line = f"a decode step {format_shares(found.shares)}"
-        return found.to_json() | dataclasses.asdict(found.prediction), [workload_line(found.prediction), shares_line]
+        lines = [workload_line(found.prediction), shares_line, format_footprint(found.footprint)]
+        return found.to_json() | dataclasses.asdict(found.prediction), lines
     prediction = predict_workload(model, models, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
     return dataclasses.asdict(prediction), [workload_line(prediction)]
@@ -178,8 +179,11 @@ def _compare(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     if arguments.png is not None:
         save_candidates(candidates, Path(arguments.png))
     document = {"workload": dataclasses.asdict(workload), "candidates": [each.to_json() for each in candidates]}
+    outside: dict[str, dict[str, None]] = {}
     for each in candidates:
-        _warn([f"{each.model.name} on {each.device.name}: {line}" for line in each.prediction.out_of_range])
+        for line in each.prediction.out_of_range:
+            outside.setdefault(f"{each.model.name}: {line}", {})[each.device.name] = None
+    _warn([f"{line} ({', '.join(devices)})" for line, devices in outside.items()])
     return document, [format_candidates(candidates)]
 
 

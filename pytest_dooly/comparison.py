@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.batch import Batch
 from pytest_dooly.device import Device
+from pytest_dooly.footprint import Footprint, footprint
 from pytest_dooly.predict import UNIFORM, Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ServedModel
@@ -26,6 +28,7 @@ class Candidate:
         ranks: devices that share each layer.
         prediction: TTFT and TPOT.
         shares: of a decode step half-way through the output, by what their prediction rests on.
+        footprint: what a rank holds in memory when every request has all of its tokens.
     """
 
     model: ServedModel
@@ -33,6 +36,7 @@ class Candidate:
     ranks: int
     prediction: WorkloadPrediction
     shares: Shares
+    footprint: Footprint
 
     @property
     def tokens_per_s(self) -> float:
@@ -52,6 +56,7 @@ class Candidate:
             "shares": dict(self.shares.by_kind),
             "expected_error": self.shares.error,
             "out_of_range": list(self.prediction.out_of_range),
+            "memory": {**dataclasses.asdict(self.footprint), "fits": self.footprint.fits},
         }
 
 
@@ -82,4 +87,5 @@ def candidate(
     context = workload.prompt_len + workload.output_len // 2
     decodes = min(workload.concurrency, model.limits.max_num_seqs)
     step = predict_step(model, models, Batch.uniform(decodes, 1, context), routing=routing)
-    return Candidate(model, device, ranks, prediction, shares_of(model, step, founded))
+    held = footprint(model, device, num_reqs=decodes, seq_len=workload.prompt_len + workload.output_len)
+    return Candidate(model, device, ranks, prediction, shares_of(model, step, founded), held)

@@ -17,7 +17,8 @@ class Device:
         name: as people and public tables name it (`h200_sxm`).
         product: as its driver names it (`NVIDIA H200`).
         multiprocessors: streaming multiprocessors.
-        memory_bytes_per_s: peak of the device memory.
+        memory_bytes: of the device.
+        memory_bytes_per_s: peak of that memory.
         flops_per_s: peak of bf16 matrix products without sparsity; 8-bit ones are twice as fast, 4-bit ones four times.
         link_bytes_per_s: to the other GPUs of a node, in one direction.
     """
@@ -25,17 +26,18 @@ class Device:
     name: str
     product: str
     multiprocessors: int
+    memory_bytes: float
     memory_bytes_per_s: float
     flops_per_s: float
     link_bytes_per_s: float
 
 
 DEVICES: tuple[Device, ...] = (
-    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 2.039e12, 312e12, 300e9),
-    Device("b200_sxm", "NVIDIA B200", 148, 7.7e12, 2250e12, 900e9),
-    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 3.35e12, 989e12, 450e9),
-    Device("h200_sxm", "NVIDIA H200", 132, 4.8e12, 989e12, 450e9),
-    Device("l40s", "NVIDIA L40S", 142, 0.864e12, 362e12, 32e9),
+    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 80e9, 2.039e12, 312e12, 300e9),
+    Device("b200_sxm", "NVIDIA B200", 148, 180e9, 7.7e12, 2250e12, 900e9),
+    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 80e9, 3.35e12, 989e12, 450e9),
+    Device("h200_sxm", "NVIDIA H200", 132, 141e9, 4.8e12, 989e12, 450e9),
+    Device("l40s", "NVIDIA L40S", 142, 48e9, 0.864e12, 362e12, 32e9),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S."""
 

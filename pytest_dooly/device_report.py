@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.budget import Budget
 from pytest_dooly.comparison import Candidate
+from pytest_dooly.footprint import Footprint
 from pytest_dooly.plots import format_latency
 from pytest_dooly.predict import StepPrediction, step_operations
 from pytest_dooly.report import clip_label
 from pytest_dooly.signature import ServedModel
 
-__all__ = ["format_budgets", "format_candidates", "format_founded_step", "format_shares"]
+__all__ = ["format_budgets", "format_candidates", "format_footprint", "format_founded_step", "format_shares"]
 
 
 def format_founded_step(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> str:
@@ -92,28 +93,46 @@ def _minutes(low_s: float, high_s: float) -> str:
 
 
 def format_candidates(candidates: Sequence[Candidate]) -> str:
-    """A table of the ways to serve a workload, the fastest to the last token first."""
+    """A table of the ways to serve a workload, the fastest to the last token first, those without the memory last."""
     workload = candidates[0].prediction.workload
     lines = [
         f"{workload.concurrency} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
         "",
         f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>10} {'TPOT':>10} {'tokens/s':>9} {'published':>10} "
-        f"{'across':>7} {'estimate':>9} {'error':>6}",
+        f"{'across':>7} {'estimate':>9} {'error':>6} {'GB needed':>13}",
     ]
-    for each in sorted(candidates, key=lambda each: each.prediction.duration_s):
+    for each in sorted(candidates, key=lambda each: (not each.footprint.fits, each.prediction.duration_s)):
         shares, name = each.shares.by_kind, clip_label(each.model.name)
+        place = f"{name:20} {each.device.name:10} {each.ranks:3}"
+        if not each.footprint.fits:
+            lines.append(f"{place} {'does not fit in memory':21} {'':44} {_needed(each.footprint):>13}")
+            continue
         ttft = format_latency(each.prediction.ttft_s)
         tpot = "" if each.prediction.tpot_s is None else format_latency(each.prediction.tpot_s)
         error = "" if each.shares.error is None else f"{each.shares.error:.1%}"
         lines.append(
-            f"{name:20} {each.device.name:10} {each.ranks:3} {ttft:>10} {tpot:>10} {each.tokens_per_s:9,.0f} "
+            f"{place} {ttft:>10} {tpot:>10} {each.tokens_per_s:9,.0f} "
             f"{shares['measured'] + shares['published']:10.0%} "
-            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {error:>6}".rstrip()
+            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {error:>6} {_needed(each.footprint):>13}"
         )
     return "\n".join([*lines, "", _CANDIDATES_NOTE])
 
 
+def _needed(held: Footprint) -> str:
+    return f"{(held.weights_bytes + held.cache_bytes) / 1e9:.1f} of {held.usable_bytes / 1e9:.0f}"
+
+
+def format_footprint(held: Footprint) -> str:
+    """One line on what a rank holds in memory."""
+    verdict = "" if held.fits else "; it does not fit, so that requests wait or nothing starts"
+    return (
+        f"memory: {held.weights_bytes / 1e9:.1f} GB of weights and {held.cache_bytes / 1e9:.1f} GB of caches, "
+        f"of {held.usable_bytes / 1e9:.0f} GB that the engine takes{verdict}"
+    )
+
+
 _CANDIDATES_NOTE = (
     "Shares are those of a decode step: latencies measured or published for an operation's own sizes, predicted across "
-    "sizes,\nestimated from the data sheet. The error is what is to be expected of one operation, estimates apart."
+    "sizes,\nestimated from the data sheet. The error is what is to be expected of one operation, estimates apart. "
+    "Memory is what\na rank needs for weights and for all requests at their full length, of what the engine takes."
 )

@@ -8,7 +8,6 @@ step is small; every prediction says how large.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.device import Device
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.signature import Signature
+from pytest_dooly.signature import Signature, dtype_bytes
 from pytest_dooly.work import Features, Work, sent
 
 __all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate", "flops_of"]
@@ -86,12 +85,6 @@ def flops_of(signature: Signature, point: SweepPoint) -> float:
     return float(_flops(signature, Features(Work.of([point]), _window(signature)))[0])
 
 
-def _dtype_bytes(dtype: str) -> float:
-    """Bytes of one element, by its short name (`bf16`: 2); 1 where that says no number of bits, as in `bool`."""
-    bits = re.match(r"[a-z]+(\d+)", dtype)
-    return 1.0 if bits is None else int(bits[1]) / 8
-
-
 def _window(signature: Signature) -> float | None:
     window = dict(signature.attributes).get("sliding_window")
     return float(window) if window else None
@@ -103,7 +96,7 @@ def _bytes(signature: Signature, of: Features) -> Array:
     passes = _PASSES.get(signature.kind, 1.0)
     experts = max(float(dict(signature.attributes).get("num_local_experts", 1)), 1.0)
     for _, dtype, shape in signature.tensors:
-        size = math.prod(dim for dim in shape if isinstance(dim, int)) * _dtype_bytes(dtype)
+        size = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
         asked = " ".join(dim for dim in shape if isinstance(dim, str))
         if "context_len" in asked:
             total += size * of.work.sum(of.read)
@@ -145,5 +138,5 @@ def _moved(signature: Signature, of: Features) -> Array:
     """Bytes that a rank sends, shape (points,)."""
     ranks = np.array(float(dict(signature.attributes)["ranks"]))
     _, dtype, shape = signature.tensors[0]
-    row = math.prod(dim for dim in shape if isinstance(dim, int)) * _dtype_bytes(dtype)
+    row = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
     return row * of.tokens * sent(signature.name, ranks)

@@ -235,13 +235,19 @@ def save_overview(report: ModelReport, path: Path) -> None:
 
 
 def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
-    """Writes a PNG of TTFT and TPOT, a group of bars for each model, a bar for each device and tensor-parallel size."""
-    models = list(dict.fromkeys(each.model.name for each in candidates))
-    ways = list(dict.fromkeys((each.device.name, each.ranks) for each in candidates))
-    palette = list(_COLOURS.values())
+    """Writes a PNG of TTFT and TPOT, a row for each model, device and tensor-parallel size that has the memory."""
+    fitting = [each for each in candidates if each.footprint.fits]
+    models = list(dict.fromkeys(each.model.name for each in fitting))
+    ways = list(dict.fromkeys(map(_way, fitting)))
+    colour_of = dict(zip(ways, itertools.cycle(_COLOURS.values()), strict=False))
+    # Rows of a model lie together, half a row away from the next one's.
+    placed = [
+        (row + 0.5 * models.index(each.model.name), each)
+        for row, each in enumerate(sorted(fitting, key=lambda each: models.index(each.model.name)))
+    ]
     workload = candidates[0].prediction.workload
     with _style():
-        figure = _figure(12, 4.6)
+        figure = _figure(12, 2.4 + 0.17 * (len(placed) + 0.5 * len(models)))
         figure.suptitle(
             f"{workload.concurrency} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
             x=0.012,
@@ -249,26 +255,43 @@ def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
             fontsize=13,
             fontweight="bold",
         )
-        axes: Any = figure.subplots(1, 2)
-        for ax, title, value in (
-            (axes[0], "TTFT, ms", lambda each: each.prediction.ttft_s),
-            (axes[1], "TPOT, ms", lambda each: each.prediction.tpot_s or 0.0),
-        ):
-            for place, way in enumerate(ways):
-                found = {each.model.name: each for each in candidates if (each.device.name, each.ranks) == way}
-                at = [i + (place + 0.5) / len(ways) * 0.8 - 0.4 for i, name in enumerate(models) if name in found]
-                heights = [1e3 * value(found[name]) for name in models if name in found]
-                label = f"{way[0]}, tp {way[1]}" if way[1] > 1 else way[0]
-                bars = ax.bar(
-                    at, heights, 0.8 / len(ways) * 0.94, color=palette[place % len(palette)], label=label, zorder=3
-                )
-                ax.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
-            ax.set_title(title, loc="left")
-            ax.set_xticks(range(len(models)), models)
-            ax.margins(y=0.12)
-            ax.set_ylim(bottom=0)
-        axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+        ttft, tpot = figure.subplots(1, 2)
+        _rows(ttft, "TTFT, ms", [(at, each.prediction.ttft_s, colour_of[_way(each)]) for at, each in placed])
+        _rows(tpot, "TPOT, ms", [(at, each.prediction.tpot_s, colour_of[_way(each)]) for at, each in placed])
+        of_model = [[at for at, each in placed if each.model.name == name] for name in models]
+        ttft.set_yticks([sum(places) / len(places) for places in of_model], models)
+        for way, colour in colour_of.items():
+            tpot.scatter([], [], color=colour, label=way)
+        if ways:
+            tpot.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+        if len(fitting) < len(candidates):
+            figure.supxlabel(f"{len(candidates) - len(fitting)} that do not fit in memory are left out", fontsize=8)
         figure.savefig(path, format="png", dpi=1600 / 12)
+
+
+def _way(each: Candidate) -> str:
+    return f"{each.device.name}, tp {each.ranks}" if each.ranks > 1 else each.device.name
+
+
+def _rows(ax: Axes, title: str, rows: Sequence[tuple[float, float | None, str]]) -> None:
+    """Latencies in seconds as dots of a colour on a logarithmic axis in milliseconds, each in its row."""
+    ax.set_title(title)
+    ax.grid(visible=False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_yticks([])
+    ax.invert_yaxis()
+    known = [(at, 1e3 * latency_s, colour) for at, latency_s, colour in rows if latency_s]
+    if not known:
+        return
+    places, latencies, colours = zip(*known, strict=True)
+    ax.set_xscale("log")
+    low, high = _decimal_axis(ax.xaxis, latencies)
+    ax.set_xlim(low, 1.1 * high)  # room for the last one's value
+    ax.hlines(places, low, latencies, color=_LINE, linewidth=0.8, zorder=1)
+    ax.scatter(latencies, places, color=colours, s=26, zorder=3)
+    for place, latency in zip(places, latencies, strict=True):
+        _note(ax, f"{latency:,.0f}" if latency >= 100 else f"{latency:.3g}", (latency, place), (6, 0))
 
 
 def _dearest_first(report: ModelReport) -> list[OperationReport]:

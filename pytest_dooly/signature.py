@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ __all__ = [
     "Signature",
     "SweptSymbol",
     "TensorIdentity",
+    "dtype_bytes",
     "model_operations",
     "signature_of",
 ]
@@ -163,6 +165,12 @@ def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:
     """
     tensors = tuple(_identity(tensor, symbols) for tensor in operation.inputs + operation.parameters)
     return Signature(operation.kind, operation.name, tensors, operation.attributes, _swept(operation))
+
+
+def dtype_bytes(dtype: str) -> float:
+    """Bytes of one element, by its short name (`bf16`: 2); 1 where that says no number of bits, as in `bool`."""
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    return 1.0 if bits is None else int(bits[1]) / 8
 
 
 def model_operations(trace: Trace) -> tuple[ModelOperation, ...]:

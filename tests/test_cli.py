@@ -385,14 +385,16 @@ def test_predict_a_step_on_a_gpu_that_is_not_here(published: Path, capsys: pytes
 def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["predict", "model", "--device=h200_sxm", "--prompt=16", "--output=8", *SMALL]
     assert cli.main(asked) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("prompt 16, output 8, 1 at once: TTFT ")
     assert re.match(r"a decode step rests on: [\d.]+% published, [\d.]+% across sizes, [\d.]+% estimate; ", second)
+    assert re.fullmatch(r"memory: 0\.0 GB of weights and 0\.0 GB of caches, of 130 GB that the engine takes", third)
     assert cli.main([*asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["tp"], document["device"], document["workload"]["output_len"]) == (1, "h200_sxm", 8)
     assert 0 < document["tpot_s"] < document["ttft_s"] < document["duration_s"]
     assert document["expected_error"] > 0
+    assert document["memory"]["fits"]
     assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=4000", *SMALL]) == 0
     assert "OutOfRangeWarning: linear-64x96-fp32: num_tokens 4,000 is outside of the published 1 to 1,024" in (
         capsys.readouterr().err
@@ -466,9 +468,7 @@ def test_compare_names_what_is_out_of_range(place: Path, capsys: pytest.CaptureF
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         db.publish(linears([(96, 32), (96, 48), (96, 56)]))
     assert cli.main(["compare", "model", "--device=h200_sxm", "--prompt=16", "--output=8", *SMALL]) == 0
-    assert "OutOfRangeWarning: model on h200_sxm: linear-64x96-fp32: k 64 is outside of the published 32 to 56" in (
-        capsys.readouterr().err
-    )
+    assert "model: linear-64x96-fp32: k 64 is outside of the published 32 to 56 (h200_sxm)" in (capsys.readouterr().err)
 
 
 def test_plan_before_a_gpu_is_rented(published: Path, capsys: pytest.CaptureFixture[str]) -> None:

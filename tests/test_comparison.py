@@ -11,6 +11,7 @@ from pytest_dooly.batch import Batch
 from pytest_dooly.comparison import candidate
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.estimate import Estimate
+from pytest_dooly.footprint import ENGINE_SHARE, footprint
 from pytest_dooly.predict import Workload, predict_step, predict_workload
 from tests.samples import ADMISSION, STEP, served, uses
 from tests.traced import DEVICE, NORM, attention, linear
@@ -41,6 +42,7 @@ def test_a_candidate_is_the_workload_and_the_shares_of_a_decode_step_in_its_midd
 def test_more_requests_than_seats_decode_as_many_as_there_are_seats() -> None:
     few, many = (candidate(MODEL, FOUNDED, DEVICE, Workload(128, 64, concurrency)) for concurrency in (8, 800))
     assert many.shares == few.shares  # of 8 seats
+    assert many.footprint == few.footprint == footprint(MODEL, DEVICE, num_reqs=8, seq_len=192)
 
 
 def test_a_candidate_as_json() -> None:
@@ -56,6 +58,12 @@ def test_a_candidate_as_json() -> None:
         "shares": dict(found.shares.by_kind),
         "expected_error": found.shares.error,
         "out_of_range": [],
+        "memory": {
+            "weights_bytes": found.footprint.weights_bytes,
+            "cache_bytes": found.footprint.cache_bytes,
+            "usable_bytes": ENGINE_SHARE * DEVICE.memory_bytes,
+            "fits": True,
+        },
     }
 
 

@@ -8,7 +8,13 @@ from pytest_dooly.basis import Basis, Foundation
 from pytest_dooly.batch import Batch
 from pytest_dooly.budget import budget_of
 from pytest_dooly.comparison import candidate
-from pytest_dooly.device_report import format_budgets, format_candidates, format_founded_step, format_shares
+from pytest_dooly.device_report import (
+    format_budgets,
+    format_candidates,
+    format_footprint,
+    format_founded_step,
+    format_shares,
+)
 from pytest_dooly.estimate import Estimate
 from pytest_dooly.predict import StepPrediction, Workload, predict_step
 from tests.samples import served, uses
@@ -98,7 +104,21 @@ def test_ways_to_serve_a_workload_the_fastest_first() -> None:
     assert lines[0] == "2 requests of 64 prompt and 8 output tokens"
     first, second = (line.split() for line in lines[3:5])
     assert first[:3] == ["small", "toy", "1"]
-    assert first[-1] == "10.0%"
+    assert first[-4] == "10.0%"
+    assert first[-3:] == ["0.0", "of", "9"]
     assert second[:3] == ["small", "slow", "4"]
-    assert second[-3:] == ["0%", "0%", "100%"]  # no error is known, and one token each has no TPOT
+    assert second[-6:-3] == ["0%", "0%", "100%"]  # no error is known, and one token each has no TPOT
     assert max(map(len, lines)) <= 120
+
+
+def test_a_way_without_the_memory_has_no_latencies_and_comes_last() -> None:
+    small = dataclasses.replace(DEVICE, name="small", memory_bytes=1e6)
+    workload = Workload(64, 8, 2)
+    lacking = candidate(MODEL, FOUNDED, small, workload)
+    prediction = dataclasses.replace(lacking.prediction, duration_s=0.0)
+    lacking = dataclasses.replace(lacking, prediction=prediction)
+    lines = format_candidates([lacking, candidate(MODEL, FOUNDED, DEVICE, workload)]).splitlines()
+    assert lines[3].split()[1] == "toy"
+    assert lines[4].split() == ["small", "small", "1", "does", "not", "fit", "in", "memory", "0.0", "of", "0"]
+    assert "does not fit" in format_footprint(lacking.footprint)
+    assert "does not fit" not in format_footprint(candidate(MODEL, FOUNDED, DEVICE, workload).footprint)

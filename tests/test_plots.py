@@ -234,14 +234,25 @@ def test_ways_to_serve_are_drawn_side_by_side(tmp_path: Path, monkeypatch: pytes
     assert width == 1600
     ttft, tpot = figure.axes
     assert [ax.get_title(loc="left") for ax in (ttft, tpot)] == ["TTFT, ms", "TPOT, ms"]
-    assert len(ttft.containers) == ways
-    assert [label.get_text() for label in ttft.get_xticklabels()] == ["small", "another $model$"]
-    heights = [bar.get_height() for bar in ttft.containers[0]]
-    assert heights == pytest.approx([1e3 * first.prediction.ttft_s] * 2)
-    assert tpot.containers[0][0].get_height() == 0
-    legend = tpot.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["toy", *(f"toy, tp {2**i}" for i in range(1, ways))]
+    assert [label.get_text() for label in ttft.get_yticklabels()] == ["small", "another $model$"]
+    drawn: Any = ttft.collections[1].get_offsets()
+    assert list(drawn[:, 0]) == pytest.approx([1e3 * first.prediction.ttft_s] * (ways + 1))
+    assert list(drawn[:, 1]) == [*range(ways), ways + 0.5]
+    assert len(tpot.texts) == ways  # one of them has no TPOT
+    assert figure.get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_ways_without_the_memory_are_counted_and_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    figure = plots._figure(12, 4.6)
+    monkeypatch.setattr(plots, "_figure", lambda *_: figure)
+    workload = Workload(128, 16, 4)
+    lacking = candidate(MODEL, FOUNDED, replace(DEVICE, memory_bytes=1e3), workload)
+    plots.save_candidates([lacking, *[candidate(MODEL, FOUNDED, DEVICE, workload)] * others], tmp_path / "ways.png")
+    assert figure.get_supxlabel() == "1 that do not fit in memory are left out"
+    assert [len(ax.texts) for ax in figure.axes] == [others, others]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pytest_dooly.operation import OperationKind
 from pytest_dooly.published import PublishedLatency, PublishedTable, Source
 from pytest_dooly.signature import Signature
 
-DEVICE = Device("toy", "Toy GPU", 100, 1e12, 1e14, 1e11)
-"""1 TB/s, 100 TFLOP/s, 100 GB/s between GPUs."""
+DEVICE = Device("toy", "Toy GPU", 100, 1e10, 1e12, 1e14, 1e11)
+"""10 GB at 1 TB/s, 100 TFLOP/s, 100 GB/s between GPUs."""
 
 
 def linear(n: int, k: int, method: str = "unquantized", dtype: str = "bf16", input_dtype: str = "bf16") -> Signature:
