@@ -10,7 +10,7 @@ DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public economy study gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public bench-engines economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ bench: $(STAMP) ## regressors compared on the latency DB; every shipped model tr
 
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
 	$(BIN)/python -m tests.bench_public --system $(SYSTEM) --write reports/public
+
+bench-engines: $(STAMP) ## predictions from published latencies beside published runs of vLLM on those GPUs (3 minutes)
+	$(BIN)/python -m tests.bench_engines --write reports/public
 
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
 	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
