@@ -31,7 +31,7 @@ _NAME = "latency"
 """Of the database in every address, whatever the file's name."""
 
 _SETTINGS = {
-    "sql_time_limit_ms": 20_000,  # a scan of half a million published latencies takes seconds
+    "sql_time_limit_ms": 20_000,  # a scan of a million published latencies takes seconds
     "max_returned_rows": 5_000,
     "default_page_size": 50,
 }

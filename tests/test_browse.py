@@ -127,6 +127,14 @@ def test_the_start_page_leads_to_every_query_and_chart(path: Path) -> None:
     }
 
 
+def test_coverage_asks_for_published_latencies_by_key_however_many_there_are(path: Path) -> None:
+    (sql,) = (query.sql for query in queries() if query.name == "coverage_of_models")
+    with closing(sqlite3.connect(path)) as connection:
+        steps = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    (asked,) = (step for step in steps if "published_measurement" in step)
+    assert asked == "SEARCH published_measurement USING PRIMARY KEY (environment=? AND signature=?)"
+
+
 def test_what_queries_say(answers: dict[str, list[dict[str, Any]]]) -> None:
     slowest = answers["slowest_operations"][0]
     assert (slowest["operation"], slowest["sweep_point"], slowest["mean_us"]) == (LINEAR.label, "T512", 512)
