@@ -12,9 +12,10 @@ from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from pytest_dooly.engine.stand_ins import StandIn
 from pytest_dooly.errors import EngineError
 
-__all__ = ["Halted", "HaltingPass", "StandIn"]
+__all__ = ["Halted", "HaltingPass"]
 
 
 class HaltingPass:
@@ -72,16 +73,6 @@ class HaltingPass:
 
     def _run(self) -> None:
         self._forward()
-
-
-class StandIn:
-    """What is put in place of a layer: it is called in its stead, and has its attributes otherwise."""
-
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
 
 
 class Halted(StandIn):

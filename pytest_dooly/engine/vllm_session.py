@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from unittest import mock
 
 import psutil
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.engine.halting import Halted, HaltingPass, StandIn
+from pytest_dooly.engine.halting import Halted, HaltingPass
+from pytest_dooly.engine.stand_ins import Place, Recalled, Timed, Untimed, ignore, in_place_of, places_of_layers
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
@@ -45,77 +45,6 @@ _USUAL_CACHE_BYTES = 32 * 2**20
 _MAX_LAYERS = 64
 
 _ALONE = nullcontext()
-
-
-def _ignore(*_: object) -> None:
-    """What an observer calls that is asked for nothing."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an object keeps a layer.
-
-    Attributes:
-        keeper: attributes or submodules by name.
-        name: of the layer among them.
-        layer: what is there.
-    """
-
-    keeper: dict[str, Any]
-    name: str
-    layer: Any
-
-
-class _Untimed(StandIn):
-    """A layer that stops the clock while it runs.
-
-    A forward hook would do the same, but costs microseconds that the clock would count.
-    """
-
-    def __init__(self, layer: Any, clock: Clock) -> None:
-        super().__init__(layer)
-        self._clock = clock
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._clock.pause()
-        try:
-            return self._layer(*args, **kwargs)
-        finally:
-            self._clock.resume()
-
-
-class _Timed(StandIn):
-    """A layer that notes when its calls begin and end."""
-
-    def __init__(self, layer: Any, clock: Clock, calls: list[tuple[Any, Any]]) -> None:
-        super().__init__(layer)
-        self._clock = clock
-        self._calls = calls
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        start = self._clock.now()
-        output = self._layer(*args, **kwargs)
-        self._calls.append((start, self._clock.now()))
-        return output
-
-    forward = __call__
-
-
-class _Recalled(StandIn):
-    """A layer that computes once for each shape of its input, then answers from memory."""
-
-    def __init__(self, layer: Any, before: Callable[[], object] = _ignore) -> None:
-        super().__init__(layer)
-        self._before = before
-        self._outputs: dict[tuple[torch.Size, ...], Any] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-        if shapes not in self._outputs:
-            self._outputs[shapes] = self._layer(*args, **kwargs)
-        else:
-            self._before()
-        return tree_map(_clone, self._outputs[shapes])  # what follows may write into it
 
 
 class VllmSession:
@@ -154,7 +83,7 @@ class VllmSession:
         self._catalogue = LayerCatalogue(self._config.cache_config.block_size)
         self._files.enter_context(routed_at_random(self._model))
         self._leaves = [*outermost_leaves(self._model, self._catalogue.describe), self._runner.sampler]
-        self._places = _places_of_layers(self._model, self._runner)
+        self._places = places_of_layers(self._model, self._runner)
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Every module that a forward pass may call; see `Session.modules`."""
@@ -193,8 +122,8 @@ class VllmSession:
                     yield self._admission_call(point)
             elif name == "step":
                 # What surrounds the forward pass is timed with it, and does not depend on what it computes.
-                model = _Untimed(_Recalled(self._model, self._evict), clock)
-                patches = mock.patch.multiple(self._runner, model=model, sampler=_Untimed(self._runner.sampler, clock))
+                model = Untimed(Recalled(self._model, self._evict), clock)
+                patches = mock.patch.multiple(self._runner, model=model, sampler=Untimed(self._runner.sampler, clock))
                 with self._requests_of_its_own(), patches, self._untimed(self._logits_processors(), clock):
                     yield self._step_call(point)
             else:
@@ -210,7 +139,7 @@ class VllmSession:
         with torch.inference_mode(), self._forward_context(batch), ExitStack() as swaps:
             for path, layer in {**leaves, **decoders}.items():
                 for place in self._places[id(layer)]:
-                    swaps.enter_context(_in_place_of(place, _Timed(layer, clock, calls[path])))
+                    swaps.enter_context(in_place_of(place, Timed(layer, clock, calls[path])))
             self._forward(batch)
         # Differences come last, since a device's clock waits for the device to read one.
         latencies_s = {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
@@ -252,7 +181,7 @@ class VllmSession:
         routing = routed_as(self._model, point) if point.routing is not None else nullcontext()
         with routing, self._forward_context(batch), closing(halting), halts as shortened:
             # A weight would stay in the cache from pass to pass where those of other layers do not evict it.
-            evict = self._evict if shortened and _reads_a_matrix(operation.signature) else _ignore
+            evict = self._evict if shortened and _reads_a_matrix(operation.signature) else ignore
 
             def before() -> None:
                 evict()
@@ -292,12 +221,12 @@ class VllmSession:
             shortened = len(places) == 1 and batch.num_tokens > _QUICK_TOKENS
             if shortened:
                 for place, layer in self._decoder_layers_without(places[0]):
-                    swaps.enter_context(_in_place_of(place, _Recalled(layer)))
+                    swaps.enter_context(in_place_of(place, Recalled(layer)))
             for place in places:
-                swaps.enter_context(_in_place_of(place, Halted(place.layer, halting)))
+                swaps.enter_context(in_place_of(place, Halted(place.layer, halting)))
             yield shortened
 
-    def _decoder_layers_without(self, place: _Place) -> Iterator[tuple[_Place, torch.nn.Module]]:
+    def _decoder_layers_without(self, place: Place) -> Iterator[tuple[Place, torch.nn.Module]]:
         """Decoder layers that need not be computed to reach a place that only one of them leads to."""
         layers = [layer for _, layer in decoder_layers(self._model)]
         for layer in layers[:-1]:
@@ -315,7 +244,7 @@ class VllmSession:
         return torch.zeros(size, dtype=torch.uint8, device=self._runner.device)
 
     def _observer(
-        self, on_layer: Callable[..., None] = _ignore, on_operation: Callable[..., None] = _ignore
+        self, on_layer: Callable[..., None] = ignore, on_operation: Callable[..., None] = ignore
     ) -> ForwardObserver:
         return ForwardObserver(
             self.modules(), self.describe, on_layer=on_layer, on_operation=on_operation, symbolic=False
@@ -407,7 +336,7 @@ class VllmSession:
         with ExitStack() as swaps:
             for layer in layers:
                 for place in self._places[id(layer)]:
-                    swaps.enter_context(_in_place_of(place, _Untimed(layer, clock)))
+                    swaps.enter_context(in_place_of(place, Untimed(layer, clock)))
             yield
 
     def _logits_processors(self) -> list[torch.nn.Module]:
@@ -547,29 +476,6 @@ def _attention_metadata(group: Any, batch: Batch, device: torch.device) -> tuple
 def _positions(batch: Batch) -> torch.Tensor:
     """Place of every new token in its sequence, shape (num_tokens,)."""
     return torch.cat([torch.arange(request.context_len, request.seq_len) for request in batch.requests])
-
-
-def _places_of_layers(model: torch.nn.Module, runner: Any) -> Mapping[int, Sequence[_Place]]:
-    """Where each layer is kept, by its id: more than once where it is shared, like rotary embeddings."""
-    places = {id(runner.sampler): [_Place(vars(runner), "sampler", runner.sampler)]}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            places.setdefault(id(child), []).append(_Place(parent._modules, name, child))
-    return places
-
-
-def _in_place_of(place: _Place, stand_in: Any) -> AbstractContextManager[Any]:
-    return mock.patch.dict(place.keeper, {place.name: stand_in})
-
-
-def _clone(value: Any) -> Any:
-    # Keeps the strides: a query that is a slice of qkv is read with them.
-    if not isinstance(value, torch.Tensor):
-        return value
-    storage = value.untyped_storage().clone()
-    return torch.empty(0, dtype=value.dtype, device=value.device).set_(
-        storage, value.storage_offset(), value.size(), value.stride()
-    )
 
 
 def _sampling(output_len: int) -> Any:
