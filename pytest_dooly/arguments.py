@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
     grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
     grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
+    grids.add_argument("--requests", type=_positive, help="in all, one arriving as one ends (those at once, together)")
     validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
     validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
@@ -110,7 +111,10 @@ def _command(commands: Any, name: str, description: str, *, several: bool = Fals
 
 def _workload_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
-    command.add_argument("--concurrency", type=_positive, default=1, help="requests that arrive together (1)")
+    command.add_argument("--concurrency", type=_positive, default=1, help="requests at once (1)")
+    command.add_argument(
+        "--requests", type=_positive, help="in all, one arriving as one ends (those at once, together)"
+    )
     command.add_argument(
         "--routing",
         type=_routing,

@@ -147,7 +147,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         document["operations"] = [each | {"basis": basis} for each, basis in zip(operations, bases, strict=True)]
         shares = dataclasses.asdict(shares_of(model, step, founded))
         return {**document, "device": device.name, "shares": shares}, [format_founded_step(model, step, founded)]
-    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
     if device is not None:
         from pytest_dooly.comparison import candidate
         from pytest_dooly.device_report import format_footprint, format_shares
@@ -169,7 +169,7 @@ def _compare(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.plots import save_candidates
     from pytest_dooly.predict import Workload
 
-    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency)
+    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
     candidates = []
     for device, ranks, models, founded in _on_devices(arguments):
         candidates += [
@@ -299,9 +299,10 @@ def _workloads(
     from pytest_dooly.workloads import draw, grid, prefills_beside_decodes
 
     asked = arguments.prompt, arguments.batch, arguments.output
-    if any(asked):
+    if any((*asked, arguments.requests)):
         usual = [32, 128, 512, 1024], [1, 4, 8], [16]
-        workloads = grid(model.limits, *(given or default for given, default in zip(asked, usual, strict=True)))
+        sizes = (given or default for given, default in zip(asked, usual, strict=True))
+        workloads = grid(model.limits, *sizes, num_reqs=arguments.requests)
         if not workloads:
             raise ConfigurationError(f"no workload of that grid fits {model.limits}")
         return workloads, ()

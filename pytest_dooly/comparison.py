@@ -42,7 +42,7 @@ class Candidate:
     def tokens_per_s(self) -> float:
         """Tokens generated a second, from the first arrival to the last token."""
         workload = self.prediction.workload
-        return workload.output_len * workload.concurrency / self.prediction.duration_s
+        return workload.output_len * workload.total_reqs / self.prediction.duration_s
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document."""

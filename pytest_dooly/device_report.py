@@ -96,7 +96,7 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     """A table of the ways to serve a workload, the fastest to the last token first, those without the memory last."""
     workload = candidates[0].prediction.workload
     lines = [
-        f"{workload.concurrency} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
+        f"{workload.at_once} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
         "",
         f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>10} {'TPOT':>10} {'tokens/s':>9} {'published':>10} "
         f"{'across':>7} {'estimate':>9} {'error':>6} {'GB needed':>13}",

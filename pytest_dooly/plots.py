@@ -159,7 +159,7 @@ def predicted_against_measured(report: ModelReport) -> str:
         return ""
     ttfts, tpots = [], []
     for row in report.validation.rows:
-        name = f"{row.workload.prompt_len} × {row.workload.concurrency}"
+        name = f"{row.workload.prompt_len} × {row.workload.at_once}"
         ttfts.append((row.measured_ttft_s, row.predicted_ttft_s, name))
         if row.measured_tpot_s is not None and row.predicted_tpot_s is not None:
             tpots.append((row.measured_tpot_s, row.predicted_tpot_s, name))
@@ -249,7 +249,7 @@ def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
     with _style():
         figure = _figure(12, 2.4 + 0.17 * (len(placed) + 0.5 * len(models)))
         figure.suptitle(
-            f"{workload.concurrency} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
+            f"{workload.at_once} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
             x=0.012,
             ha="left",
             fontsize=13,

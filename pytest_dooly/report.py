@@ -175,7 +175,7 @@ def _validation_line(row: ValidationRow) -> str:
 
 
 def _workload(workload: Workload) -> str:
-    return f"{workload.prompt_len} x {workload.concurrency} -> {workload.output_len}"
+    return f"{workload.prompt_len} x {workload.at_once} -> {workload.output_len}"
 
 
 def _right(cells: Sequence[str]) -> str:
@@ -276,7 +276,7 @@ def _summary(report: ModelReport) -> str:
     ]
     if report.workloads:
         rows = [
-            (w.workload.prompt_len, w.workload.output_len, w.workload.concurrency, format_latency(w.ttft_s), tpot)
+            (w.workload.prompt_len, w.workload.output_len, w.workload.at_once, format_latency(w.ttft_s), tpot)
             for w in report.workloads
             for tpot in ["-" if w.tpot_s is None else format_latency(w.tpot_s)]
         ]
@@ -310,7 +310,7 @@ def _validation_table(validation: Validation) -> str:
     rows = []
     for row in validation.rows:
         ttft, tpot = _cells(row)
-        rows.append((row.workload.prompt_len, row.workload.concurrency, row.workload.output_len, *ttft, *tpot))
+        rows.append((row.workload.prompt_len, row.workload.at_once, row.workload.output_len, *ttft, *tpot))
     return _table(header, rows, text=0)
 
 

@@ -157,7 +157,7 @@ def workload_line(prediction: WorkloadPrediction) -> str:
     workload = prediction.workload
     tpot = "" if prediction.tpot_s is None else f", TPOT {format_latency(prediction.tpot_s)}"
     return (
-        f"prompt {workload.prompt_len}, output {workload.output_len}, {workload.concurrency} at once: "
+        f"prompt {workload.prompt_len}, output {workload.output_len}, {workload.at_once} at once: "
         f"TTFT {format_latency(prediction.ttft_s)}{tpot}"
     )
 

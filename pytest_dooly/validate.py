@@ -60,7 +60,7 @@ def validate(
     for repeat in range(repeats + 1):
         progress(f"round {repeat} of {repeats}" if repeat else "warm-up")
         for workload in order.sample(list(workloads), len(workloads)):
-            timing = _mean(session.generate(workload.prompt_len, workload.output_len, workload.concurrency))
+            timing = _mean(session.generate(workload))
             if repeat:
                 timings[workload].append(timing)
     rows = tuple(_row(prediction, timings[prediction.workload]) for prediction in predicted)

@@ -60,15 +60,20 @@ class Draw:
 
 
 def grid(
-    limits: Limits, prompts: Sequence[int], concurrencies: Sequence[int], outputs: Sequence[int]
+    limits: Limits,
+    prompts: Sequence[int],
+    concurrencies: Sequence[int],
+    outputs: Sequence[int],
+    *,
+    num_reqs: int | None = None,
 ) -> tuple[Workload, ...]:
-    """Every combination that the engine's limits allow."""
+    """Every combination that the engine's limits allow, each of `num_reqs` requests in all."""
     return tuple(
-        Workload(prompt, output, concurrency)
+        Workload(prompt, output, concurrency, num_reqs)
         for prompt in prompts
         for concurrency in concurrencies
         for output in outputs
-        if prompt + output <= limits.max_model_len and concurrency <= limits.max_num_seqs
+        if prompt + output <= limits.max_model_len and concurrency <= min(limits.max_num_seqs, num_reqs or concurrency)
     )
 
 

@@ -102,16 +102,61 @@ def test_requests_wait_for_a_seat() -> None:
     assert [step.last for step in steps] == [(), (0, 1), (), (2,)]
 
 
-@given(st.integers(1, 900), st.integers(1, 60), st.integers(1, 20), st.integers(1, 600), st.integers(1, 9))
+def test_a_request_arrives_when_another_ends() -> None:
+    steps = list(schedule(Workload(10, 3, 2, num_reqs=4), Limits(max_num_tokens=15, max_num_seqs=8, max_model_len=64)))
+    assert [str(step.batch) for step in steps] == [
+        "10+0,5+0",
+        "1+10,5+5",
+        "1+11,1+10",  # the first ends
+        "1+11,10+0",  # the second ends
+        "1+10,10+0",
+        "1+11,1+10",
+        "1+11",
+    ]
+    assert [step.arriving for step in steps] == [(), (), (2,), (3,), (), (), ()]
+    assert [step.first for step in steps] == [(0,), (1,), (), (2,), (3,), (), ()]
+    assert [step.last for step in steps] == [(), (), (0,), (1,), (), (2,), (3,)]
+
+
+def test_a_request_s_clock_starts_when_it_arrives() -> None:
+    """Two requests one after the other are one request twice: nothing waits."""
+    model, regressors = model_and_regressors()
+    once = predict_workload(model, regressors, Workload(100, 8, 1))
+    twice = predict_workload(model, regressors, Workload(100, 8, 1, num_reqs=2))
+    assert twice.duration_s == pytest.approx(2 * once.duration_s)
+    assert twice.ttft_s == pytest.approx(once.ttft_s)
+    assert twice.tpot_s == pytest.approx(once.tpot_s)
+    assert twice.num_steps == 2 * once.num_steps
+
+
+def test_requests_that_follow_disturb_those_that_decode() -> None:
+    model, regressors = model_and_regressors()
+    together, following = (
+        predict_workload(model, regressors, Workload(400, 32, 4, num_reqs)) for num_reqs in (None, 40)
+    )
+    assert together.tpot_s is not None
+    assert following.tpot_s is not None
+    assert following.tpot_s > 1.5 * together.tpot_s  # three prompts of others in a request's life, not half as many
+    assert following.ttft_s < 0.7 * together.ttft_s  # most arrive where one seat is free
+
+
+requests_in_all = st.none() | st.integers(20, 50)
+
+
+@given(
+    st.integers(1, 900), st.integers(1, 60), st.integers(1, 20), requests_in_all, st.integers(1, 600), st.integers(1, 9)
+)
 def test_every_schedule_does_all_work_within_the_limits(
-    prompt_len: int, output_len: int, concurrency: int, budget: int, seats: int
+    prompt_len: int, output_len: int, concurrency: int, num_reqs: int | None, budget: int, seats: int
 ) -> None:
     limits = Limits(max(budget, seats), seats, 1024)
-    steps = list(schedule(Workload(prompt_len, output_len, concurrency), limits))
-    assert sum(step.batch.num_tokens for step in steps) == concurrency * (prompt_len + output_len - 1)
+    workload = Workload(prompt_len, output_len, concurrency, num_reqs)
+    steps = list(schedule(workload, limits))
+    assert sum(step.batch.num_tokens for step in steps) == workload.total_reqs * (prompt_len + output_len - 1)
     assert all(step.batch.num_tokens <= limits.max_num_tokens and step.batch.num_reqs <= seats for step in steps)
-    assert sorted(request for step in steps for request in step.first) == list(range(concurrency))
-    assert sorted(request for step in steps for request in step.last) == list(range(concurrency))
+    assert sorted(request for step in steps for request in step.first) == list(range(workload.total_reqs))
+    assert sorted(request for step in steps for request in step.last) == list(range(workload.total_reqs))
+    assert [request for step in steps for request in step.arriving] == list(range(concurrency, workload.total_reqs))
 
 
 def one_step_at_a_time(workload: Workload, limits: Limits) -> list[tuple[tuple[int, int], ...]]:
@@ -128,14 +173,18 @@ def one_step_at_a_time(workload: Workload, limits: Limits) -> list[tuple[tuple[i
             budget -= query_len
             computed[request] += query_len
         steps.append(tuple(parts))
+        ended = sum(tokens >= total for tokens in computed)
+        computed += [0] * (min(workload.total_reqs, workload.concurrency + ended) - len(computed))
     return steps
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), st.integers(1, 100), st.integers(1, 5))
+@given(
+    st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), requests_in_all, st.integers(1, 100), st.integers(1, 5)
+)
 def test_decodes_that_are_taken_together_are_steps_like_any_other(
-    prompt_len: int, output_len: int, concurrency: int, budget: int, seats: int
+    prompt_len: int, output_len: int, concurrency: int, num_reqs: int | None, budget: int, seats: int
 ) -> None:
-    workload, limits = Workload(prompt_len, output_len, concurrency), Limits(max(budget, seats), seats, 1024)
+    workload, limits = Workload(prompt_len, output_len, concurrency, num_reqs), Limits(max(budget, seats), seats, 1024)
     steps = [tuple((r.query_len, r.context_len) for r in step.batch.requests) for step in schedule(workload, limits)]
     assert steps == one_step_at_a_time(workload, limits)
 
@@ -229,6 +278,8 @@ def test_a_request_longer_than_the_model_allows_is_refused() -> None:
 def test_a_workload_needs_something_to_do() -> None:
     with pytest.raises(ConfigurationError, match="at least 1"):
         Workload(0, 1, 1)
+    with pytest.raises(ConfigurationError, match="2 requests in all cannot be 3 at once"):
+        Workload(1, 1, 3, num_reqs=2)
 
 
 def test_ttft_and_tpot_add_up() -> None:

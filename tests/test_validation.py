@@ -89,11 +89,10 @@ class ExactSession:
         self.asked: list[Workload] = []
         self.model, self.regressors = model_and_regressors()
 
-    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-        workload = Workload(prompt_len, output_len, concurrency)
+    def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
         self.asked.append(workload)
         predicted = predict_workload(self.model, self.regressors, workload)
-        return (RequestTiming(predicted.ttft_s, predicted.tpot_s),) * concurrency
+        return (RequestTiming(predicted.ttft_s, predicted.tpot_s),) * workload.total_reqs
 
 
 def test_workloads_are_interleaved_and_an_exact_engine_has_no_error() -> None:
@@ -114,8 +113,8 @@ def test_workloads_are_interleaved_and_an_exact_engine_has_no_error() -> None:
 
 def test_a_slow_engine_is_an_error() -> None:
     class Slow(ExactSession):
-        def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-            timings = super().generate(prompt_len, output_len, concurrency)
+        def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
+            timings = super().generate(workload)
             return tuple(RequestTiming(2 * t.ttft_s, t.tpot_s and 2 * t.tpot_s) for t in timings)
 
     session = Slow()
@@ -126,9 +125,9 @@ def test_a_slow_engine_is_an_error() -> None:
 
 def test_a_slow_round_is_drift_and_no_error_of_the_median() -> None:
     class Drifting(ExactSession):
-        def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
+        def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
             slow = 1.25 if len(self.asked) // 2 == 3 else 1.0
-            timings = super().generate(prompt_len, output_len, concurrency)
+            timings = super().generate(workload)
             return tuple(RequestTiming(slow * t.ttft_s, t.tpot_s and slow * t.tpot_s) for t in timings)
 
     session = Drifting()

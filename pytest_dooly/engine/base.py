@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -18,6 +18,9 @@ from pytest_dooly.configuration import ModelConfiguration
 from pytest_dooly.environment import Environment
 from pytest_dooly.operation import Operation, OperationKind
 from pytest_dooly.signature import ModelOperation
+
+if TYPE_CHECKING:
+    from pytest_dooly.predict import Workload
 
 __all__ = [
     "Clock",
@@ -206,8 +209,8 @@ class Session(Protocol):
         A layer that is called more than once, or from several places, has one entry for each call.
         """
 
-    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-        """The engine's own timings of equal requests that arrive together, of random tokens."""
+    def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
+        """The engine's own timings of every request of a workload, of random tokens."""
 
     def close(self) -> None:
         """Frees what the engine holds."""

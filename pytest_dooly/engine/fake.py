@@ -142,21 +142,21 @@ class _FakeSession:
             self._step(batch)
         return {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
 
-    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
+    def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
         start, now_s = time.perf_counter(), 0.0
-        first_s, last_s = [0.0] * concurrency, [0.0] * concurrency
+        arrivals_s, first_s, last_s = ([0.0] * workload.total_reqs for _ in range(3))
         with torch.inference_mode():
-            for step in schedule(Workload(prompt_len, output_len, concurrency), self._limits):
+            for step in schedule(workload, self._limits):
                 self._step(step.batch)
                 now_s = time.perf_counter() - start
-                for ends_s, requests in ((first_s, step.first), (last_s, step.last)):
+                for times_s, requests in ((first_s, step.first), (last_s, step.last), (arrivals_s, step.arriving)):
                     for request in requests:
-                        ends_s[request] = now_s
-        gaps = max(1, output_len - 1)
-        tpots_s = [
-            (last - first) / gaps if output_len > 1 else None for first, last in zip(first_s, last_s, strict=True)
-        ]
-        return tuple(map(RequestTiming, first_s, tpots_s))
+                        times_s[request] = now_s
+        gaps = workload.output_len - 1
+        return tuple(
+            RequestTiming(first - arrival, (last - first) / gaps if gaps else None)
+            for arrival, first, last in zip(arrivals_s, first_s, last_s, strict=True)
+        )
 
     def close(self) -> None:
         self._modules.clear()

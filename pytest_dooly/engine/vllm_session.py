@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -30,6 +31,7 @@ from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import LAUNCH, OperationKind
+from pytest_dooly.predict import Workload
 from pytest_dooly.signature import ModelOperation, Signature
 
 __all__ = ["VllmSession"]
@@ -154,11 +156,20 @@ class VllmSession:
             latencies_s[path] = [latency_s - spent_s for latency_s in latencies_s[path]]
         return latencies_s
 
-    def generate(self, prompt_len: int, output_len: int, concurrency: int) -> tuple[RequestTiming, ...]:
-        """The engine's own timings; see `Session.generate`."""
-        prompts = [self._prompt(prompt_len) for _ in range(concurrency)]
-        outputs = self._llm.generate(prompts, _sampling(output_len), use_tqdm=False)
-        return tuple(_timing(output.metrics, output_len) for output in outputs)
+    def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
+        """The engine's own timings, in the order in which requests end; see `Session.generate`."""
+        prompts = [self._prompt(workload.prompt_len) for _ in range(workload.total_reqs)]
+        sampling, engine = _sampling(workload.output_len), self._llm.llm_engine
+        self._llm.enqueue(prompts[: workload.concurrency], sampling, use_tqdm=False)
+        following = iter(prompts[workload.concurrency :])
+        timings = []
+        while engine.has_unfinished_requests():
+            ended = [output for output in engine.step() if output.finished]
+            timings += [_timing(output.metrics, workload.output_len) for output in ended]
+            arriving = list(itertools.islice(following, len(ended)))
+            if arriving:
+                self._llm.enqueue(arriving, sampling, use_tqdm=False)
+        return tuple(timings)
 
     def close(self) -> None:
         """Frees what the engine holds."""

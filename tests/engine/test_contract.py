@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from pytest_dooly.batch import Batch, SweepPoint
+from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.clock import HostClock
 from pytest_dooly.configuration import ModelConfiguration, ServingOptions, resolve
 from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Session
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import OperationKind, evaluate
+from pytest_dooly.predict import Workload, schedule
 from pytest_dooly.signature import ModelOperation, model_operations
 from pytest_dooly.trace import _Repeats, trace
 from tests.models import DENSE, LLAMA, write
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-OPTIONS = ServingOptions(device="cpu", max_model_len=256, max_num_tokens=256, max_num_seqs=4)
+LIMITS = Limits(max_num_tokens=256, max_num_seqs=4, max_model_len=256)
+OPTIONS = ServingOptions(device="cpu", **dataclasses.asdict(LIMITS))
 POINTS = {
     "num_tokens": [SweepPoint(num_tokens=1), SweepPoint(num_tokens=48)],
     "num_reqs": [SweepPoint(num_reqs=3)],
@@ -131,13 +135,64 @@ def test_a_pass_shows_every_layer_as_often_as_it_runs(session: Session, operatio
 
 
 def test_generate_reports_every_request(session: Session) -> None:
-    timings = session.generate(prompt_len=16, output_len=4, concurrency=3)
+    timings = session.generate(Workload(16, 4, 3))
     assert len(timings) == 3
     for timing in timings:
         assert timing.ttft_s > 0
         assert timing.tpot_s is not None
         assert timing.tpot_s > 0
-    assert session.generate(prompt_len=16, output_len=1, concurrency=1)[0].tpot_s is None
+    assert session.generate(Workload(16, 1, 1))[0].tpot_s is None
+    assert len(session.generate(Workload(16, 2, 2, num_reqs=5))) == 5
+
+
+@contextlib.contextmanager
+def batches_of(session: Any) -> Iterator[list[Batch]]:
+    """What every step of a session works on, requests in the order in which they were admitted."""
+    batches: list[Batch] = []
+    if not hasattr(session, "_scheduler"):  # the fake
+        step = session._step
+
+        def run(batch: Batch) -> None:
+            batches.append(batch)
+            step(batch)
+
+        with mock.patch.object(session, "_step", run):
+            yield batches
+        return
+    schedule_ = session._scheduler.schedule
+
+    def schedule_one(*args: Any) -> Any:
+        scheduled = schedule_(*args)
+        query_len = scheduled.num_scheduled_tokens
+        computed = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
+        cached = scheduled.scheduled_cached_reqs
+        computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        if query_len:
+            batches.append(Batch.of((query_len[each], computed[each]) for each in sorted(query_len, key=_admitted)))
+        return scheduled
+
+    with mock.patch.object(session._scheduler, "schedule", schedule_one):
+        yield batches
+
+
+def _admitted(request: str) -> int:
+    return int(request.split("-")[0])
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Workload(100, 3, 4),
+        Workload(100, 5, 3, num_reqs=8),
+        Workload(150, 4, 6, num_reqs=9),  # two wait for a seat
+        Workload(8, 1, 2, num_reqs=5),
+    ],
+    ids=str,
+)
+def test_the_virtual_scheduler_makes_the_steps_that_the_engine_makes(session: Session, workload: Workload) -> None:
+    with batches_of(session) as batches:
+        session.generate(workload)
+    assert batches == [step.batch for step in schedule(workload, LIMITS)]
 
 
 def test_a_broken_configuration_is_one_clear_error(engine: Engine, tmp_path: Path) -> None:
