@@ -4,13 +4,13 @@ Run as `python -m tests.bench_engines [--db FILE] [--write DIR]`. The runs stand
 sources, as published:
 
 - vLLM 0.19.0 on an H100, of booth-algo/agentic-serve: medians over a closed loop of requests that end when the model
-  says so; lengths are means. TTFT includes the server, the client and what its prefix cache has kept, so that it is
-  shown where there is one request at a time, and not judged.
+  says so; lengths are means. Predicted are five requests one after the other in each seat, all of mean length. TTFT
+  includes the server and the client, and lacks what the prefix cache has kept: it is shown, and not judged.
 - vLLM's nightly benchmark on an H200 and an A100: the whole latency of eight requests with random weights. The version
   is not said; the tables that the predictions rest on are of vLLM 0.24.0, and of 0.14.0 for the A100.
 
-A workload is predicted as a burst that arrives together. Where prompts are long and requests many, the measured TPOT
-contains the prompts of requests that arrive later: those runs are listed apart. No constant was fitted to these runs.
+Where prompts are long and requests many, most of TPOT is the prompts of others: those runs are listed apart. No
+constant was fitted to these runs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from pytest_dooly.profiling import serve
 RUNS = Path(__file__).with_name("engine_runs.csv")
 NUM_TOKENS, NUM_SEQS, LONGEST = 8192, 256, 16384
 """Limits of a step as vLLM has them on such GPUs, and of a request."""
+
+ROUNDS = 5
+"""Requests one after the other in each seat of a closed loop."""
 
 LONG_PROMPT = 2048
 """Tokens from which a prompt takes many times a decode."""
@@ -72,7 +75,9 @@ class Run:
     def of(cls, row: Mapping[str, str]) -> Run:
         """A row of the file."""
         ttft_s, tpot_s, duration_s = (float(row[name]) / 1e3 if row[name] else None for name in _MEASURED)
-        workload = Workload(int(row["prompt_len"]), int(row["output_len"]), int(row["concurrency"]))
+        concurrency = int(row["concurrency"])
+        num_reqs = ROUNDS * concurrency if tpot_s is not None else None
+        workload = Workload(int(row["prompt_len"]), int(row["output_len"]), concurrency, num_reqs)
         return cls(
             row["engine_version"], row["model"], row["device"], int(row["tp"]), workload, ttft_s, tpot_s, duration_s
         )
@@ -84,7 +89,7 @@ class Run:
             return "the whole latency of a batch, vLLM of unknown version"
         if self.workload.prompt_len < LONG_PROMPT or self.workload.concurrency == 1:
             return "TPOT, vLLM 0.19.0"
-        return "TPOT, vLLM 0.19.0, where long prompts arrive among decodes, which is not predicted"
+        return "TPOT, vLLM 0.19.0, where prompts of 8,000 tokens and more arrive among decodes"
 
     def error(self, prediction: WorkloadPrediction) -> float:
         """Relative, of what is compared."""
@@ -150,8 +155,8 @@ def report(runs: Sequence[Run], predicted: Sequence[WorkloadPrediction]) -> Iter
         yield group
         yield _HEADER
         for run, found in rows:
-            load, shown = run.workload, run.ttft_s is not None and run.workload.concurrency == 1
-            ttft = (format_latency(run.ttft_s or 0.0), format_latency(found.ttft_s)) if shown else ("", "")
+            load = run.workload
+            ttft = ("", "") if run.ttft_s is None else (format_latency(run.ttft_s), format_latency(found.ttft_s))
             pair = (run.tpot_s, found.tpot_s) if run.tpot_s is not None else (run.duration_s, found.duration_s)
             measured, expected = (format_latency(value or 0.0) for value in pair)
             yield (

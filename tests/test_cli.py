@@ -155,12 +155,23 @@ def test_validate_compares_with_the_engine(profiled: Path, capsys: pytest.Captur
     assert "operations alone" not in capsys.readouterr().out
 
 
+def test_requests_may_follow_each_other(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--prompt=8", "--output=4", "--concurrency=2", *SMALL]
+    assert cli.main([*asked, "--requests=6"]) == 0
+    assert capsys.readouterr().out.startswith("prompt 8, output 4, 2 of 6 at once: TTFT ")
+    assert cli.main([*asked, "--requests=1"]) == 2
+    assert "1 requests in all cannot be 2 at once" in capsys.readouterr().err
+    cli.main(["validate", "model", "--prompt=8", "--requests=3", "--repeats=2", "--no-in-situ", "--json", *SMALL])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["workload"]["concurrency"], row["workload"]["num_reqs"]) for row in rows] == [(1, 3)]
+
+
 def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["validate", "model", "--points=10", "--budget=60", "--repeats=2", "--json", *SMALL]
     cli.main(arguments)
     streams = capsys.readouterr()
     document = json.loads(streams.out)
-    workloads = [tuple(row["workload"].values()) for row in document["rows"]]
+    workloads = [tuple(row["workload"].values())[:3] for row in document["rows"]]
     assert len(set(workloads)) == 10
     assert {concurrency for _, _, concurrency in workloads} == {1, 2}
     assert all(prompt + output <= 32 for prompt, output, _ in workloads)
@@ -169,7 +180,7 @@ def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest
     assert len(document["drift"]) == 1
     assert re.search(r"drew 10 workloads: [1-9]\d* prefill in chunks beside decodes, 0 shrunk", streams.err)
     cli.main([*arguments, "--seed=1"])
-    again = [tuple(row["workload"].values()) for row in json.loads(capsys.readouterr().out)["rows"]]
+    again = [tuple(row["workload"].values())[:3] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert set(again) != set(workloads)
 
 
@@ -445,7 +456,7 @@ def test_compare_models_on_gpus(published: Path, capsys: pytest.CaptureFixture[s
     assert "nothing of NVIDIA L40S is in the latency DB" in streams.err
     assert cli.main([*asked, "--json", *SMALL]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["workload"] == {"prompt_len": 16, "output_len": 8, "concurrency": 2}
+    assert document["workload"] == {"prompt_len": 16, "output_len": 8, "concurrency": 2, "num_reqs": None}
     assert len(document["candidates"]) == 4
     for each in document["candidates"]:
         assert sum(each["shares"].values()) == pytest.approx(1)
