@@ -165,8 +165,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def _compare(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.comparison import candidate
-    from pytest_dooly.device_report import format_candidates
-    from pytest_dooly.plots import save_candidates
+    from pytest_dooly.device_report import format_candidates, save_candidates
     from pytest_dooly.predict import Workload
 
     workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)

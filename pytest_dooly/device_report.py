@@ -1,19 +1,33 @@
-"""Tables of what is predicted for a device that need not be here: steps, budgets, ways to serve a workload."""
+"""What is predicted for a device that need not be here: tables of steps and budgets, ways to serve a workload."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.budget import Budget
 from pytest_dooly.comparison import Candidate
+from pytest_dooly.figure import COLOURS, LINE, decimal_axis, new_figure, note, style
 from pytest_dooly.footprint import Footprint
 from pytest_dooly.plots import format_latency
 from pytest_dooly.predict import StepPrediction, step_operations
 from pytest_dooly.report import clip_label
 from pytest_dooly.signature import ServedModel
 
-__all__ = ["format_budgets", "format_candidates", "format_footprint", "format_founded_step", "format_shares"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "format_budgets",
+    "format_candidates",
+    "format_footprint",
+    "format_founded_step",
+    "format_shares",
+    "save_candidates",
+]
 
 
 def format_founded_step(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> str:
@@ -136,3 +150,63 @@ _CANDIDATES_NOTE = (
     "sizes,\nestimated from the data sheet. The error is what is to be expected of one operation, estimates apart. "
     "Memory is what\na rank needs for weights and for all requests at their full length, of what the engine takes."
 )
+
+
+def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
+    """Writes a PNG of TTFT and TPOT, a row for each model, device and tensor-parallel size that has the memory."""
+    fitting = [each for each in candidates if each.footprint.fits]
+    models = list(dict.fromkeys(each.model.name for each in fitting))
+    ways = list(dict.fromkeys(map(_way, fitting)))
+    colour_of = dict(zip(ways, itertools.cycle(COLOURS.values()), strict=False))
+    # Rows of a model lie together, half a row away from the next one's.
+    placed = [
+        (row + 0.5 * models.index(each.model.name), each)
+        for row, each in enumerate(sorted(fitting, key=lambda each: models.index(each.model.name)))
+    ]
+    workload = candidates[0].prediction.workload
+    with style():
+        figure = new_figure(12, 2.4 + 0.17 * (len(placed) + 0.5 * len(models)))
+        figure.suptitle(
+            f"{workload.at_once} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
+            x=0.012,
+            ha="left",
+            fontsize=13,
+            fontweight="bold",
+        )
+        ttft, tpot = figure.subplots(1, 2)
+        _rows(ttft, "TTFT, ms", [(at, each.prediction.ttft_s, colour_of[_way(each)]) for at, each in placed])
+        _rows(tpot, "TPOT, ms", [(at, each.prediction.tpot_s, colour_of[_way(each)]) for at, each in placed])
+        of_model = [[at for at, each in placed if each.model.name == name] for name in models]
+        ttft.set_yticks([sum(places) / len(places) for places in of_model], models)
+        for way, colour in colour_of.items():
+            tpot.scatter([], [], color=colour, label=way)
+        if ways:
+            tpot.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+        if len(fitting) < len(candidates):
+            figure.supxlabel(f"{len(candidates) - len(fitting)} that do not fit in memory are left out", fontsize=8)
+        figure.savefig(path, format="png", dpi=1600 / 12)
+
+
+def _way(each: Candidate) -> str:
+    return f"{each.device.name}, tp {each.ranks}" if each.ranks > 1 else each.device.name
+
+
+def _rows(ax: Axes, title: str, rows: Sequence[tuple[float, float | None, str]]) -> None:
+    """Latencies in seconds as dots of a colour on a logarithmic axis in milliseconds, each in its row."""
+    ax.set_title(title)
+    ax.grid(visible=False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_yticks([])
+    ax.invert_yaxis()
+    known = [(at, 1e3 * latency_s, colour) for at, latency_s, colour in rows if latency_s]
+    if not known:
+        return
+    places, latencies, colours = zip(*known, strict=True)
+    ax.set_xscale("log")
+    low, high = decimal_axis(ax.xaxis, latencies)
+    ax.set_xlim(low, 1.1 * high)  # room for the last one's value
+    ax.hlines(places, low, latencies, color=LINE, linewidth=0.8, zorder=1)
+    ax.scatter(latencies, places, color=colours, s=26, zorder=3)
+    for place, latency in zip(places, latencies, strict=True):
+        note(ax, f"{latency:,.0f}" if latency >= 100 else f"{latency:.3g}", (latency, place), (6, 0))

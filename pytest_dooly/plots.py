@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_dooly.batch import Batch, SweepPoint
+from pytest_dooly.figure import (
+    BACK,
+    COLOURS,
+    INK,
+    SOFT,
+    decimal_axis,
+    new_figure,
+    note,
+    power_axis,
+    readable_on,
+    shorten,
+    style,
+    svg,
+)
 from pytest_dooly.measurement import Measurement
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.validation import TPOT_TARGET, TTFT_TARGET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
-    from pytest_dooly.comparison import Candidate
     from pytest_dooly.findings import ModelReport, OperationReport
     from pytest_dooly.predict import StepPrediction
 
@@ -33,59 +43,11 @@ __all__ = [
     "isolated_against_in_situ",
     "latency_curves",
     "predicted_against_measured",
-    "save_candidates",
     "save_overview",
     "step_breakdown",
     "step_name",
 ]
 
-_COLOURS = {
-    OperationKind.LINEAR: "#0072b2",
-    OperationKind.NORM: "#56b4e9",
-    OperationKind.ROTARY: "#999933",
-    OperationKind.ACTIVATION: "#e69f00",
-    OperationKind.ATTENTION: "#d55e00",
-    OperationKind.MOE: "#cc79a7",
-    OperationKind.MIXER: "#aa4466",
-    OperationKind.EMBEDDING: "#6e8cab",
-    OperationKind.LOGITS: "#009e73",
-    OperationKind.SAMPLER: "#8a63a8",
-    OperationKind.COLLECTIVE: "#b07d62",
-    OperationKind.OTHER: "#777777",
-    OperationKind.OVERHEAD: "#a6a6a6",
-}
-"""Okabe and Ito's palette for the kinds that cost most, muted ones beside it; one colour a kind in every plot."""
-
-# Stand-ins that `_svg` turns into the page's own colours, so that a plot follows light and dark.
-_INK, _SOFT, _LINE, _BACK = "#1d2430", "#5b6573", "#e2e5ea", "#ffffff"
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line", _BACK: "--back"}
-
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _INK,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dooly",
-}
-
-_MANTISSAS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
-"""Ticks of a logarithmic axis within a decade, from few to many."""
 
 _PANEL_COLUMNS = 3
 
@@ -137,20 +99,20 @@ def latency_curves(report: ModelReport) -> str:
         return ""
     columns = min(_PANEL_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _style():
-        figure = _figure(3.75 * columns, 2.6 * rows)
+    with style():
+        figure = new_figure(3.75 * columns, 2.6 * rows)
         _draw_panels(figure.subplots(rows, columns, squeeze=False).flat, panels)
-        return _svg(figure, "Latency of every operation: measured medians and fitted lines")
+        return svg(figure, "Latency of every operation: measured medians and fitted lines")
 
 
 def step_breakdown(report: ModelReport) -> str:
     """Share of each kind of operation in the predicted steps; empty without predictions."""
     if not report.steps:
         return ""
-    with _style():
-        figure = _figure(11.25, 0.55 * len(report.steps) + 0.6)
+    with style():
+        figure = new_figure(11.25, 0.55 * len(report.steps) + 0.6)
         _draw_breakdown(figure, report)
-        return _svg(figure, "Share of each kind of operation in a step's latency")
+        return svg(figure, "Share of each kind of operation in a step's latency")
 
 
 def predicted_against_measured(report: ModelReport) -> str:
@@ -165,14 +127,14 @@ def predicted_against_measured(report: ModelReport) -> str:
             tpots.append((row.measured_tpot_s, row.predicted_tpot_s, name))
     plots = [("TTFT", ttfts, OperationKind.LINEAR, TTFT_TARGET), ("TPOT", tpots, OperationKind.ATTENTION, TPOT_TARGET)]
     plots = [plot for plot in plots if plot[1]]
-    with _style():
-        figure = _figure(5.0 * len(plots), 4.4)
+    with style():
+        figure = new_figure(5.0 * len(plots), 4.4)
         axes = figure.subplots(1, len(plots), squeeze=False).flat
         for ax, (name, pairs, kind, target) in zip(axes, plots, strict=True):
             ax.set_title(name, fontweight="bold")
-            ax.scatter(*_milliseconds(pairs), color=_COLOURS[kind], s=28, alpha=0.85, linewidths=0, zorder=3)
+            ax.scatter(*_milliseconds(pairs), color=COLOURS[kind], s=28, alpha=0.85, linewidths=0, zorder=3)
             _diagonal(ax, pairs, ("measured, ms", "predicted, ms"), band=target)
-        return _svg(figure, "Predicted against measured TTFT and TPOT")
+        return svg(figure, "Predicted against measured TTFT and TPOT")
 
 
 def isolated_against_in_situ(report: ModelReport) -> str:
@@ -202,23 +164,23 @@ def fitted_against_measured(report: ModelReport) -> str:
 
 def _scattered(pairs: Mapping[str, Sequence[_Pair]], axes: tuple[str, str], band: float, title: str) -> str:
     """SVG of pairs by kind of operation around the diagonal."""
-    with _style():
-        figure = _figure(4.9, 4.6)
+    with style():
+        figure = new_figure(4.9, 4.6)
         ax = figure.subplots()
         for kind, found in pairs.items():
-            colour = _COLOURS[OperationKind(kind)]
+            colour = COLOURS[OperationKind(kind)]
             ax.scatter(*_milliseconds(found), s=11, alpha=0.75, linewidths=0, color=colour, label=kind, zorder=3)
         _diagonal(ax, [pair for found in pairs.values() for pair in found], axes, band=band)
         ax.legend(loc="lower right", fontsize=8, handletextpad=0.1, labelspacing=0.25)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def save_overview(report: ModelReport, path: Path) -> None:
     """Writes a PNG, 1600 pixels wide: curves of the dearest operations above the steps' breakdown."""
     panels = [panel for row in _dearest_first(report) for panel in _panels(row)]
     environment = report.environment
-    with _style():
-        figure = _figure(12, 8.2)
+    with style():
+        figure = new_figure(12, 8.2)
         figure.suptitle(
             f"{report.model.name} on {environment.device}, {environment.engine} {environment.engine_version}",
             x=0.012,
@@ -232,66 +194,6 @@ def save_overview(report: ModelReport, path: Path) -> None:
         if report.steps:
             _draw_breakdown(bottom, report, title="Where a step's time goes, as predicted")
         figure.savefig(path, format="png", dpi=1600 / 12)
-
-
-def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
-    """Writes a PNG of TTFT and TPOT, a row for each model, device and tensor-parallel size that has the memory."""
-    fitting = [each for each in candidates if each.footprint.fits]
-    models = list(dict.fromkeys(each.model.name for each in fitting))
-    ways = list(dict.fromkeys(map(_way, fitting)))
-    colour_of = dict(zip(ways, itertools.cycle(_COLOURS.values()), strict=False))
-    # Rows of a model lie together, half a row away from the next one's.
-    placed = [
-        (row + 0.5 * models.index(each.model.name), each)
-        for row, each in enumerate(sorted(fitting, key=lambda each: models.index(each.model.name)))
-    ]
-    workload = candidates[0].prediction.workload
-    with _style():
-        figure = _figure(12, 2.4 + 0.17 * (len(placed) + 0.5 * len(models)))
-        figure.suptitle(
-            f"{workload.at_once} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
-            x=0.012,
-            ha="left",
-            fontsize=13,
-            fontweight="bold",
-        )
-        ttft, tpot = figure.subplots(1, 2)
-        _rows(ttft, "TTFT, ms", [(at, each.prediction.ttft_s, colour_of[_way(each)]) for at, each in placed])
-        _rows(tpot, "TPOT, ms", [(at, each.prediction.tpot_s, colour_of[_way(each)]) for at, each in placed])
-        of_model = [[at for at, each in placed if each.model.name == name] for name in models]
-        ttft.set_yticks([sum(places) / len(places) for places in of_model], models)
-        for way, colour in colour_of.items():
-            tpot.scatter([], [], color=colour, label=way)
-        if ways:
-            tpot.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
-        if len(fitting) < len(candidates):
-            figure.supxlabel(f"{len(candidates) - len(fitting)} that do not fit in memory are left out", fontsize=8)
-        figure.savefig(path, format="png", dpi=1600 / 12)
-
-
-def _way(each: Candidate) -> str:
-    return f"{each.device.name}, tp {each.ranks}" if each.ranks > 1 else each.device.name
-
-
-def _rows(ax: Axes, title: str, rows: Sequence[tuple[float, float | None, str]]) -> None:
-    """Latencies in seconds as dots of a colour on a logarithmic axis in milliseconds, each in its row."""
-    ax.set_title(title)
-    ax.grid(visible=False, axis="y")
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    ax.set_yticks([])
-    ax.invert_yaxis()
-    known = [(at, 1e3 * latency_s, colour) for at, latency_s, colour in rows if latency_s]
-    if not known:
-        return
-    places, latencies, colours = zip(*known, strict=True)
-    ax.set_xscale("log")
-    low, high = _decimal_axis(ax.xaxis, latencies)
-    ax.set_xlim(low, 1.1 * high)  # room for the last one's value
-    ax.hlines(places, low, latencies, color=_LINE, linewidth=0.8, zorder=1)
-    ax.scatter(latencies, places, color=colours, s=26, zorder=3)
-    for place, latency in zip(places, latencies, strict=True):
-        _note(ax, f"{latency:,.0f}" if latency >= 100 else f"{latency:.3g}", (latency, place), (6, 0))
 
 
 def _dearest_first(report: ModelReport) -> list[OperationReport]:
@@ -372,20 +274,20 @@ def _draw_panel(ax: Axes, panel: _Panel) -> None:
     heights = []
     for i, series in enumerate(panel.series):
         heights += _draw_series(ax, panel, series, factor, alpha=(i + 2) / (len(panel.series) + 1))
-    ax.set_xlim(_power_axis(ax.xaxis, [size for series in panel.series for size in series.sizes]))
-    ax.set_ylim(_decimal_axis(ax.yaxis, heights))
+    ax.set_xlim(power_axis(ax.xaxis, [size for series in panel.series for size in series.sizes]))
+    ax.set_ylim(decimal_axis(ax.yaxis, heights))
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(f"latency, {unit}")
     error = None if row.regressor is None else row.regressor.error
     fit = "too few points" if error is None else f"held-out error {error:.1%}"
     notes = [panel.note, f"{row.operation.multiplicity} per step", fit]
-    ax.set_title(_shorten(row.operation.signature.label, 40), fontweight="bold", pad=16)
-    _note(ax, " · ".join(filter(None, notes)), (0, 1), (0, 5), xycoords="axes fraction", fontsize=8, va="baseline")
+    ax.set_title(shorten(row.operation.signature.label, 40), fontweight="bold", pad=16)
+    note(ax, " · ".join(filter(None, notes)), (0, 1), (0, 5), xycoords="axes fraction", fontsize=8, va="baseline")
 
 
 def _draw_series(ax: Axes, panel: _Panel, series: _Series, factor: float, *, alpha: float) -> list[float]:
     """Draws points, interquartile bars and the fitted line; returns every height drawn."""
-    colour = _COLOURS[panel.row.operation.signature.kind]
+    colour = COLOURS[panel.row.operation.signature.kind]
     medians = [outcome.median_s * factor for outcome in series.outcomes]
     # The quartiles themselves are not kept, and a logarithmic axis has no room for a bar down to zero.
     halves = [
@@ -399,7 +301,7 @@ def _draw_series(ax: Axes, panel: _Panel, series: _Series, factor: float, *, alp
         ax.plot(sizes, fitted, color=colour, linewidth=1.3, alpha=alpha)
         heights += map(float, fitted)
     if series.name:
-        _note(ax, series.name, (series.sizes[-1], medians[-1]), (6, 0))
+        note(ax, series.name, (series.sizes[-1], medians[-1]), (6, 0))
     return heights
 
 
@@ -410,16 +312,14 @@ def _draw_breakdown(figure: Figure | SubFigure, report: ModelReport, *, title: s
     left = [0.0] * len(shares)
     for kind in kinds:
         widths = [share.get(kind, 0.0) for share in shares]
-        ax.barh(range(len(shares)), widths, 0.66, left, color=_COLOURS[kind], edgecolor=_BACK, lw=0.7, label=kind)
+        ax.barh(range(len(shares)), widths, 0.66, left, color=COLOURS[kind], edgecolor=BACK, lw=0.7, label=kind)
         for y, (start, width) in enumerate(zip(left, widths, strict=True)):
             text = f"{kind} {width:.0%}" if width >= 0.11 else f"{width:.0%}" if width >= 0.04 else ""
-            ax.text(
-                start + width / 2, y, text, ha="center", va="center", fontsize=8, color=_readable_on(_COLOURS[kind])
-            )
+            ax.text(start + width / 2, y, text, ha="center", va="center", fontsize=8, color=readable_on(COLOURS[kind]))
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for y, step in enumerate(report.steps):
         ax.text(1.01, y, format_latency(step.latency_s), va="center", fontsize=9.5, fontweight="bold")
-    ax.set_yticks(range(len(shares)), [step_name(step.batch) for step in report.steps], color=_INK)
+    ax.set_yticks(range(len(shares)), [step_name(step.batch) for step in report.steps], color=INK)
     ax.set_xlim(0, 1.09)
     ax.set_xticks([])
     ax.invert_yaxis()
@@ -444,62 +344,23 @@ def _diagonal(ax: Axes, pairs: Sequence[_Pair], names: tuple[str, str], *, band:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_aspect("equal")
-    _decimal_axis(ax.xaxis, values)
-    low, high = _decimal_axis(ax.yaxis, values)
+    decimal_axis(ax.xaxis, values)
+    low, high = decimal_axis(ax.yaxis, values)
     ax.set(xlim=(low, high), ylim=(low, high))
     ends = np.array([low, high])
-    ax.fill_between(ends, (1 - band) * ends, (1 + band) * ends, color=_SOFT, alpha=0.18, linewidth=0)
-    ax.plot(ends, ends, color=_SOFT, linewidth=0.9)
-    ax.text(0.03, 0.96, f"band: ±{band * 100:.0f} %", transform=ax.transAxes, va="top", fontsize=8, color=_SOFT)
+    ax.fill_between(ends, (1 - band) * ends, (1 + band) * ends, color=SOFT, alpha=0.18, linewidth=0)
+    ax.plot(ends, ends, color=SOFT, linewidth=0.9)
+    ax.text(0.03, 0.96, f"band: ±{band * 100:.0f} %", transform=ax.transAxes, va="top", fontsize=8, color=SOFT)
     for measured, predicted, name in pairs:
         if name and abs(predicted / measured - 1) > band:
-            _note(ax, name, (measured * 1e3, predicted * 1e3), (-3, 9 if predicted > measured else -9))
+            note(ax, name, (measured * 1e3, predicted * 1e3), (-3, 9 if predicted > measured else -9))
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
-
-
-def _note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """A remark beside a point, `offset` in typographic points away."""
-    style = {"va": "center", "fontsize": 7.5, "color": _SOFT, "annotation_clip": False, **style}
-    ax.annotate(text, at, xytext=offset, textcoords="offset points", **style)
 
 
 def _milliseconds(pairs: Iterable[_Pair]) -> tuple[list[float], list[float]]:
     pairs = list(pairs)
     return [measured * 1e3 for measured, _, _ in pairs], [predicted * 1e3 for _, predicted, _ in pairs]
-
-
-def _limits(values: Iterable[float]) -> tuple[float, float]:
-    """Bounds of a logarithmic axis: a factor of 3 at least, lest noise fill a plot."""
-    positive = [max(value, 1e-9) for value in values]
-    low, high = min(positive), max(positive)
-    margin = max(1.25, math.sqrt(3 * low / high))
-    return low / margin, high * margin
-
-
-def _decimal_axis(axis: Axis, values: Iterable[float]) -> tuple[float, float]:
-    low, high = _limits(values)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices = [
-        [m * 10.0**e for e in decades for m in mantissas if low <= m * 10.0**e <= high] for mantissas in _MANTISSAS
-    ]
-    _ticks(axis, next(ticks for ticks in choices if len(ticks) >= 3))
-    return low, high
-
-
-def _power_axis(axis: Axis, sizes: Sequence[int]) -> tuple[float, float]:
-    low, high = _limits(sizes)
-    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-    _ticks(axis, [2.0**power for power in powers[:: math.ceil(len(powers) / 6)]])
-    return low, high
-
-
-def _ticks(axis: Axis, ticks: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:.10g}")
 
 
 def _between(sizes: Sequence[int]) -> list[int]:
@@ -508,41 +369,5 @@ def _between(sizes: Sequence[int]) -> list[int]:
     return sorted({*sizes, *(round(sizes[0] * 2 ** (i / 24)) for i in range(steps))})
 
 
-def _readable_on(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fefefe"
-
-
-def _shorten(text: str, length: int) -> str:
-    half = (length - 1) // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure as BareFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    # A figure of its own, not pyplot's: the backend of the process that we are loaded into stays as it is.
-    return BareFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-
-
-def _style() -> Any:
-    import matplotlib as mpl
-
-    return mpl.rc_context(_STYLE)
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """SVG text to be put into a page that defines --ink, --soft, --line and --back."""
-    buffer = io.StringIO()
-    unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=unsigned)
-    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to groups, and several plots share a page
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

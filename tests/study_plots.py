@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pytest_dooly.figure import BACK, COLOURS, INK, LINE, SOFT, new_figure, readable_on, shorten, style
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.plots import _BACK, _COLOURS, _INK, _LINE, _SOFT, _figure, _readable_on, _shorten, _style
 from pytest_dooly.signature import Signature
 from tests.study_costs import Assumptions, Cases
 
@@ -82,21 +82,21 @@ def save_sharing(sharing: Sharing, path: Path) -> None:
     from matplotlib.patches import Rectangle
 
     wide, high = len(sharing.shared), len(sharing.models)
-    with _style():
-        figure = _figure(_WIDTH, 7.4)
+    with style():
+        figure = new_figure(_WIDTH, 7.4)
         matrix, bars = figure.subplots(1, 2, sharey=True, width_ratios=[5.2, 1])
         for column, (signature, users) in enumerate(zip(sharing.shared, sharing.users, strict=True)):
             for row in range(high):
-                colour = _COLOURS[signature.kind] if row in users else _LINE
+                colour = COLOURS[signature.kind] if row in users else LINE
                 size = 0.84 if row in users else 0.16
                 corner = column - size / 2, row - size / 2
                 matrix.add_patch(Rectangle(corner, size, size, facecolor=colour, linewidth=0))
         ends = [i for i in range(1, wide) if sharing.shared[i].kind != sharing.shared[i - 1].kind]
         for end in ends:
-            matrix.axvline(end - 0.5, color=_SOFT, linewidth=0.7)
-        labels = [_shorten(signature.label.removesuffix("-bf16"), 34) for signature in sharing.shared]
+            matrix.axvline(end - 0.5, color=SOFT, linewidth=0.7)
+        labels = [shorten(signature.label.removesuffix("-bf16"), 34) for signature in sharing.shared]
         matrix.set_xticks(range(wide), labels, rotation=90, fontsize=min(7.5, 460 / max(wide, 1)))
-        matrix.set_yticks(range(high), sharing.models, color=_INK)
+        matrix.set_yticks(range(high), sharing.models, color=INK)
         matrix.set(xlim=(-0.6, wide - 0.4), ylim=(high - 0.4, -0.6))
         matrix.set_title(f"{wide} operations that two models or more share", fontweight="bold")
         _draw_alone(bars, sharing)
@@ -106,7 +106,7 @@ def save_sharing(sharing: Sharing, path: Path) -> None:
             ax.spines[:].set_visible(False)
         kinds = [kind for kind in OperationKind if any(s.kind is kind for s in sharing.shared)]
         kinds += [kind for kind in OperationKind if kind not in kinds and any(kind in of for of in sharing.alone)]
-        handles = [Rectangle((0, 0), 1, 1, facecolor=_COLOURS[kind], label=kind.value) for kind in kinds]
+        handles = [Rectangle((0, 0), 1, 1, facecolor=COLOURS[kind], label=kind.value) for kind in kinds]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, handlelength=0.9)
         figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
 
@@ -120,13 +120,13 @@ def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions:
         assumptions: what profiling takes besides the latencies.
         path: of the PNG.
     """
-    with _style():
-        figure = _figure(_WIDTH, 5.2)
+    with style():
+        figure = new_figure(_WIDTH, 5.2)
         axes: Any = figure.subplots(1, len(devices), sharey=True, squeeze=False)
         for ax, (device, cases) in zip(axes.flat, devices.items(), strict=True):
             places = np.arange(1, len(chosen) + 1)
             for strategy, (name, kind) in SHOWN.items():
-                colour = _COLOURS[kind]
+                colour = COLOURS[kind]
                 found = np.array(
                     [cases.hours(strategy, assumptions, [chosen[i] for i in order]) for order in orders(len(chosen))]
                 )
@@ -160,14 +160,14 @@ def save_savings(devices: Mapping[str, Cases], chosen: Sequence[int], assumption
         assumptions: what profiling takes besides the latencies.
         path: of the PNG.
     """
-    with _style():
-        figure = _figure(_WIDTH, 3.4)
+    with style():
+        figure = new_figure(_WIDTH, 3.4)
         axes: Any = figure.subplots(1, len(devices), sharex=True, sharey=True, squeeze=False)
         for ax, (device, cases) in zip(axes.flat, devices.items(), strict=True):
             hours = [float(cases.hours(strategy, assumptions, chosen)[-1]) for strategy in SHOWN]
             for y, (hour, (_, kind)) in enumerate(zip(hours, SHOWN.values(), strict=True)):
-                colour = _COLOURS[kind]
-                ax.barh(y, hour, 0.68, color=colour, edgecolor=_BACK)
+                colour = COLOURS[kind]
+                ax.barh(y, hour, 0.68, color=colour, edgecolor=BACK)
                 text = f"{hour:.1f} h" + (f", {1 - hour / hours[0]:.0%} saved" if y else "")
                 inside = hour > 0.6 * hours[0]
                 ax.text(
@@ -176,10 +176,10 @@ def save_savings(devices: Mapping[str, Cases], chosen: Sequence[int], assumption
                     text,
                     va="center",
                     ha="right" if inside else "left",
-                    color=_readable_on(colour) if inside else _INK,
+                    color=readable_on(colour) if inside else INK,
                     fontweight="bold",
                 )
-            ax.set_yticks(range(len(SHOWN)), [name for name, _ in SHOWN.values()], color=_INK)
+            ax.set_yticks(range(len(SHOWN)), [name for name, _ in SHOWN.values()], color=INK)
             ax.invert_yaxis()
             ax.grid(visible=False, axis="y")
             ax.set_xlabel("GPU-hours")
@@ -194,9 +194,9 @@ def _draw_alone(ax: Any, sharing: Sharing) -> None:
     for kind in OperationKind:
         widths = np.array([of.get(kind, 0) for of in sharing.alone], dtype=float)
         if widths.any():
-            ax.barh(range(len(widths)), widths, 0.72, left, color=_COLOURS[kind], edgecolor=_BACK, lw=0.7)
+            ax.barh(range(len(widths)), widths, 0.72, left, color=COLOURS[kind], edgecolor=BACK, lw=0.7)
             left += widths
     for y, total in enumerate(left):
-        ax.text(total + 0.2, y, f"{total:.0f}", va="center", color=_SOFT, fontsize=8)
+        ax.text(total + 0.2, y, f"{total:.0f}", va="center", color=SOFT, fontsize=8)
     ax.set_title("alone", fontweight="bold")
     ax.set_xticks([])

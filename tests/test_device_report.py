@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pytest_dooly import device_report
 from pytest_dooly.basis import Basis, Foundation
 from pytest_dooly.batch import Batch
 from pytest_dooly.budget import budget_of
@@ -14,8 +20,10 @@ from pytest_dooly.device_report import (
     format_footprint,
     format_founded_step,
     format_shares,
+    save_candidates,
 )
 from pytest_dooly.estimate import Estimate
+from pytest_dooly.figure import new_figure
 from pytest_dooly.predict import StepPrediction, Workload, predict_step
 from tests.samples import served, uses
 from tests.test_comparison import FOUNDED, MODEL, MODELS, SIGNATURES
@@ -122,3 +130,39 @@ def test_a_way_without_the_memory_has_no_latencies_and_comes_last() -> None:
     assert lines[4].split() == ["small", "small", "1", "does", "not", "fit", "in", "memory", "0.0", "of", "0"]
     assert "does not fit" in format_footprint(lacking.footprint)
     assert "does not fit" not in format_footprint(candidate(MODEL, FOUNDED, DEVICE, workload).footprint)
+
+
+@pytest.mark.parametrize("ways", [1, 14])
+def test_ways_to_serve_are_drawn_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: int) -> None:
+    figure = new_figure(12, 4.6)
+    monkeypatch.setattr(device_report, "new_figure", lambda *_: figure)
+    workload = Workload(128, 16, 4)
+    first = candidate(MODEL, FOUNDED, DEVICE, workload)
+    only_prefill = dataclasses.replace(first, prediction=dataclasses.replace(first.prediction, tpot_s=None))
+    others = [dataclasses.replace(candidate(MODEL, FOUNDED, DEVICE, workload), ranks=2**i) for i in range(1, ways)]
+    # Of which there is one way only.
+    missing = dataclasses.replace(first, model=dataclasses.replace(MODEL, name="another $model$"))
+    save_candidates([only_prefill, *others, missing], tmp_path / "candidates.png")
+    width, _ = struct.unpack(">II", (tmp_path / "candidates.png").read_bytes()[16:24])
+    assert width == 1600
+    ttft, tpot = figure.axes
+    assert [ax.get_title(loc="left") for ax in (ttft, tpot)] == ["TTFT, ms", "TPOT, ms"]
+    assert [label.get_text() for label in ttft.get_yticklabels()] == ["small", "another $model$"]
+    drawn: Any = ttft.collections[1].get_offsets()
+    assert list(drawn[:, 0]) == pytest.approx([1e3 * first.prediction.ttft_s] * (ways + 1))
+    assert list(drawn[:, 1]) == [*range(ways), ways + 0.5]
+    assert len(tpot.texts) == ways  # one of them has no TPOT
+    assert figure.get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_ways_without_the_memory_are_counted_and_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    figure = new_figure(12, 4.6)
+    monkeypatch.setattr(device_report, "new_figure", lambda *_: figure)
+    workload = Workload(128, 16, 4)
+    lacking = candidate(MODEL, FOUNDED, dataclasses.replace(DEVICE, memory_bytes=1e3), workload)
+    save_candidates([lacking, *[candidate(MODEL, FOUNDED, DEVICE, workload)] * others], tmp_path / "ways.png")
+    assert figure.get_supxlabel() == "1 that do not fit in memory are left out"
+    assert [len(ax.texts) for ax in figure.axes] == [others, others]

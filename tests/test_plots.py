@@ -16,7 +16,6 @@ import pytest
 
 from pytest_dooly import plots
 from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.comparison import candidate
 from pytest_dooly.environment import Environment
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.measurement import Failure, Measurement
@@ -25,8 +24,6 @@ from pytest_dooly.predict import OperationLatency, StepPrediction, Workload, Wor
 from pytest_dooly.regress import fit
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.validation import Validation, ValidationRow
-from tests.test_comparison import FOUNDED, MODEL
-from tests.traced import DEVICE
 
 LONG = " + ".join(f"factor_{i}*head_dim" for i in range(9))
 ROW = ValidationRow(Workload(512, 16, 8), 0.055, 0.050, 0.02, 0.0060, 0.0080, 0.03)
@@ -218,41 +215,6 @@ def test_the_overview_is_1600_pixels_wide(full: ModelReport, tmp_path: Path, ste
     plots.save_overview(full if steps else replace(full, steps=()), tmp_path / "overview.png")
     width, _ = struct.unpack(">II", (tmp_path / "overview.png").read_bytes()[16:24])
     assert width == 1600
-
-
-@pytest.mark.parametrize("ways", [1, 14])
-def test_ways_to_serve_are_drawn_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: int) -> None:
-    figure = plots._figure(12, 4.6)
-    monkeypatch.setattr(plots, "_figure", lambda *_: figure)
-    workload = Workload(128, 16, 4)
-    first = candidate(MODEL, FOUNDED, DEVICE, workload)
-    only_prefill = replace(first, prediction=replace(first.prediction, tpot_s=None))
-    others = [replace(candidate(MODEL, FOUNDED, DEVICE, workload), ranks=2**i) for i in range(1, ways)]
-    missing = replace(first, model=replace(MODEL, name="another $model$"))  # of which there is one way only
-    plots.save_candidates([only_prefill, *others, missing], tmp_path / "candidates.png")
-    width, _ = struct.unpack(">II", (tmp_path / "candidates.png").read_bytes()[16:24])
-    assert width == 1600
-    ttft, tpot = figure.axes
-    assert [ax.get_title(loc="left") for ax in (ttft, tpot)] == ["TTFT, ms", "TPOT, ms"]
-    assert [label.get_text() for label in ttft.get_yticklabels()] == ["small", "another $model$"]
-    drawn: Any = ttft.collections[1].get_offsets()
-    assert list(drawn[:, 0]) == pytest.approx([1e3 * first.prediction.ttft_s] * (ways + 1))
-    assert list(drawn[:, 1]) == [*range(ways), ways + 0.5]
-    assert len(tpot.texts) == ways  # one of them has no TPOT
-    assert figure.get_supxlabel() == ""
-
-
-@pytest.mark.parametrize("others", [0, 1])
-def test_ways_without_the_memory_are_counted_and_not_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
-) -> None:
-    figure = plots._figure(12, 4.6)
-    monkeypatch.setattr(plots, "_figure", lambda *_: figure)
-    workload = Workload(128, 16, 4)
-    lacking = candidate(MODEL, FOUNDED, replace(DEVICE, memory_bytes=1e3), workload)
-    plots.save_candidates([lacking, *[candidate(MODEL, FOUNDED, DEVICE, workload)] * others], tmp_path / "ways.png")
-    assert figure.get_supxlabel() == "1 that do not fit in memory are left out"
-    assert [len(ax.texts) for ax in figure.axes] == [others, others]
 
 
 @pytest.mark.parametrize(
