@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
     from pytest_dooly.forecast import predict
     from pytest_dooly.latency_db import LatencyDB
-    from pytest_dooly.predict import StepPrediction, Workload, WorkloadPrediction
+    from pytest_dooly.prediction import StepPrediction, Workload, WorkloadPrediction
 
 __all__ = [
     "Batch",
@@ -38,9 +38,9 @@ _ROOMS = {
     "OutOfRangeWarning": "errors",
     "Request": "batch",
     "ServingOptions": "configuration",
-    "StepPrediction": "predict",
-    "Workload": "predict",
-    "WorkloadPrediction": "predict",
+    "StepPrediction": "prediction",
+    "Workload": "prediction",
+    "WorkloadPrediction": "prediction",
     "aliases": "configuration",
     "predict": "forecast",
     "resolve": "configuration",

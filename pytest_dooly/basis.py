@@ -26,7 +26,7 @@ from pytest_dooly.family import Columns, Family, Part, columns_of, lone_parts_of
 from pytest_dooly.kernels import FEATURES_VERSION, describe
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Measurement
-from pytest_dooly.predict import StepPrediction, regressors_of, step_operations
+from pytest_dooly.prediction import StepPrediction, regressors_of, step_operations
 from pytest_dooly.published import PublishedLatency
 from pytest_dooly.regress import LatencyModel, fit
 from pytest_dooly.signature import ServedModel, Signature

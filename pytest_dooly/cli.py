@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.environment import Environment
     from pytest_dooly.latency_db import LatencyDB
-    from pytest_dooly.predict import Workload
+    from pytest_dooly.prediction import Workload
     from pytest_dooly.regress import LatencyModel, Regressor
     from pytest_dooly.signature import ServedModel
     from pytest_dooly.workloads import Replacement
@@ -117,11 +117,14 @@ def _diff(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.basis import latency_models
-    from pytest_dooly.predict import Workload, predict_step, predict_workload
+    from pytest_dooly.prediction import Workload, predict_step, predict_workload
     from pytest_dooly.report import format_step
     from pytest_dooly.terminal import workload_line
 
     device = _gpu(arguments)
+    workload = None
+    if arguments.batch is None:
+        workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
     founded: Mapping[str, Foundation] = {}
     models: Mapping[str, LatencyModel]
     with _opened(arguments) as (engine, configuration, db):
@@ -131,7 +134,7 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         else:
             founded = _grounds(db, device).of(model)
             models = {key: each.model for key, each in founded.items()}
-    if arguments.batch is not None:
+    if workload is None:
         step = predict_step(model, models, arguments.batch, routing=arguments.routing)
         _warn(step.out_of_range)
         operations = [dataclasses.asdict(operation) for operation in step.operations]
@@ -141,13 +144,12 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
             return document, [format_step(step)]
         from pytest_dooly.basis import shares_of
         from pytest_dooly.device_report import format_founded_step
-        from pytest_dooly.predict import step_operations
+        from pytest_dooly.prediction import step_operations
 
         bases = [dataclasses.asdict(founded[o.signature.key].basis) for o in step_operations(model)]
         document["operations"] = [each | {"basis": basis} for each, basis in zip(operations, bases, strict=True)]
         shares = dataclasses.asdict(shares_of(model, step, founded))
         return {**document, "device": device.name, "shares": shares}, [format_founded_step(model, step, founded)]
-    workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
     if device is not None:
         from pytest_dooly.comparison import candidate
         from pytest_dooly.device_report import format_footprint, format_shares
@@ -157,6 +159,8 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         _warn(found.prediction.out_of_range)
         shares_line = f"a decode step {format_shares(found.shares)}"
         lines = [workload_line(found.prediction), shares_line, format_footprint(found.footprint)]
+        if workload.output_len == 1:
+            lines.remove(shares_line)  # of a decode, of which there is none
         return found.to_json() | dataclasses.asdict(found.prediction), lines
     prediction = predict_workload(model, models, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
@@ -166,17 +170,19 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 def _compare(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.comparison import candidate
     from pytest_dooly.device_report import format_candidates, save_candidates
-    from pytest_dooly.predict import Workload
+    from pytest_dooly.figure import png_path
+    from pytest_dooly.prediction import Workload
 
     workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
+    png = None if arguments.png is None else png_path(arguments.png)
     candidates = []
     for device, ranks, models, founded in _on_devices(arguments):
         candidates += [
             candidate(model, known, device, workload, ranks=ranks, routing=arguments.routing)
             for model, known in zip(models, founded, strict=True)
         ]
-    if arguments.png is not None:
-        save_candidates(candidates, Path(arguments.png))
+    if png is not None:
+        save_candidates(candidates, png)
     document = {"workload": dataclasses.asdict(workload), "candidates": [each.to_json() for each in candidates]}
     outside: dict[str, dict[str, None]] = {}
     for each in candidates:
@@ -204,10 +210,13 @@ def _on_devices(
     """Every device and tensor-parallel size asked for, with the models and the foundations of their operations."""
     from pytest_dooly.device import device_named
 
-    devices = [device_named(name) for name in arguments.device or ()]
+    devices = [device_named(name) for name in dict.fromkeys(arguments.device or ())]
     if not devices:
         raise ConfigurationError("name the GPUs with --device, as in --device h200_sxm")
-    asked = [parse_options({"tp": size}).tensor_parallel_size for size in arguments.tensor_parallel_size or ["1"]]
+    asked = [
+        parse_options({"tp": size}).tensor_parallel_size
+        for size in dict.fromkeys(arguments.tensor_parallel_size or ["1"])
+    ]
     first = argparse.Namespace(**vars(arguments))
     first.model, first.device, first.tensor_parallel_size = arguments.model[0], None, str(asked[0])
     with _opened(first) as (engine, configuration, db):
@@ -215,7 +224,7 @@ def _on_devices(
             grounds = _grounds(db, device)
             for ranks in asked:
                 options = dataclasses.replace(configuration.options, tensor_parallel_size=ranks)
-                models = [_served(engine, resolve(name, options), db)[0] for name in arguments.model]
+                models = [_served(engine, resolve(name, options), db)[0] for name in dict.fromkeys(arguments.model)]
                 yield device, ranks, models, [grounds.of(model) for model in models]
 
 
@@ -245,7 +254,7 @@ def _grounds(db: LatencyDB, device: Device) -> Grounds:
 def _validate(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     from pytest_dooly.clock import Clocks
     from pytest_dooly.in_situ import measure_in_situ
-    from pytest_dooly.predict import regressors_of
+    from pytest_dooly.prediction import regressors_of
     from pytest_dooly.profiling import model_report, standard_batches
     from pytest_dooly.report import format_validation, write_report
     from pytest_dooly.validate import validate
@@ -319,17 +328,19 @@ def _workloads(
 
 
 def _report(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    from pytest_dooly.figure import png_path
     from pytest_dooly.plots import save_overview
-    from pytest_dooly.predict import regressors_of
+    from pytest_dooly.prediction import regressors_of
     from pytest_dooly.profiling import model_report
     from pytest_dooly.report import write_report
 
+    png = None if arguments.png is None else png_path(arguments.png)
     with _opened(arguments) as (engine, configuration, db):
         model, environment = _served(engine, configuration, db)
         report = model_report(model, db, environment, regressors_of(db, environment))
     path = write_report(report, Path(arguments.reports) / f"{configuration.slug}-{environment.slug}")
-    if arguments.png is not None:
-        save_overview(report, Path(arguments.png))
+    if png is not None:
+        save_overview(report, png)
     document = {
         "report": str(path),
         "png": arguments.png,
@@ -347,7 +358,7 @@ def _import(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     # All of them before any is kept: what cannot be read leaves the latency DB as it is.
     tables = [
         table
-        for system in arguments.system
+        for system in dict.fromkeys(arguments.system)
         for table in read_tables(system, engine=arguments.engine, engine_version=arguments.engine_version)
     ]
     with LatencyDB.open(Path(arguments.db)) as db:

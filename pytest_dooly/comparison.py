@@ -10,8 +10,9 @@ from typing import Any
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.batch import Batch
 from pytest_dooly.device import Device
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.footprint import Footprint, footprint
-from pytest_dooly.predict import UNIFORM, Workload, WorkloadPrediction, predict_step, predict_workload
+from pytest_dooly.prediction import UNIFORM, Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.routing import RoutingDistribution
 from pytest_dooly.signature import ServedModel
 
@@ -83,7 +84,10 @@ def candidate(
         ConfigurationError: a request would be longer than max_model_len.
     """
     models = {key: each.model for key, each in founded.items()}
-    prediction = predict_workload(model, models, workload, routing=routing)
+    try:
+        prediction = predict_workload(model, models, workload, routing=routing)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{model.name}: {error}") from error
     context = workload.prompt_len + workload.output_len // 2
     decodes = min(workload.concurrency, model.limits.max_num_seqs)
     step = predict_step(model, models, Batch.uniform(decodes, 1, context), routing=routing)

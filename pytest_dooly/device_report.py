@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.budget import Budget
 from pytest_dooly.comparison import Candidate
-from pytest_dooly.figure import COLOURS, LINE, decimal_axis, new_figure, note, style
+from pytest_dooly.figure import COLOURS, LINE, decimal_axis, new_figure, note, save_png, style
 from pytest_dooly.footprint import Footprint
 from pytest_dooly.plots import format_latency
-from pytest_dooly.predict import StepPrediction, step_operations
+from pytest_dooly.prediction import StepPrediction, step_operations
 from pytest_dooly.report import clip_label
 from pytest_dooly.signature import ServedModel
 
@@ -184,7 +184,7 @@ def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
             tpot.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
         if len(fitting) < len(candidates):
             figure.supxlabel(f"{len(candidates) - len(fitting)} that do not fit in memory are left out", fontsize=8)
-        figure.savefig(path, format="png", dpi=1600 / 12)
+        save_png(figure, path)
 
 
 def _way(each: Candidate) -> str:

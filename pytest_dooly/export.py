@@ -78,6 +78,8 @@ def _file(out: Path, asked: Format | None) -> tuple[Path, Format]:
     """The file that `out` stands for, and its format."""
     suffix = next((known for known in get_args(Format) if out.suffix.lower() == f".{known}"), None)
     if suffix is None or out.is_dir():
+        if out.suffix[1:].isalpha() and not out.is_dir():  # `v1.2` is a directory, `a.xlsx` none
+            raise ConfigurationError(f"{out} is no name of a CSV or Parquet file, nor a directory that is there")
         chosen: Format = asked or "csv"
         return out / f"latencies.{chosen}", chosen
     if asked not in (None, suffix):

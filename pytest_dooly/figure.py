@@ -6,8 +6,10 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.operation import OperationKind
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ __all__ = [
     "decimal_axis",
     "new_figure",
     "note",
+    "png_path",
     "power_axis",
     "readable_on",
+    "save_png",
     "shorten",
     "style",
     "svg",
@@ -107,6 +111,32 @@ def svg(figure: Figure, title: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def png_path(text: str) -> Path:
+    """Where a PNG can be written to, its directory made.
+
+    Raises:
+        ConfigurationError: it cannot, or the name says that it is something else.
+    """
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise ConfigurationError(f"pictures are PNG: name a file that ends in .png, got {text}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+    return path
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Writes a figure that is twelve inches wide as 1,600 pixels."""
+    figure.savefig(path, format="png", dpi=1600 / 12)
 
 
 def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **looks: Any) -> None:

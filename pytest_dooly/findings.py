@@ -8,7 +8,7 @@ from pytest_dooly.batch import SweepPoint
 from pytest_dooly.environment import Environment
 from pytest_dooly.isolation import InSitu
 from pytest_dooly.measurement import Failure, Measurement
-from pytest_dooly.predict import StepPrediction, WorkloadPrediction
+from pytest_dooly.prediction import StepPrediction, WorkloadPrediction
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ModelOperation, ServedModel
 from pytest_dooly.validation import Validation

@@ -1,7 +1,8 @@
 """What a model and its requests take of a device's memory, from its operations alone.
 
 Parameters are the tensors of an operation whose sizes no request decides, caches those that a request's length does.
-Left out: activations, graphs, and that an embedding may be the same tensor as the logits' weight, which counts twice.
+Left out: activations, graphs, and what is empty of a request's last block. An embedding and the logits' weight count
+twice where they are one tensor.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ def footprint(model: ServedModel, device: Device, *, num_reqs: int, seq_len: int
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     """Bytes of an operation's parameters, and of what it keeps of one request."""
-    attributes = dict(signature.attributes)
-    block, window = int(attributes.get("block_size", 1)), int(attributes.get("sliding_window", 0))
-    tokens = block * math.ceil(min(seq_len, window or seq_len) / block)
+    window = int(dict(signature.attributes).get("sliding_window", 0))
+    tokens = min(seq_len, window or seq_len)
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]

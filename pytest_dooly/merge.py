@@ -21,7 +21,7 @@ from typing import Any
 
 from pytest_dooly.db_file import copy_of
 from pytest_dooly.environment import content_hash
-from pytest_dooly.errors import DatabaseError
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 
@@ -93,8 +93,9 @@ def merge(into: Path, sources: Sequence[Path]) -> tuple[Merged, ...]:
         what was done, by source.
 
     Raises:
-        DatabaseError: one of the files is missing, damaged, no latency DB, of a newer version or named twice, and
-            nothing has changed; or `into` cannot be written, and a source counts as a whole or not at all.
+        ConfigurationError: a file is named twice.
+        DatabaseError: one of the files is missing, damaged, no latency DB or of a newer version, and nothing has
+            changed; or `into` cannot be written, and a source counts as a whole or not at all.
     """
     _check_distinct([into, *sources])
     with ExitStack() as copies:
@@ -109,7 +110,7 @@ def _check_distinct(paths: Sequence[Path]) -> None:
         # Two links to one file are one file, a missing file is its name.
         identity = (path.stat().st_dev, path.stat().st_ino) if path.exists() else path.resolve()
         if identity in seen:
-            raise DatabaseError(f"latency DB {path} is named twice: name each file once")
+            raise ConfigurationError(f"latency DB {path} is named twice: name each file once")
         seen.add(identity)
 
 

@@ -22,6 +22,7 @@ from pytest_dooly.figure import (
     note,
     power_axis,
     readable_on,
+    save_png,
     shorten,
     style,
     svg,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from pytest_dooly.findings import ModelReport, OperationReport
-    from pytest_dooly.predict import StepPrediction
+    from pytest_dooly.prediction import StepPrediction
 
 __all__ = [
     "fitted_against_measured",
@@ -193,7 +194,7 @@ def save_overview(report: ModelReport, path: Path) -> None:
         _draw_panels(top.subplots(2, _PANEL_COLUMNS).flat, panels[: 2 * _PANEL_COLUMNS])
         if report.steps:
             _draw_breakdown(bottom, report, title="Where a step's time goes, as predicted")
-        figure.savefig(path, format="png", dpi=1600 / 12)
+        save_png(figure, path)
 
 
 def _dearest_first(report: ModelReport) -> list[OperationReport]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dooly.basis import PartsModel, grounds_of, latency_models
 from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.environment import Environment, content_hash
+from pytest_dooly.environment import Environment
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.isolation import InSitu
@@ -20,11 +20,11 @@ from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.operation import Coverage
 from pytest_dooly.plan import Case, Plan, make_plan
-from pytest_dooly.predict import Workload, WorkloadPrediction, predict_step, predict_workload
+from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_step, predict_workload
 from pytest_dooly.refine import TARGET, Refinement, grid_key
 from pytest_dooly.regress import LatencyModel, Regressor, fit
 from pytest_dooly.report import write_report
-from pytest_dooly.signature import ServedModel, Signature, model_operations
+from pytest_dooly.signature import ServedModel, Signature, model_operations, served_key
 from pytest_dooly.sweep import kv_tokens, refinements
 from pytest_dooly.validation import Validation
 
@@ -45,9 +45,6 @@ __all__ = [
     "standard_workloads",
     "unseen_errors",
 ]
-
-_TRACE_FORMAT = 3
-"""Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 
 class Rounds(Protocol):
@@ -114,7 +111,7 @@ def serve(
         ConfigurationError: the engine refuses the configuration.
         TraceError: an operation or the architecture cannot be traced.
     """
-    key = content_hash([configuration.key, environment.engine, environment.engine_version, _TRACE_FORMAT])
+    key = served_key(configuration, environment)
     known = db.load_model(key, environment)
     if known is not None:
         return known

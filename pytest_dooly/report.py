@@ -17,7 +17,7 @@ from pytest_dooly.findings import ModelReport
 from pytest_dooly.isolation import InSitu, InSituRow, InSituStep
 from pytest_dooly.operation import Coverage
 from pytest_dooly.plots import format_latency, step_name
-from pytest_dooly.predict import StepPrediction, Workload
+from pytest_dooly.prediction import StepPrediction, Workload
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ModelOperation, ServedModel
 from pytest_dooly.validation import NOISE_FACTOR, TPOT_TARGET, TTFT_TARGET, Accuracy, Validation, ValidationRow

@@ -24,6 +24,10 @@ _NODES = 400
 """Of the quadrature over a token's waiting time: inclusion probabilities are then right to six digits."""
 
 
+_MOST_ALPHA = 100
+"""Beyond, the last of hundreds of experts has no share that a float can hold; long before, one has all tokens."""
+
+
 @dataclass(frozen=True)
 class RoutingDistribution:
     """How likely each expert is, relative to the others; uniform by default.
@@ -37,8 +41,8 @@ class RoutingDistribution:
     shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < float("inf"):
-            raise ConfigurationError(f"zipf needs an exponent of 0 or more, got {self.alpha}")
+        if not 0 <= self.alpha <= _MOST_ALPHA:
+            raise ConfigurationError(f"zipf needs an exponent between 0 and {_MOST_ALPHA}, got {self.alpha}")
         if self.shares is not None and not all(0 < share < float("inf") for share in self.shares):
             raise ConfigurationError(f"the share of an expert must be a number above 0, got {self.shares}")
 

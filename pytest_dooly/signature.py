@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pytest_dooly.batch import Limits
-from pytest_dooly.environment import content_hash
+from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.environment import Environment, content_hash
 from pytest_dooly.operation import Operation, OperationKind, TensorSpec, Trace, evaluate, is_request_dependent
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "TensorIdentity",
     "dtype_bytes",
     "model_operations",
+    "served_key",
     "signature_of",
 ]
 
@@ -42,6 +44,9 @@ _DETAILS = {
 
 _USUAL = frozenset({"unquantized", "kv_auto"})
 """Parts that a label leaves out."""
+
+_TRACE_FORMAT = 3
+"""Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
 
@@ -171,6 +176,11 @@ def dtype_bytes(dtype: str) -> float:
     """Bytes of one element, by its short name (`bf16`: 2); 1 where that says no number of bits, as in `bool`."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
     return 1.0 if bits is None else int(bits[1]) / 8
+
+
+def served_key(configuration: ModelConfiguration, environment: Environment) -> str:
+    """Key of the ServedModel that a configuration is traced as, by this version of ours and of the engine."""
+    return content_hash([configuration.key, environment.engine, environment.engine_version, _TRACE_FORMAT])
 
 
 def model_operations(trace: Trace) -> tuple[ModelOperation, ...]:

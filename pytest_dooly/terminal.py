@@ -11,7 +11,7 @@ from pytest_dooly.configuration import aliases, resolve
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.merge import Merged, Outcome
 from pytest_dooly.plan import Case, Plan
-from pytest_dooly.predict import WorkloadPrediction
+from pytest_dooly.prediction import WorkloadPrediction
 from pytest_dooly.profiling import Summary
 from pytest_dooly.published import PublishedTable
 from pytest_dooly.report import format_latency

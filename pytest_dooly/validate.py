@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_dooly.predict import Workload, WorkloadPrediction, predict_workload
+from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_workload
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ServedModel
 from pytest_dooly.validation import Validation, ValidationRow

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_dooly.predict import Workload
+from pytest_dooly.prediction import Workload
 from pytest_dooly.workloads import Replacement
 
 __all__ = ["NOISE_FACTOR", "TPOT_TARGET", "TTFT_TARGET", "Accuracy", "Validation", "ValidationRow"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.predict import Workload, predict_workload, schedule
+from pytest_dooly.prediction import Workload, predict_workload, schedule
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import ServedModel
 

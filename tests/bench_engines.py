@@ -33,7 +33,7 @@ from pytest_dooly.device import device_named
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.plots import format_latency
-from pytest_dooly.predict import Workload, WorkloadPrediction, predict_workload
+from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_workload
 from pytest_dooly.profiling import serve
 
 RUNS = Path(__file__).with_name("engine_runs.csv")

@@ -30,7 +30,7 @@ from pytest_dooly.environment import EAGER, Environment
 from pytest_dooly.estimate import Estimate
 from pytest_dooly.family import Family, Part, parts_of
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.predict import OperationLatency, StepPrediction, predict_step
+from pytest_dooly.prediction import OperationLatency, StepPrediction, predict_step
 from pytest_dooly.regress import Regressor
 from pytest_dooly.signature import Signature
 from pytest_dooly.work import Work

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_dooly.configuration import aliases
 from pytest_dooly.device import device_named
-from pytest_dooly.predict import Workload, WorkloadPrediction
+from pytest_dooly.prediction import Workload, WorkloadPrediction
 from tests.bench_engines import RUNS, Run, report
 
 TIMED = Run("0.19.0", "llama3", "h100_sxm", 1, Workload(280, 378, 1), 0.03, 0.006, None)

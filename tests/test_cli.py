@@ -475,6 +475,29 @@ def test_ranks_are_compared_and_experts_may_be_spread_over_them(
     assert "ep 2 beside tp 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("png", "complaint"), [("ways.svg", "name a file that ends in .png"), ("model/config.json/a.png", "cannot write")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    place: Path, capsys: pytest.CaptureFixture[str], png: str, complaint: str
+) -> None:
+    assert cli.main(["compare", "model", "--device=h200_sxm", f"--png={png}", *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_picture_s_folder_is_made_and_what_is_named_twice_is_compared_once(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["compare", "model", "model", "--device", "h200_sxm", "h200_sxm", "--tp", "1", "1", "--prompt=8", *SMALL]
+    assert cli.main([*asked, "--output=8", "--png=new/folder/ways.png", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 1
+    assert Path("new/folder/ways.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*asked, "--output=900"]) == 2
+    assert "model: prompt and output of 8 + 900 tokens exceed max_model_len" in capsys.readouterr().err
+
+
 def test_compare_names_what_is_out_of_range(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         db.publish(linears([(96, 32), (96, 48), (96, 56)]))
@@ -553,6 +576,7 @@ def test_wrong_usage_exits_2(
         ["plan", "model", "--target=5"],
         ["plan"],
         ["compare"],
+        ["predict", "model", "--prompt=1.5"],
         ["import", "aiconfigurator"],
         ["import", "nonsense", "--system", "h200_sxm"],
     ],

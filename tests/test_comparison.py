@@ -12,7 +12,7 @@ from pytest_dooly.comparison import candidate
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.estimate import Estimate
 from pytest_dooly.footprint import ENGINE_SHARE, footprint
-from pytest_dooly.predict import Workload, predict_step, predict_workload
+from pytest_dooly.prediction import Workload, predict_step, predict_workload
 from tests.samples import ADMISSION, STEP, served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 

@@ -24,7 +24,7 @@ from pytest_dooly.device_report import (
 )
 from pytest_dooly.estimate import Estimate
 from pytest_dooly.figure import new_figure
-from pytest_dooly.predict import StepPrediction, Workload, predict_step
+from pytest_dooly.prediction import StepPrediction, Workload, predict_step
 from tests.samples import served, uses
 from tests.test_comparison import FOUNDED, MODEL, MODELS, SIGNATURES
 from tests.traced import DEVICE, NORM, linear

@@ -154,7 +154,9 @@ def test_a_suffix_of_another_format_is_refused(db: LatencyDB, tmp_path: Path) ->
         ConfigurationError, match=r"mine\.csv is no name for a file in format parquet: name a \.parquet"
     ):
         export(db, tmp_path / "mine.csv", file_format="parquet")
-    assert not (tmp_path / "mine.csv").exists()
+    with pytest.raises(ConfigurationError, match=r"mine\.xlsx is no name of a CSV or Parquet file, nor a directory"):
+        export(db, tmp_path / "mine.xlsx")
+    assert list(tmp_path.glob("mine*")) == []
 
 
 def test_environments_are_chosen_by_a_part_of_their_name(db: LatencyDB, tmp_path: Path) -> None:

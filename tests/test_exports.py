@@ -67,7 +67,7 @@ def test_a_session_that_names_no_model_imports_nothing_heavy(pytester: pytest.Py
     result.assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize("room", ["predict", "report", "plan", "findings", "validation"])
+@pytest.mark.parametrize("room", ["prediction", "report", "plan", "findings", "validation"])
 def test_the_reading_half_needs_no_torch_and_no_engine(room: str) -> None:
     assert not imported(f"import pytest_dooly.{room}") & {"torch", "vllm"}
 
@@ -76,3 +76,11 @@ def test_every_kind_has_a_marker() -> None:
     from pytest_dooly import plugin
 
     assert set(plugin._KINDS) == {kind.value for kind in OperationKind}
+
+
+def test_a_public_function_stays_one_whatever_was_imported_before() -> None:
+    """No room has the name of a public function: importing it would put the module in the function's place."""
+    rooms = {path.stem for path in Path(pytest_dooly.__file__).parent.iterdir()}
+    assert not rooms & set(pytest_dooly.__all__)
+    code = "import pytest_dooly as d; d.Workload; assert callable(d.predict); d.predict; assert callable(d.predict)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,17 +1,20 @@
 """Predictions from a latency DB alone."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
 import pytest
 
 from pytest_dooly.batch import Batch
+from pytest_dooly.configuration import ServingOptions, resolve
 from pytest_dooly.environment import Environment
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.forecast import predict
 from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.predict import StepPrediction, Workload, WorkloadPrediction
-from tests.samples import ENVIRONMENT, model_and_regressors
+from pytest_dooly.prediction import StepPrediction, Workload, WorkloadPrediction
+from pytest_dooly.signature import served_key
+from tests.samples import ADMISSION, ENVIRONMENT, LINEAR, model_and_regressors, served, uses
 
 
 @pytest.fixture
@@ -89,3 +92,30 @@ def test_a_device_or_a_model_that_is_unknown_is_named(db: Path) -> None:
         predict("small", batch="1", db=db, device="h300")
     with pytest.raises(MissingMeasurements, match="no model 'big'"):
         predict("big", batch="1", db=db, device="h200_sxm")
+
+
+def test_of_several_options_the_default_ones_are_meant_unless_others_are_named(tmp_path: Path) -> None:
+    path, two, four = tmp_path / "latency.db", *(ServingOptions(tensor_parallel_size=ranks) for ranks in (2, 4))
+
+    def trace(options: ServingOptions, multiplicity: int) -> None:
+        model = served(uses(LINEAR, multiplicity), uses(ADMISSION), name="llama3")
+        key = served_key(resolve("llama3", options), ENVIRONMENT)
+        with LatencyDB.open(path) as opened:
+            opened.save_model(dataclasses.replace(model, key=key), ENVIRONMENT)
+
+    def latency_s(options: ServingOptions | None = None) -> float:
+        step = predict("llama3", batch="64", db=path, device="h200_sxm", options=options)
+        assert isinstance(step, StepPrediction)
+        return step.latency_s
+
+    trace(two, 2)
+    alone = latency_s()  # there are no others
+    assert alone == latency_s(two)
+    trace(four, 4)
+    assert latency_s(four) == pytest.approx(2 * alone)
+    with pytest.raises(MissingMeasurements, match="'llama3' with several options, none of them the default ones: name"):
+        latency_s()
+    trace(ServingOptions(), 1)
+    assert latency_s() == latency_s(ServingOptions()) == pytest.approx(alone / 2)
+    with pytest.raises(MissingMeasurements, match=r"not with .*=8.* run dooly plan llama3 --device h200_sxm with"):
+        latency_s(ServingOptions(tensor_parallel_size=8))

@@ -25,7 +25,7 @@ from sqlite_utils import Database
 from pytest_dooly import cli, db_file, latency_db
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.environment import Environment
-from pytest_dooly.errors import DatabaseError
+from pytest_dooly.errors import ConfigurationError, DatabaseError
 from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.merge import Merged, merge
@@ -592,7 +592,7 @@ def test_a_file_that_is_named_twice_is_refused(new: Callable[..., Path], tmp_pat
     hard.hardlink_to(source)
     before = contents(tmp_path)
     for named in ([into], [link], [source, source], [source, hard], [tmp_path / "none", tmp_path / "b/../none"]):
-        with pytest.raises(DatabaseError, match=f"latency DB {named[-1]} is named twice: name each file once"):
+        with pytest.raises(ConfigurationError, match=f"latency DB {named[-1]} is named twice: name each file once"):
             merge(into, named)
     assert contents(tmp_path) == before
 

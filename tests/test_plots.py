@@ -20,7 +20,7 @@ from pytest_dooly.environment import Environment
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.measurement import Failure, Measurement
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.predict import OperationLatency, StepPrediction, Workload, WorkloadPrediction
+from pytest_dooly.prediction import OperationLatency, StepPrediction, Workload, WorkloadPrediction
 from pytest_dooly.regress import fit
 from pytest_dooly.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.validation import Validation, ValidationRow

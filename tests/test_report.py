@@ -14,7 +14,7 @@ from pytest_dooly.errors import DoolyError
 from pytest_dooly.findings import ModelReport, OperationReport
 from pytest_dooly.measurement import Failure
 from pytest_dooly.plots import save_overview
-from pytest_dooly.predict import Workload, predict_step, predict_workload
+from pytest_dooly.prediction import Workload, predict_step, predict_workload
 from pytest_dooly.report import format_latency, format_operations, format_step, format_validation, write_report
 from pytest_dooly.validation import Validation, ValidationRow
 from tests.samples import BATCHES, ENVIRONMENT, LIMITS, REQUESTS, TOKENS, measured, model_and_regressors, served

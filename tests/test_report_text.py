@@ -16,7 +16,7 @@ from pytest_dooly.findings import ModelReport
 from pytest_dooly.isolation import InSitu
 from pytest_dooly.measurement import Failure
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.predict import OperationLatency, StepPrediction, Workload
+from pytest_dooly.prediction import OperationLatency, StepPrediction, Workload
 from pytest_dooly.report import (
     ReportError,
     format_in_situ,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pytest_dooly.engine.base import RequestTiming
-from pytest_dooly.predict import Workload, predict_workload
+from pytest_dooly.prediction import Workload, predict_workload
 from pytest_dooly.validate import noise_floor, validate
 from pytest_dooly.validation import Accuracy, Validation, ValidationRow
 from pytest_dooly.workloads import Replacement, grid

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_dooly.batch import Limits
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.predict import Workload, predict_workload
+from pytest_dooly.prediction import Workload, predict_workload
 from pytest_dooly.workloads import draw, grid, prefills_beside_decodes
 from tests.samples import model_and_regressors, served
 

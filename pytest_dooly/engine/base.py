@@ -20,7 +20,7 @@ from pytest_dooly.operation import Operation, OperationKind
 from pytest_dooly.signature import ModelOperation
 
 if TYPE_CHECKING:
-    from pytest_dooly.predict import Workload
+    from pytest_dooly.prediction import Workload
 
 __all__ = [
     "Clock",

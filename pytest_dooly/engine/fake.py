@@ -20,7 +20,7 @@ from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, Reques
 from pytest_dooly.environment import PERF_COUNTER, Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import Operation, OperationKind
-from pytest_dooly.predict import Workload, schedule
+from pytest_dooly.prediction import Workload, schedule
 from pytest_dooly.signature import ModelOperation
 
 __all__ = ["FakeEngine"]

@@ -31,7 +31,7 @@ from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
 from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import LAUNCH, OperationKind
-from pytest_dooly.predict import Workload
+from pytest_dooly.prediction import Workload
 from pytest_dooly.signature import ModelOperation, Signature
 
 __all__ = ["VllmSession"]

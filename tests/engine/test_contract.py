@@ -19,7 +19,7 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Session
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.operation import OperationKind, evaluate
-from pytest_dooly.predict import Workload, schedule
+from pytest_dooly.prediction import Workload, schedule
 from pytest_dooly.signature import ModelOperation, model_operations
 from pytest_dooly.trace import _Repeats, trace
 from tests.models import DENSE, LLAMA, write

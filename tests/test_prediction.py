@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.operation import LAUNCH, OperationKind
-from pytest_dooly.predict import (
+from pytest_dooly.prediction import (
     Workload,
     predict_step,
     predict_workload,
