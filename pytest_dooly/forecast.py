@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def _founded(
 ) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
     """The model, whatever it was traced on, and what the latency DB knows of the device."""
     how = f"dooly plan {name} --device {device.name}"
-    _, model = _served(db, name, options, db.environments(), how)[0]
+    _, model = _served(db, name, options, db.environments(), how, flags="--")[0]
     return model, {key: each.model for key, each in Grounds(db, device).of(model).items()}
 
 
@@ -120,7 +121,7 @@ def _profiled(
     db: LatencyDB, name: str, options: ServingOptions | None, environment: Environment | None
 ) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
     environments = db.environments() if environment is None else [environment]
-    found = _served(db, name, options, environments, f"pytest --dooly-model={name}")
+    found = _served(db, name, options, environments, f"pytest --dooly-model={name}", flags="--dooly-")
     if len({each for each, _ in found}) > 1:
         named = "; ".join(sorted({str(each) for each, _ in found}))
         raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {named}")
@@ -129,7 +130,13 @@ def _profiled(
 
 
 def _served(
-    db: LatencyDB, name: str, options: ServingOptions | None, environments: Sequence[Environment], how: str
+    db: LatencyDB,
+    name: str,
+    options: ServingOptions | None,
+    environments: Sequence[Environment],
+    how: str,
+    *,
+    flags: str,
 ) -> list[tuple[Environment, ServedModel]]:
     """Where the model was served with the options, once each environment; at least one.
 
@@ -139,6 +146,7 @@ def _served(
         options: None for those that it was served with, or the default ones among several.
         environments: that are looked at.
         how: a command that brings the model into the latency DB.
+        flags: what each of its options begins with.
     """
     found = [(each, model) for each in environments for model in db.models(each) if model.name == name]
     if not found:
@@ -155,4 +163,13 @@ def _served(
             f"the latency DB has {name!r} with several options, none of them the default ones: "
             "name them, as in options=pytest_dooly.ServingOptions(tensor_parallel_size=2)"
         )
-    raise MissingMeasurements(f"the latency DB has {name!r}, but not with {options}: run {how} with these options")
+    usual = ServingOptions()
+    named = [
+        f"{flags}{field.metadata['flag']}={getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != getattr(usual, field.name)
+    ]
+    raise MissingMeasurements(
+        f"the latency DB has {name!r}, but not with {' '.join(named) or 'the default options'}: "
+        f"run {' '.join([how, *named])}"
+    )

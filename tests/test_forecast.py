@@ -117,5 +117,9 @@ def test_of_several_options_the_default_ones_are_meant_unless_others_are_named(t
         latency_s()
     trace(ServingOptions(), 1)
     assert latency_s() == latency_s(ServingOptions()) == pytest.approx(alone / 2)
-    with pytest.raises(MissingMeasurements, match=r"not with .*=8.* run dooly plan llama3 --device h200_sxm with"):
+    with pytest.raises(MissingMeasurements, match="not with --tp=8: run dooly plan llama3 --device h200_sxm --tp=8"):
         latency_s(ServingOptions(tensor_parallel_size=8))
+    with pytest.raises(
+        MissingMeasurements, match="not with --dooly-tp=8: run pytest --dooly-model=llama3 --dooly-tp=8"
+    ):
+        predict("llama3", batch="64", db=path, options=ServingOptions(tensor_parallel_size=8))
