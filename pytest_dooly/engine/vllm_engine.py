@@ -445,7 +445,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The one line of an engine's error that says why; pydantic wraps it in three."""
+    """The one line of an engine's error that says why: pydantic wraps it, a colon leaves it for the next line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wrapped = [line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")]
-    return (wrapped or lines or [type(error).__name__])[0]
+    first, *more = wrapped or lines or [type(error).__name__]
+    reason = " ".join([first, *more[:1]]) if first.endswith(":") else first
+    return reason.partition(" [type=")[0]

@@ -359,3 +359,24 @@ def test_builders_of_attention_metadata_find_what_they_read(engine: Engine, back
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert [name for name in sorted(read - optional) if getattr(built[0], name) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "1 validation error\n  Value error, 32 heads by 3 [type=value_error, input_value=Args()]\n  more",
+            "32 heads by 3",
+        ),
+        (
+            "Class validation error for 'x':\n    ValueError: no multiple",
+            "Class validation error for 'x': ValueError: no multiple",
+        ),
+        ("plain\nand more", "plain"),
+        ("", "ValueError"),
+    ],
+)
+def test_a_refusal_is_the_line_that_says_why(text: str, reason: str) -> None:
+    from pytest_dooly.engine.vllm_engine import _reason
+
+    assert _reason(ValueError(text)) == reason
