@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
 
     imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
     imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
-    imported.add_argument("--system", nargs="+", required=True, help="as the package names it, as in h200_sxm")
+    imported.add_argument(
+        "--system", nargs="+", action=_Distinct, required=True, help="as the package names it, as in h200_sxm"
+    )
     imported.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
     imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
     _common(imported)
@@ -93,19 +95,29 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _Distinct(argparse.Action):
+    """Keeps what is named twice once, in the order of naming."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: object = None
+    ) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
 def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
     """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    nargs = "+" if several else None
-    command.add_argument("model", nargs=nargs, help="an alias, a directory with config.json or a hub id")
+    repeated: dict[str, Any] = {"nargs": "+", "action": _Distinct}
+    how = repeated if several else {}
+    command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
     _common(command)
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in dataclasses.fields(ServingOptions):
-        many = several and field.name in ("device", "tensor_parallel_size")
+        how = repeated if several and field.name in ("device", "tensor_parallel_size") else {}
         about = field.metadata["help"]
         if field.name == "device" and (several or name == "predict"):
             about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
-        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, nargs="+" if many else None, help=about)
+        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
     return command
 
 

@@ -157,10 +157,8 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         ranks = configuration.options.tensor_parallel_size
         found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
         _warn(found.prediction.out_of_range)
-        shares_line = f"a decode step {format_shares(found.shares)}"
-        lines = [workload_line(found.prediction), shares_line, format_footprint(found.footprint)]
-        if workload.output_len == 1:
-            lines.remove(shares_line)  # of a decode, of which there is none
+        decode = [f"a decode step {format_shares(found.shares)}"] if workload.output_len > 1 else []
+        lines = [workload_line(found.prediction), *decode, format_footprint(found.footprint)]
         return found.to_json() | dataclasses.asdict(found.prediction), lines
     prediction = predict_workload(model, models, workload, routing=arguments.routing)
     _warn(prediction.out_of_range)
@@ -210,13 +208,10 @@ def _on_devices(
     """Every device and tensor-parallel size asked for, with the models and the foundations of their operations."""
     from pytest_dooly.device import device_named
 
-    devices = [device_named(name) for name in dict.fromkeys(arguments.device or ())]
+    devices = [device_named(name) for name in arguments.device or ()]
     if not devices:
         raise ConfigurationError("name the GPUs with --device, as in --device h200_sxm")
-    asked = [
-        parse_options({"tp": size}).tensor_parallel_size
-        for size in dict.fromkeys(arguments.tensor_parallel_size or ["1"])
-    ]
+    asked = [parse_options({"tp": size}).tensor_parallel_size for size in arguments.tensor_parallel_size or ["1"]]
     first = argparse.Namespace(**vars(arguments))
     first.model, first.device, first.tensor_parallel_size = arguments.model[0], None, str(asked[0])
     with _opened(first) as (engine, configuration, db):
@@ -224,7 +219,7 @@ def _on_devices(
             grounds = _grounds(db, device)
             for ranks in asked:
                 options = dataclasses.replace(configuration.options, tensor_parallel_size=ranks)
-                models = [_served(engine, resolve(name, options), db)[0] for name in dict.fromkeys(arguments.model)]
+                models = [_served(engine, resolve(name, options), db)[0] for name in arguments.model]
                 yield device, ranks, models, [grounds.of(model) for model in models]
 
 
@@ -358,7 +353,7 @@ def _import(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     # All of them before any is kept: what cannot be read leaves the latency DB as it is.
     tables = [
         table
-        for system in dict.fromkeys(arguments.system)
+        for system in arguments.system
         for table in read_tables(system, engine=arguments.engine, engine_version=arguments.engine_version)
     ]
     with LatencyDB.open(Path(arguments.db)) as db:

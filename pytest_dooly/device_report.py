@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_dooly.basis import Foundation, Shares, shares_of
 from pytest_dooly.budget import Budget
 from pytest_dooly.comparison import Candidate
-from pytest_dooly.figure import COLOURS, LINE, decimal_axis, new_figure, note, save_png, style
+from pytest_dooly.figure import COLOURS, LINE, decimal_axis, headline, new_figure, note, save_png, style
 from pytest_dooly.footprint import Footprint
 from pytest_dooly.plots import format_latency
 from pytest_dooly.prediction import StepPrediction, step_operations
@@ -166,12 +166,9 @@ def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
     workload = candidates[0].prediction.workload
     with style():
         figure = new_figure(12, 2.4 + 0.17 * (len(placed) + 0.5 * len(models)))
-        figure.suptitle(
+        headline(
+            figure,
             f"{workload.at_once} requests, {workload.prompt_len} + {workload.output_len} tokens, as predicted",
-            x=0.012,
-            ha="left",
-            fontsize=13,
-            fontweight="bold",
         )
         ttft, tpot = figure.subplots(1, 2)
         _rows(ttft, "TTFT, ms", [(at, each.prediction.ttft_s, colour_of[_way(each)]) for at, each in placed])

@@ -7,7 +7,6 @@ step is small; every prediction says how large.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from pytest_dooly.batch import SweepPoint
 from pytest_dooly.device import Device
 from pytest_dooly.operation import OperationKind
-from pytest_dooly.signature import Signature, dtype_bytes
+from pytest_dooly.signature import Signature, dtype_bytes, fixed_size
 from pytest_dooly.work import Features, Work, sent
 
 __all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate", "flops_of"]
@@ -96,7 +95,7 @@ def _bytes(signature: Signature, of: Features) -> Array:
     passes = _PASSES.get(signature.kind, 1.0)
     experts = max(float(dict(signature.attributes).get("num_local_experts", 1)), 1.0)
     for _, dtype, shape in signature.tensors:
-        size = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
+        size = fixed_size(shape) * dtype_bytes(dtype)
         asked = " ".join(dim for dim in shape if isinstance(dim, str))
         if "context_len" in asked:
             total += size * of.work.sum(of.read)
@@ -125,7 +124,7 @@ def _flops(signature: Signature, of: Features) -> Array:
     experts = attributes.get("num_experts", attributes.get("num_local_experts", 1))
     met = float(attributes.get("top_k", 1)) / float(experts)  # of the weights, which are those of one rank's experts
     weights = sum(
-        math.prod(dim for dim in shape if isinstance(dim, int)) * (met if len(shape) > 2 else 1)
+        fixed_size(shape) * (met if len(shape) > 2 else 1)
         for role, _, shape in signature.tensors
         if role.endswith("weight") and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
     )
@@ -138,5 +137,5 @@ def _moved(signature: Signature, of: Features) -> Array:
     """Bytes that a rank sends, shape (points,)."""
     ranks = np.array(float(dict(signature.attributes)["ranks"]))
     _, dtype, shape = signature.tensors[0]
-    row = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
+    row = fixed_size(shape) * dtype_bytes(dtype)
     return row * of.tokens * sent(signature.name, ranks)

@@ -24,6 +24,7 @@ __all__ = [
     "LINE",
     "SOFT",
     "decimal_axis",
+    "headline",
     "new_figure",
     "note",
     "png_path",
@@ -99,6 +100,11 @@ def new_figure(width: float, height: float) -> Figure:
 
     # A figure of its own, not pyplot's: the backend of the process that we are loaded into stays as it is.
     return BareFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+
+
+def headline(figure: Figure, text: str) -> None:
+    """The title of a whole picture."""
+    figure.suptitle(text, x=0.012, ha="left", fontsize=13, fontweight="bold")
 
 
 def svg(figure: Figure, title: str) -> str:

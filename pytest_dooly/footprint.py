@@ -7,11 +7,10 @@ twice where they are one tensor.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from pytest_dooly.device import Device
-from pytest_dooly.signature import ServedModel, Signature, dtype_bytes
+from pytest_dooly.signature import ServedModel, Signature, dtype_bytes, fixed_size
 
 __all__ = ["ENGINE_SHARE", "Footprint", "footprint"]
 
@@ -63,7 +62,7 @@ def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]
-        size_bytes = math.prod(dim for dim in shape if isinstance(dim, int)) * dtype_bytes(dtype)
+        size_bytes = fixed_size(shape) * dtype_bytes(dtype)
         if asked == ["context_len + query_len"]:
             cache_bytes += tokens * size_bytes
         elif role.startswith("state") and not asked:

@@ -68,7 +68,7 @@ def predict(
     Args:
         model: name that it was profiled by.
         batch: of one step, as a Batch or as text (`8x1+512,128`).
-        workload: equal requests that arrive together.
+        workload: equal requests.
         db: path of the latency DB.
         environment: what the latencies are true for; may be left out where the DB has the model in one only.
         options: that it was profiled with; may be left out for the default ones, and where there are no others.

@@ -18,6 +18,7 @@ from pytest_dooly.figure import (
     INK,
     SOFT,
     decimal_axis,
+    headline,
     new_figure,
     note,
     power_axis,
@@ -182,12 +183,9 @@ def save_overview(report: ModelReport, path: Path) -> None:
     environment = report.environment
     with style():
         figure = new_figure(12, 8.2)
-        figure.suptitle(
+        headline(
+            figure,
             f"{report.model.name} on {environment.device}, {environment.engine} {environment.engine_version}",
-            x=0.012,
-            ha="left",
-            fontsize=13,
-            fontweight="bold",
         )
         parts: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1])
         top, bottom = parts

@@ -232,16 +232,16 @@ def predict_workload(
     runs = list(_runs(workload, model.limits))
     latencies_s, out_of_range = _predict_steps(model, regressors, _steps(runs), routing)
     admission_s = _admission_s(model, regressors, workload)
-    run_ends = np.cumsum([run.steps for run in runs])
-    latencies_s[0] += admission_s * workload.concurrency
-    latencies_s[run_ends[:-1]] += admission_s * np.array([len(run.arriving) for run in runs[:-1]])
+    admitted = [tuple(range(workload.concurrency)), *(run.arriving for run in runs[:-1])]
+    bounds = np.cumsum([0, *(run.steps for run in runs)])
+    latencies_s[bounds[:-1]] += admission_s * np.array([len(requests) for requests in admitted])
     ends_s = np.cumsum(latencies_s)
+    bounds_s = np.concatenate([[0.0], ends_s])[bounds]
     arrivals_s, first_s, last_s = np.zeros((3, workload.total_reqs))
-    arrivals_s[: workload.concurrency] = admission_s * np.arange(workload.concurrency)
-    for run, end_s in zip(runs, ends_s[run_ends - 1], strict=True):
+    for run, requests, (begin_s, end_s) in zip(runs, admitted, itertools.pairwise(bounds_s), strict=True):
+        arrivals_s[list(requests)] = begin_s + admission_s * np.arange(len(requests))
         first_s[list(run.first)] = end_s
         last_s[list(run.last)] = end_s
-        arrivals_s[list(run.arriving)] = end_s + admission_s * np.arange(len(run.arriving))
     tpot_s = float((last_s - first_s).mean()) / (workload.output_len - 1) if workload.output_len > 1 else None
     ttft_s = float((first_s - arrivals_s).mean())
     return WorkloadPrediction(workload, ttft_s, tpot_s, len(ends_s), float(ends_s[-1]), out_of_range)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +21,7 @@ __all__ = [
     "SweptSymbol",
     "TensorIdentity",
     "dtype_bytes",
+    "fixed_size",
     "model_operations",
     "served_key",
     "signature_of",
@@ -170,6 +172,11 @@ def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:
     """
     tensors = tuple(_identity(tensor, symbols) for tensor in operation.inputs + operation.parameters)
     return Signature(operation.kind, operation.name, tensors, operation.attributes, _swept(operation))
+
+
+def fixed_size(shape: Sequence[int | str]) -> int:
+    """Elements of a tensor for each value of its request-dependent dimensions: all, where it has none."""
+    return math.prod(dim for dim in shape if isinstance(dim, int))
 
 
 def dtype_bytes(dtype: str) -> float:

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pytest_dooly.aiconfigurator import read_tables
 from pytest_dooly.basis import Grounds
 from pytest_dooly.configuration import ServingOptions, resolve
 from pytest_dooly.device import device_named
@@ -35,6 +34,10 @@ from pytest_dooly.latency_db import LatencyDB
 from pytest_dooly.plots import format_latency
 from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_workload
 from pytest_dooly.profiling import serve
+from pytest_dooly.regress import LatencyModel
+from pytest_dooly.signature import ServedModel
+from tests.bench_public import write
+from tests.study_redundancy import import_tables, progress
 
 RUNS = Path(__file__).with_name("engine_runs.csv")
 NUM_TOKENS, NUM_SEQS, LONGEST = 8192, 256, 16384
@@ -111,15 +114,11 @@ def main() -> None:
     with RUNS.open() as file:
         runs = [Run.of(row) for row in csv.DictReader(file)]
     with tempfile.TemporaryDirectory() as folder, LatencyDB.open(options.db or Path(folder) / "latency.db") as db:
-        for device in sorted({run.device for run in runs}):
-            for table in read_tables(device):
-                db.publish(table)
+        import_tables(db, sorted({run.device for run in runs}))
         text = "\n".join(report(runs, predictions(runs, db)))
     sys.stdout.write(f"{text}\n")
     if options.write is not None:
-        options.write.mkdir(parents=True, exist_ok=True)
-        body = f"# Predictions beside published runs of vLLM\n\n{(__doc__ or '').strip()}\n\n```\n{text}\n```\n"
-        (options.write / "engines.md").write_text(body)
+        write(options.write / "engines.md", "Predictions beside published runs of vLLM", __doc__, text)
 
 
 def predictions(runs: Sequence[Run], db: LatencyDB) -> list[WorkloadPrediction]:
@@ -130,16 +129,16 @@ def predictions(runs: Sequence[Run], db: LatencyDB) -> list[WorkloadPrediction]:
     def grounds(device: str) -> Grounds:
         return Grounds(db, device_named(device), progress=progress)
 
-    found = []
-    for run in runs:
+    @cache
+    def known(name: str, ranks: int, device: str) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
         options = ServingOptions(
-            tensor_parallel_size=run.ranks, max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST
+            tensor_parallel_size=ranks, max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST
         )
-        configuration = resolve(run.model, options)
+        configuration = resolve(name, options)
         model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
-        models = {key: each.model for key, each in grounds(run.device).of(model).items()}
-        found.append(predict_workload(model, models, run.workload))
-    return found
+        return model, {key: each.model for key, each in grounds(device).of(model).items()}
+
+    return [predict_workload(*known(run.model, run.ranks, run.device), run.workload) for run in runs]
 
 
 _HEADER = (
@@ -170,11 +169,6 @@ def report(runs: Sequence[Run], predicted: Sequence[WorkloadPrediction]) -> Iter
             f"largest {np.abs(errors).max():.1%}, mean with its sign {errors.mean():+.1%}"
         )
         yield ""
-
-
-def progress(line: str) -> None:
-    """A line on standard error."""
-    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"both in {np.all(wins, axis=1).sum()} of {len(wins)} families"
         )
     if options.write is not None:
-        write(lines, options.write / f"{options.system}.md")
+        path = options.write / f"{options.system}.md"
+        write(path, "Held-out error on published latencies", __doc__, "\n".join(lines))
     return 0
 
 
@@ -264,11 +265,10 @@ def interpolated(data: Data, system: str, learn: Rows, test: Rows) -> Result:
     return Result(errors, float(known.mean()), None, len(test) / (done - start))
 
 
-def write(lines: Sequence[str], path: Path) -> None:
-    """The printed tables as a file."""
+def write(path: Path, title: str, about: str | None, text: str) -> None:
+    """The printed tables as a file, below what they are about."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = "\n".join(lines)
-    path.write_text(f"# Held-out error on published latencies\n\n{(__doc__ or '').strip()}\n\n```\n{body}\n```\n")
+    path.write_text(f"# {title}\n\n{(about or '').strip()}\n\n```\n{text}\n```\n")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pytest_dooly.figure import BACK, COLOURS, INK, LINE, SOFT, new_figure, readable_on, shorten, style
+from pytest_dooly.figure import BACK, COLOURS, INK, LINE, SOFT, new_figure, readable_on, save_png, shorten, style
 from pytest_dooly.operation import OperationKind
 from pytest_dooly.signature import Signature
 from tests.study_costs import Assumptions, Cases
 
 __all__ = ["Sharing", "orders", "save_hours", "save_savings", "save_sharing", "sharing_of"]
 
-_PIXELS = 1600
-_WIDTH = 12
 ORDERS = 200
 """Random orders of the models."""
 
@@ -83,7 +81,7 @@ def save_sharing(sharing: Sharing, path: Path) -> None:
 
     wide, high = len(sharing.shared), len(sharing.models)
     with style():
-        figure = new_figure(_WIDTH, 7.4)
+        figure = new_figure(12, 7.4)
         matrix, bars = figure.subplots(1, 2, sharey=True, width_ratios=[5.2, 1])
         for column, (signature, users) in enumerate(zip(sharing.shared, sharing.users, strict=True)):
             for row in range(high):
@@ -108,7 +106,7 @@ def save_sharing(sharing: Sharing, path: Path) -> None:
         kinds += [kind for kind in OperationKind if kind not in kinds and any(kind in of for of in sharing.alone)]
         handles = [Rectangle((0, 0), 1, 1, facecolor=COLOURS[kind], label=kind.value) for kind in kinds]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, handlelength=0.9)
-        figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
+        save_png(figure, path)
 
 
 def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions: Assumptions, path: Path) -> None:
@@ -121,7 +119,7 @@ def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions:
         path: of the PNG.
     """
     with style():
-        figure = new_figure(_WIDTH, 5.2)
+        figure = new_figure(12, 5.2)
         axes: Any = figure.subplots(1, len(devices), sharey=True, squeeze=False)
         for ax, (device, cases) in zip(axes.flat, devices.items(), strict=True):
             places = np.arange(1, len(chosen) + 1)
@@ -148,7 +146,7 @@ def save_hours(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions:
             ax.set_ylim(bottom=0)
         axes.flat[0].set_ylabel("GPU-hours, cumulated")
         axes.flat[0].legend(loc="upper left", title=f"line: in this order; band: range of {ORDERS} random orders")
-        figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
+        save_png(figure, path)
 
 
 def save_savings(devices: Mapping[str, Cases], chosen: Sequence[int], assumptions: Assumptions, path: Path) -> None:
@@ -161,7 +159,7 @@ def save_savings(devices: Mapping[str, Cases], chosen: Sequence[int], assumption
         path: of the PNG.
     """
     with style():
-        figure = new_figure(_WIDTH, 3.4)
+        figure = new_figure(12, 3.4)
         axes: Any = figure.subplots(1, len(devices), sharex=True, sharey=True, squeeze=False)
         for ax, (device, cases) in zip(axes.flat, devices.items(), strict=True):
             hours = [float(cases.hours(strategy, assumptions, chosen)[-1]) for strategy in SHOWN]
@@ -185,7 +183,7 @@ def save_savings(devices: Mapping[str, Cases], chosen: Sequence[int], assumption
             ax.set_xlabel("GPU-hours")
             ax.set_title(device, fontweight="bold")
         axes.flat[0].set_ylim(len(SHOWN) - 0.5, -0.5)
-        figure.savefig(path, format="png", dpi=_PIXELS / _WIDTH)
+        save_png(figure, path)
 
 
 def _draw_alone(ax: Any, sharing: Sharing) -> None:

@@ -16,7 +16,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path: Path = arguments.db or Path(folder) / "study.db"
         with LatencyDB.open(path) as db:
-            import_tables(db)
+            import_tables(db, DEVICES)
             configured, refused = trace_models(db)
         # Those that take longest go first, so that both processes end at about the same time.
         jobs: list[Callable[..., Any]] = [job for device in DEVICES for job in (costs, errors, curves)]
@@ -103,9 +103,9 @@ def main() -> None:
     progress(f"{time.perf_counter() - start:.0f} s in all")
 
 
-def import_tables(db: LatencyDB) -> None:
+def import_tables(db: LatencyDB, devices: Iterable[str]) -> None:
     """Brings the public tables of the devices into the latency DB, where they are not there yet."""
-    for device in DEVICES:
+    for device in devices:
         progress(f"importing the tables of {device}")
         for table in read_tables(device):
             db.publish(table)

@@ -23,23 +23,14 @@ from tests.test_latency_db import (
     POINT,
     contents,
     linear,
+    path,
+    recorded,
     row,
     sqlite,
     table,
 )
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "latencies.sqlite"
-
-
-@pytest.fixture
-def recorded(path: Path) -> Path:
-    with LatencyDB.open(path) as db:
-        for num_tokens in range(1, 101):
-            db.record(linear(), CPU, SweepPoint(num_tokens=num_tokens), MEASUREMENT, spent_s=1.0)
-    return path
+__all__ = ["path", "recorded"]
 
 
 def refusal(path: Path, *, create: bool = True) -> str:

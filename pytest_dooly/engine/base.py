@@ -137,8 +137,8 @@ class Clock(Protocol):
         """Lets the clock go on."""
 
 
-def _nothing() -> None:
-    pass
+def ignore(*_: object) -> None:
+    """What is called where nothing is to be done."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class IsolatedCall:
     """
 
     run: Callable[[], object]
-    before: Callable[[], None] = _nothing
+    before: Callable[[], None] = ignore
     again: Callable[[], None] | None = None
 
 

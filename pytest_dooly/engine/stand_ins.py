@@ -11,13 +11,9 @@ from unittest import mock
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pytest_dooly.engine.base import Clock
+from pytest_dooly.engine.base import Clock, ignore
 
-__all__ = ["Place", "Recalled", "StandIn", "Timed", "Untimed", "ignore", "in_place_of", "places_of_layers"]
-
-
-def ignore(*_: object) -> None:
-    """What an observer calls that is asked for nothing."""
+__all__ = ["Place", "Recalled", "StandIn", "Timed", "Untimed", "in_place_of", "places_of_layers"]
 
 
 class StandIn:

@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_dooly.batch import Batch, Limits, SweepPoint
 from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
+from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming, ignore
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.engine.halting import Halted, HaltingPass
-from pytest_dooly.engine.stand_ins import Place, Recalled, Timed, Untimed, ignore, in_place_of, places_of_layers
+from pytest_dooly.engine.stand_ins import Place, Recalled, Timed, Untimed, in_place_of, places_of_layers
 from pytest_dooly.engine.vllm_layers import LayerCatalogue, decoder_layers, greedy_sampling, outermost_leaves
 from pytest_dooly.engine.vllm_parallel import COLLECTIVES
 from pytest_dooly.engine.vllm_routing import routed_as, routed_at_random
@@ -32,7 +32,7 @@ from pytest_dooly.engine.vllm_small import at_depth
 from pytest_dooly.errors import EngineError
 from pytest_dooly.operation import LAUNCH, OperationKind
 from pytest_dooly.prediction import Workload
-from pytest_dooly.signature import ModelOperation, Signature
+from pytest_dooly.signature import ModelOperation, Signature, fixed_size
 
 __all__ = ["VllmSession"]
 
@@ -402,7 +402,7 @@ def _layers_needed(configuration: ModelConfiguration, operations: Sequence[Model
     """
     last = max((int(part) for o in operations for part in o.layers[0].split(".") if part.isdigit()), default=0)
     layer_bytes = sum(
-        2 * math.prod(dim for dim in shape if isinstance(dim, int))
+        2 * fixed_size(shape)
         for operation in operations
         if len(operation.layers) > 1
         for role, _, shape in operation.signature.tensors
