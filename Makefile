@@ -40,24 +40,24 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
 bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_regress $(DB)
-	$(BIN)/python -m tests.bench_trace
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regressors $(DB)
+	$(BIN)/python -m benchmarks.tracing
 
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
-	$(BIN)/python -m tests.bench_public --system $(SYSTEM) --write reports/public
+	$(BIN)/python -m benchmarks.public --system $(SYSTEM) --write reports/public
 
 bench-engines: $(STAMP) ## predictions from published latencies beside published runs of vLLM on those GPUs (3 minutes)
-	$(BIN)/python -m tests.bench_engines --write reports/public
+	$(BIN)/python -m benchmarks.engines --write reports/public
 
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
-	$(BIN)/python -m tests.bench_sweep --write reports/economy --db .dooly/economy.db
+	$(BIN)/python -m benchmarks.sweeps --write reports/economy --db .dooly/economy.db
 
 study: $(STAMP) ## GPU-hours that sharing saves over the shipped models, from public tables, into reports/redundancy (about 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.study_redundancy --write reports/redundancy --db .dooly/study.db
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.redundancy --write reports/redundancy --db .dooly/study.db
 
 # Installs nothing: a GPU host has vLLM and the rest on its PYTHONPATH. DEVICE=cpu runs small models, in .venv where it is.
 gpu-check: ## on an NVIDIA GPU with vLLM: trace, profile, predict, validate three models, into reports/ (8 minutes)
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tests.gpu_check --device $(DEVICE)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check --device $(DEVICE)
 
 clean: ## remove the environment and what runs have written
 	rm -rf $(VENV) .dooly .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_dooly.plan import Case
+    from pytest_dooly.sweep.plan import Case
 
 
 def test_op(dooly_case: Case, dooly_time: Callable[[Case], None]) -> None:

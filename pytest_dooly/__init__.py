@@ -9,12 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_dooly.batch import Batch, Request
-    from pytest_dooly.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.core.batch import Batch, Request
+    from pytest_dooly.core.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.core.workload import Workload
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
-    from pytest_dooly.forecast import predict
-    from pytest_dooly.latency_db import LatencyDB
-    from pytest_dooly.prediction import StepPrediction, Workload, WorkloadPrediction
+    from pytest_dooly.latency_db.db import LatencyDB
+    from pytest_dooly.prediction.forecast import predict
+    from pytest_dooly.prediction.step import StepPrediction
+    from pytest_dooly.prediction.workload import WorkloadPrediction
 
 __all__ = [
     "Batch",
@@ -32,18 +34,18 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Batch": "batch",
+    "Batch": "core.batch",
     "DoolyError": "errors",
-    "LatencyDB": "latency_db",
+    "LatencyDB": "latency_db.db",
     "OutOfRangeWarning": "errors",
-    "Request": "batch",
-    "ServingOptions": "configuration",
-    "StepPrediction": "prediction",
-    "Workload": "prediction",
-    "WorkloadPrediction": "prediction",
-    "aliases": "configuration",
-    "predict": "forecast",
-    "resolve": "configuration",
+    "Request": "core.batch",
+    "ServingOptions": "core.configuration",
+    "StepPrediction": "prediction.step",
+    "Workload": "core.workload",
+    "WorkloadPrediction": "prediction.workload",
+    "aliases": "core.configuration",
+    "predict": "prediction.forecast",
+    "resolve": "core.configuration",
 }
 
 

@@ -18,9 +18,10 @@ import pytest
 from pytest_dooly.errors import DoolyError
 
 if TYPE_CHECKING:
-    from pytest_dooly.configuration import ModelConfiguration, ServingOptions
-    from pytest_dooly.plan import Case
-    from pytest_dooly.profiling import Profiling, Summary
+    from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions
+    from pytest_dooly.profiling import Profiling
+    from pytest_dooly.report.findings import Summary
+    from pytest_dooly.sweep.plan import Case
 
 __all__ = ["DoolyPlugin"]
 
@@ -37,7 +38,7 @@ _KINDS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the `--dooly-*` options and their ini twins."""
-    from pytest_dooly.configuration import ServingOptions
+    from pytest_dooly.core.configuration import ServingOptions
 
     group = parser.getgroup("dooly", "latency profiling of LLM serving (pytest-dooly)")
 
@@ -68,7 +69,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Answers `--dooly-models` and `--dooly-plan`, which run no test."""
     if not (_setting(config, "models") or (_setting(config, "plan") and _setting(config, "model"))):
         return None
-    from pytest_dooly.terminal import model_lines, plan_lines
+    from pytest_dooly.report.terminal import model_lines, plan_lines
 
     if _setting(config, "models"):
         _write(model_lines())
@@ -172,13 +173,13 @@ class DoolyPlugin:
 
     def pytest_report_header(self) -> list[str]:
         """Model, environment, latency DB and how many cases are new."""
-        from pytest_dooly.terminal import header_lines
+        from pytest_dooly.report.terminal import header_lines
 
         return header_lines(self.profiling.plan, _db_path(self._config))
 
     def parameters(self) -> list[Any]:
         """One parameter set per case: id, markers, timer, and a skip where the DB has it."""
-        from pytest_dooly.terminal import skip_reason
+        from pytest_dooly.report.terminal import skip_reason
 
         where = str(_setting(self._config, "db") or _DB)
         return [self._parameter(case, skip_reason(case, where)) for case in self.profiling.plan.cases]
@@ -213,7 +214,7 @@ class DoolyPlugin:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Operations, time, regressors, predictions and the report's path."""
-        from pytest_dooly.terminal import summary_lines
+        from pytest_dooly.report.terminal import summary_lines
 
         if self._error is not None:
             terminalreporter.section("dooly", red=True)
@@ -232,9 +233,9 @@ class DoolyPlugin:
 @contextmanager
 def _profiling(config: pytest.Config) -> Iterator[Profiling]:
     """A profiling run as the options ask for it, its latency DB open."""
-    from pytest_dooly.configuration import resolve
+    from pytest_dooly.core.configuration import resolve
     from pytest_dooly.engine import load_engine
-    from pytest_dooly.latency_db import LatencyDB
+    from pytest_dooly.latency_db.db import LatencyDB
     from pytest_dooly.profiling import Profiling
 
     options = _serving_options(config)
@@ -274,13 +275,13 @@ def _db_path(config: pytest.Config) -> Path:
 
 
 def _serving_options(config: pytest.Config) -> ServingOptions:
-    from pytest_dooly.configuration import parse_options
+    from pytest_dooly.core.configuration import parse_options
 
     return parse_options({flag: _setting(config, flag) for flag in _flags()})
 
 
 def _flags() -> list[str]:
-    from pytest_dooly.configuration import ServingOptions
+    from pytest_dooly.core.configuration import ServingOptions
 
     return [field.metadata["flag"] for field in dataclasses.fields(ServingOptions)]
 

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_dooly.basis import PartsModel, grounds_of, latency_models
-from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.environment import Environment
-from pytest_dooly.errors import MissingMeasurements
-from pytest_dooly.findings import ModelReport, OperationReport
-from pytest_dooly.isolation import InSitu
-from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measurement import Failure, Measurement, relative_spread
-from pytest_dooly.operation import Coverage
-from pytest_dooly.plan import Case, Plan, make_plan
-from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_step, predict_workload
-from pytest_dooly.refine import TARGET, Refinement, grid_key
-from pytest_dooly.regress import LatencyModel, Regressor, fit
-from pytest_dooly.report import write_report
-from pytest_dooly.signature import ServedModel, Signature, model_operations, served_key
-from pytest_dooly.sweep import kv_tokens, refinements
-from pytest_dooly.validation import Validation
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
+from pytest_dooly.core.signature import ServedModel, Signature
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.published.grounds import grounds_of, latency_models
+from pytest_dooly.regress.stored import fit_regressors, unseen_errors
+from pytest_dooly.report.findings import Summary, model_report
+from pytest_dooly.report.page import write_report
+from pytest_dooly.serving import serve
+from pytest_dooly.sweep.grid import kv_tokens, refinements
+from pytest_dooly.sweep.plan import Case, make_plan
+from pytest_dooly.sweep.refine import TARGET, Refinement, grid_key
 
 if TYPE_CHECKING:
-    from pytest_dooly.configuration import ModelConfiguration
+    from pytest_dooly.core.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine, Session
-    from pytest_dooly.measure import Reference
+    from pytest_dooly.timing.measure import Reference
 
-__all__ = [
-    "Profiling",
-    "Rounds",
-    "Summary",
-    "coverage_of",
-    "fit_regressors",
-    "model_report",
-    "serve",
-    "standard_batches",
-    "standard_workloads",
-    "unseen_errors",
-]
+__all__ = ["Profiling", "Rounds"]
 
 
 class Rounds(Protocol):
@@ -59,94 +41,6 @@ class Rounds(Protocol):
         /,
     ) -> Sequence[float]:
         """Seconds of every round, until they are enough or the most; empty where timing is disabled."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a profiling run has come to.
-
-    Attributes:
-        plan: the cases as they were planned.
-        timed: number of cases measured.
-        failed: number of cases that failed.
-        spent_s: seconds spent on timing.
-        unneeded: points that the sweeps' held-out errors did not ask for.
-        regressors: by signature key.
-        lacking: one line for each operation with too few measurements to fit.
-        held_out: points that no regressor has seen and their mean absolute relative error, by signature key.
-        workloads: predictions of the standard workloads by model name.
-        reports: path of every report written.
-    """
-
-    plan: Plan
-    timed: int
-    failed: int
-    spent_s: float
-    unneeded: int
-    regressors: Mapping[str, Regressor]
-    lacking: Sequence[str]
-    held_out: Mapping[str, tuple[int, float]]
-    workloads: Mapping[str, Sequence[WorkloadPrediction]]
-    reports: Sequence[Path]
-
-
-def serve(
-    engine: Engine,
-    configuration: ModelConfiguration,
-    db: LatencyDB,
-    environment: Environment,
-    *,
-    progress: Callable[[str], None] = lambda _: None,
-) -> ServedModel:
-    """The configuration's operations: from the latency DB where this version traced it before, else from a trace.
-
-    Args:
-        engine: adapter of the serving engine.
-        configuration: what is served.
-        db: where traces are and go to.
-        environment: what is installed.
-        progress: called with a line before anything that takes seconds.
-
-    Raises:
-        ConfigurationError: the engine refuses the configuration.
-        TraceError: an operation or the architecture cannot be traced.
-    """
-    key = served_key(configuration, environment)
-    known = db.load_model(key, environment)
-    if known is not None:
-        return known
-    progress(f"tracing {configuration.name}")
-    from pytest_dooly.trace import trace
-
-    traced, limits = trace(engine, configuration)
-    model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
-    db.save_model(model, environment)
-    return model
-
-
-def coverage_of(
-    engine: Engine,
-    configuration: ModelConfiguration,
-    model: ServedModel,
-    db: LatencyDB,
-    environment: Environment,
-    *,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Coverage:
-    """How much of a real forward pass the model's operations are: known from before, or counted now.
-
-    Raises:
-        EngineError: the engine cannot run a small model of the architecture here.
-    """
-    known = db.load_finding("coverage", model.key, environment)
-    if known is not None:
-        return Coverage.from_json(known)
-    progress(f"running {model.architecture} in small, to count what the trace covers")
-    from pytest_dooly.trace import cover
-
-    coverage = cover(engine, configuration)
-    db.save_finding("coverage", model.key, environment, coverage.to_json())
-    return coverage
 
 
 class Profiling:
@@ -184,7 +78,7 @@ class Profiling:
                 to time all.
             progress: called with a line before anything that takes seconds.
         """
-        from pytest_dooly.clock import Clocks
+        from pytest_dooly.timing.clock import Clocks
 
         self.db = db
         self._engine = engine
@@ -297,7 +191,7 @@ class Profiling:
 
     def _samples(self, session: Session, case: Case, rounds: Rounds) -> tuple[Sequence[float], float | None]:
         """Seconds of every round, and the machine's noise beside them."""
-        from pytest_dooly.measure import MOST_ROUNDS, PRECISION, Reference, Settled, warm_up
+        from pytest_dooly.timing.measure import MOST_ROUNDS, PRECISION, Reference, Settled, warm_up
 
         signature = case.operation.signature
         if self._reference is None:
@@ -350,121 +244,6 @@ class Profiling:
             )
             self._session = model.key, session
         return self._session[1]
-
-
-def fit_regressors(
-    models: Sequence[ServedModel], db: LatencyDB, environment: Environment
-) -> tuple[Mapping[str, Regressor], Sequence[str]]:
-    """One regressor an operation, stored in the latency DB.
-
-    Returns:
-        regressors by signature key, and one line for each operation that has too few measurements.
-    """
-    measured = db.measurements(environment)
-    regressors: dict[str, Regressor] = {}
-    lacking: list[str] = []
-    for signature in {operation.signature for model in models for operation in model.operations}:
-        try:
-            regressor = fit(signature, measured.get(signature.key, {}))
-        except MissingMeasurements as error:
-            lacking.append(str(error))
-            continue
-        regressors[signature.key] = regressor
-        db.save_regressor(signature.key, environment, regressor.to_json(), error=regressor.error)
-    return regressors, sorted(lacking)
-
-
-def unseen_errors(
-    regressors: Mapping[str, Regressor], db: LatencyDB, environment: Environment
-) -> Mapping[str, tuple[int, float]]:
-    """How far regressors are off where points were held out of every fit.
-
-    Returns:
-        number of points and mean absolute relative error, by signature key.
-    """
-    errors = {}
-    for key, measured in db.measurements(environment, held_out=True).items():
-        if key in regressors and measured:
-            predicted_s = regressors[key].predict_s(list(measured))
-            off = [abs(a / b.mean_s - 1) for a, b in zip(predicted_s, measured.values(), strict=True)]
-            errors[key] = len(off), float(statistics.fmean(off))
-    return errors
-
-
-def model_report(
-    model: ServedModel,
-    db: LatencyDB,
-    environment: Environment,
-    regressors: Mapping[str, Regressor],
-    *,
-    models: Mapping[str, LatencyModel] | None = None,
-    plan: Plan | None = None,
-    spent_s: float = 0.0,
-) -> ModelReport:
-    """Everything that a report shows of a model, as far as the latency DB has it.
-
-    Args:
-        model: what is served.
-        db: where measurements are.
-        environment: what they are true for.
-        regressors: by signature key.
-        models: what predicts the operations, by signature key; the regressors where it is None.
-        plan: of the run that is reported; None where nothing was timed.
-        spent_s: seconds that the run spent on timing.
-    """
-    outcomes = db.outcomes(environment)
-    known = regressors if models is None else models
-    cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
-    operations = []
-    for operation in model.operations:
-        of = outcomes.get(operation.signature.key, {})
-        mine = [case for case in cases if case.operation.signature == operation.signature]
-        operations.append(
-            OperationReport(
-                operation=operation,
-                points=tuple((point, each) for point, each in of.items() if isinstance(each, Measurement)),
-                failures=tuple((point, each) for point, each in of.items() if isinstance(each, Failure)),
-                regressor=regressors.get(operation.signature.key),
-                reused=sum(case.reused for case in mine),
-                new=sum(not case.reused and case.use not in ("unneeded", "predicted") for case in mine),
-                predicted_from=_predicted_from(known.get(operation.signature.key)),
-            )
-        )
-    validation = db.load_finding("validation", model.key, environment)
-    in_situ = db.load_finding("in_situ", model.key, environment)
-    predictable = all(operation.signature.key in known for operation in model.operations)
-    steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
-    return ModelReport(
-        model=model,
-        environment=environment,
-        operations=tuple(operations),
-        steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
-        workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
-        validation=None if validation is None else Validation.from_json(validation),
-        spent_s=spent_s,
-        saved_s=sum(case.spent_s for case in cases if case.reused),
-        in_situ=None if in_situ is None else InSitu.from_json(in_situ),
-    )
-
-
-def _predicted_from(model: LatencyModel | None) -> str:
-    """Which published latencies a model rests on, for people; empty for a regressor of our own."""
-    return model.grounds if isinstance(model, PartsModel) else ""
-
-
-def standard_workloads(limits: Limits) -> tuple[Workload, ...]:
-    """One request and eight at once, of 512 prompt and 64 output tokens as far as the limits allow."""
-    output_len = max(2, min(64, limits.max_model_len // 4))
-    prompt_len = min(512, limits.max_model_len - output_len)
-    return tuple(Workload(prompt_len, output_len, num) for num in sorted({1, min(8, limits.max_num_seqs)}))
-
-
-def standard_batches(limits: Limits) -> tuple[Batch, ...]:
-    """A prefill, a decode and a mixed step."""
-    prompt_len = min(512, limits.max_num_tokens // 2, limits.max_model_len // 2)
-    num = min(8, limits.max_num_seqs - 1)
-    decodes = [(1, prompt_len)] * max(1, num)
-    return Batch.uniform(1, prompt_len), Batch.of(decodes), Batch.of([*decodes, (prompt_len // 2, 0)])
 
 
 def _reason(error: Exception) -> str:

@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_dooly.prediction import Workload, WorkloadPrediction, predict_workload
-from pytest_dooly.regress import Regressor
-from pytest_dooly.signature import ServedModel
-from pytest_dooly.validation import Validation, ValidationRow
-from pytest_dooly.workloads import Replacement
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.prediction.draw import Replacement
+from pytest_dooly.prediction.validation import Validation, ValidationRow
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.regress.regressor import Regressor
 
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import RequestTiming, Session

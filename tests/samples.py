@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
-from pytest_dooly.measurement import Measurement
-from pytest_dooly.operation import OperationKind
-from pytest_dooly.published import PublishedLatency, PublishedTable, Source
-from pytest_dooly.regress import Regressor, fit
-from pytest_dooly.signature import Attribute, ModelOperation, ServedModel, Signature
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
+from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
+from pytest_dooly.core.measurement import Measurement
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable, Source
+from pytest_dooly.core.signature import Attribute, ModelOperation, ServedModel, Signature
+from pytest_dooly.regress.fit import fit
+from pytest_dooly.regress.regressor import Regressor
 
 LIMITS = Limits(max_num_tokens=512, max_num_seqs=8, max_model_len=1024)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_dooly import plugin
-from pytest_dooly.arguments import parser
+from pytest_dooly.cli.arguments import parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

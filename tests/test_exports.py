@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pytest_dooly
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.core.operation import OperationKind
 
 MODULES = sorted(Path(pytest_dooly.__path__[0]).rglob("*.py"))
 
@@ -67,7 +67,9 @@ def test_a_session_that_names_no_model_imports_nothing_heavy(pytester: pytest.Py
     result.assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize("room", ["prediction", "report", "plan", "findings", "validation"])
+@pytest.mark.parametrize(
+    "room", ["prediction.workload", "report.page", "sweep.plan", "report.findings", "prediction.validation"]
+)
 def test_the_reading_half_needs_no_torch_and_no_engine(room: str) -> None:
     assert not imported(f"import pytest_dooly.{room}") & {"torch", "vllm"}
 

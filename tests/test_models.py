@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_dooly.configuration import aliases, resolve
+from pytest_dooly.core.configuration import aliases, resolve
 
 PUBLISHED = {
     # alias: layers, hidden, heads, KV heads, intermediate, vocabulary, parameters in thousand millions

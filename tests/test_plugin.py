@@ -36,7 +36,7 @@ def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
         "matplotlib.pyplot",
         "matplotlib.backends.backend_svg",
         "pytest_dooly.profiling",
-        "pytest_dooly.plots",
+        "pytest_dooly.report.plots",
     ):
         importlib.import_module(module)
 

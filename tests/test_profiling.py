@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from pytest_dooly.batch import SweepPoint
-from pytest_dooly.configuration import ModelConfiguration, resolve
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.configuration import ModelConfiguration, resolve
+from pytest_dooly.core.environment import CUDA_GRAPH, REPEATED, Environment
+from pytest_dooly.core.measurement import Measurement
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable, Source
+from pytest_dooly.core.signature import Signature
 from pytest_dooly.engine.fake import FakeEngine
-from pytest_dooly.environment import CUDA_GRAPH, REPEATED, Environment
-from pytest_dooly.latency_db import LatencyDB
-from pytest_dooly.measurement import Measurement
-from pytest_dooly.operation import OperationKind
+from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.profiling import Profiling
-from pytest_dooly.published import PublishedLatency, PublishedTable, Source
-from pytest_dooly.signature import Signature
 from tests.models import LLAMA, write
 
 

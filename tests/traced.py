@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pytest_dooly.batch import SweepPoint
-from pytest_dooly.device import Device
-from pytest_dooly.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
-from pytest_dooly.operation import OperationKind
-from pytest_dooly.published import PublishedLatency, PublishedTable, Source
-from pytest_dooly.signature import Signature
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.device import Device
+from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, REPEATED, UNKNOWN, Environment
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable, Source
+from pytest_dooly.core.signature import Signature
 
 DEVICE = Device("toy", "Toy GPU", 100, 1e10, 1e12, 1e14, 1e11)
 """10 GB at 1 TB/s, 100 TFLOP/s, 100 GB/s between GPUs."""

@@ -26,7 +26,7 @@ def load_engine(name: str = "vllm") -> Engine:
     """
     if name == "vllm":
         with without_collection():
-            from pytest_dooly.engine.vllm_engine import VllmEngine
+            from pytest_dooly.engine.vllm.engine import VllmEngine
 
         return VllmEngine()
     if name == "fake":

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.configuration import ModelConfiguration
-from pytest_dooly.environment import Environment
-from pytest_dooly.operation import Operation, OperationKind
-from pytest_dooly.signature import ModelOperation
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.operation import Operation, OperationKind
+from pytest_dooly.core.signature import ModelOperation
 
 if TYPE_CHECKING:
-    from pytest_dooly.prediction import Workload
+    from pytest_dooly.core.workload import Workload
 
 __all__ = [
     "Clock",

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.configuration import ModelConfiguration
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.environment import PERF_COUNTER, Environment
+from pytest_dooly.core.operation import Operation, OperationKind
+from pytest_dooly.core.schedule import schedule
+from pytest_dooly.core.signature import ModelOperation
+from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
-from pytest_dooly.environment import PERF_COUNTER, Environment
 from pytest_dooly.errors import ConfigurationError, EngineError
-from pytest_dooly.operation import Operation, OperationKind
-from pytest_dooly.prediction import Workload, schedule
-from pytest_dooly.signature import ModelOperation
 
 __all__ = ["FakeEngine"]
 

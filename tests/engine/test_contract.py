@@ -12,16 +12,17 @@ from unittest import mock
 
 import pytest
 
-from pytest_dooly.batch import Batch, Limits, SweepPoint
-from pytest_dooly.clock import HostClock
-from pytest_dooly.configuration import ModelConfiguration, ServingOptions, resolve
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
+from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions, resolve
+from pytest_dooly.core.operation import OperationKind, evaluate
+from pytest_dooly.core.schedule import schedule
+from pytest_dooly.core.signature import ModelOperation, model_operations
+from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Session
 from pytest_dooly.errors import ConfigurationError, EngineError
-from pytest_dooly.operation import OperationKind, evaluate
-from pytest_dooly.prediction import Workload, schedule
-from pytest_dooly.signature import ModelOperation, model_operations
-from pytest_dooly.trace import _Repeats, trace
+from pytest_dooly.timing.clock import HostClock
+from pytest_dooly.tracing.trace import _Repeats, trace
 from tests.models import DENSE, LLAMA, write
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

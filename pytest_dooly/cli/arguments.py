@@ -1,0 +1,207 @@
+"""What the command line `dooly` takes: its commands, their options, and what each of those must be."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pytest_dooly.core.routing import RoutingDistribution
+
+__all__ = ["parser", "serving_flags"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; what was given stands in the attributes of the namespace."""
+    top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    trace = _command(commands, "trace", "the operations of a model, with the origin of every dimension")
+    trace.add_argument("--diff", metavar="MODEL", help="which operations another model shares with this one")
+    trace.add_argument("--no-coverage", action="store_true", help="do not run the architecture in small to count")
+
+    predict = _command(commands, "predict", "a step's latency, or TTFT and TPOT of a workload")
+    asked = predict.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
+    asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
+    _workload_options(predict)
+
+    compare = _command(
+        commands, "compare", "a workload on several models, GPUs and tensor-parallel sizes", several=True
+    )
+    compare.add_argument("--prompt", type=_positive, default=1024, help="tokens of each prompt (1024)")
+    _workload_options(compare)
+    compare.add_argument("--png", metavar="FILE", help="a picture as well")
+
+    plan = _command(commands, "plan", "what profiling models on a GPU would take, before it is rented", several=True)
+    plan.add_argument(
+        "--target", type=_share, default=0.05, help="error up to which other sizes may predict one (0.05)"
+    )
+    plan.add_argument("--price", type=_positive_number, help="of one GPU for an hour, in any currency")
+
+    validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
+    validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
+    validate.add_argument(
+        "--budget",
+        type=_positive_number,
+        default=300.0,
+        help="seconds of engine time for the drawn, all rounds together (300)",
+    )
+    validate.add_argument("--seed", type=int, default=0, help="of the draw, and of the order in a round (0)")
+    grids = validate.add_argument_group("a grid in place of drawn workloads")
+    grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
+    grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
+    grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
+    grids.add_argument("--requests", type=_positive, help="in all, one arriving as one ends (those at once, together)")
+    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
+    validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
+    validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
+
+    report = _command(commands, "report", "the report of what the latency DB has of a model")
+    report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
+    report.add_argument("--png", metavar="FILE", help="an overview picture as well")
+
+    imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
+    imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
+    imported.add_argument(
+        "--system", nargs="+", action=_Distinct, required=True, help="as the package names it, as in h200_sxm"
+    )
+    imported.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
+    imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
+    _common(imported)
+
+    models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
+    _common(models)
+
+    export = commands.add_parser("export", help="every latency of the latency DB, as CSV or Parquet")
+    export.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
+    export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for latencies.csv (.)")
+    export.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
+    _common(export)
+
+    merge = commands.add_parser("merge", help="other latency DBs into one")
+    merge.add_argument("into", metavar="INTO", help="latency DB to add to")
+    merge.add_argument("sources", metavar="FROM", nargs="+", help="latency DB to add, which is only read")
+    _json(merge)
+
+    browse = commands.add_parser("browse", help="the latency DB in a browser, with queries and charts")
+    browse.add_argument("--port", type=_port, default=8001, help="to listen at, 0 for any that is free (8001)")
+    browse.add_argument("--no-open", action="store_true", help="do not open a browser")
+    _common(browse)
+    return top
+
+
+class _Distinct(argparse.Action):
+    """Keeps what is named twice once, in the order of naming."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: object = None
+    ) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
+def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
+    """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+    repeated: dict[str, Any] = {"nargs": "+", "action": _Distinct}
+    how = repeated if several else {}
+    command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
+    _common(command)
+    command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
+    for field in dataclasses.fields(ServingOptions):
+        how = repeated if several and field.name in ("device", "tensor_parallel_size") else {}
+        about = field.metadata["help"]
+        if field.name == "device" and (several or name == "predict"):
+            about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
+        command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
+    return command
+
+
+def _workload_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", type=_positive, default=64, help="tokens that each request generates (64)")
+    command.add_argument("--concurrency", type=_positive, default=1, help="requests at once (1)")
+    command.add_argument(
+        "--requests", type=_positive, help="in all, one arriving as one ends (those at once, together)"
+    )
+    command.add_argument(
+        "--routing",
+        type=_routing,
+        default="uniform",
+        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
+    )
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--db", default=".dooly/latency.db", metavar="FILE", help="latency DB (.dooly/latency.db)")
+    _json(command)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def serving_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given for the options of serving, by flag, as text."""
+    return {field.metadata["flag"]: getattr(arguments, field.name) for field in dataclasses.fields(ServingOptions)}
+
+
+def _batch(text: str) -> Batch:
+    try:
+        return Batch.parse(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _routing(text: str) -> RoutingDistribution:
+    from pytest_dooly.core.routing import RoutingDistribution  # numpy, which `dooly --help` does without
+
+    try:
+        return RoutingDistribution.parse(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive_number(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, as in 0.05, got {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = _whole(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {value}")
+    return value

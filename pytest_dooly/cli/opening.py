@@ -1,0 +1,116 @@
+"""What commands work on, as their options name it: engine, model, latency DB, GPUs that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_dooly.cli.answer import progress
+from pytest_dooly.cli.arguments import serving_flags
+from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
+from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.engine import load_engine
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.published.basis import Foundation
+from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.serving import serve
+
+if TYPE_CHECKING:
+    from pytest_dooly.engine.base import Engine  # torch, whose import load_engine speeds up
+
+__all__ = ["OnDevice", "Opened", "grounds_on", "on_devices", "opened", "other_gpu"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine, a model's configuration and a latency DB."""
+
+    engine: Engine
+    configuration: ModelConfiguration
+    db: LatencyDB
+
+    @property
+    def environment(self) -> Environment:
+        """What latencies measured here are true for."""
+        return self.engine.environment(self.configuration)
+
+    def served(self, configuration: ModelConfiguration | None = None) -> ServedModel:
+        """The model's operations, or those of another configuration."""
+        asked = configuration or self.configuration
+        return serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Models on one GPU with one tensor-parallel size.
+
+    Attributes:
+        device: that serves them.
+        ranks: tensor-parallel size.
+        models: one rank of each.
+        founded: of each model, the foundation of each operation by signature key.
+    """
+
+    device: Device
+    ranks: int
+    models: Sequence[ServedModel]
+    founded: Sequence[Mapping[str, Foundation]]
+
+
+@contextlib.contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[Opened]:
+    """What the options of serving and of the latency DB name."""
+    options = parse_options(serving_flags(arguments))
+    configuration = resolve(arguments.model, options)
+    engine = load_engine(arguments.engine)
+    with LatencyDB.open(Path(arguments.db)) as db:
+        yield Opened(engine, configuration, db)
+
+
+def other_gpu(arguments: argparse.Namespace) -> Device | None:
+    """The GPU that is to be predicted for, taken out of the options that the engine here gets."""
+    if arguments.device in (None, "cpu", "cuda"):
+        return None
+    device = device_named(arguments.device)
+    arguments.device = None
+    return device
+
+
+def on_devices(arguments: argparse.Namespace) -> Iterator[OnDevice]:
+    """Every device and tensor-parallel size asked for, with the models and the foundations of their operations.
+
+    Raises:
+        ConfigurationError: no device is named.
+    """
+    devices = [device_named(name) for name in arguments.device or ()]
+    if not devices:
+        raise ConfigurationError("name the GPUs with --device, as in --device h200_sxm")
+    asked = [parse_options({"tp": size}).tensor_parallel_size for size in arguments.tensor_parallel_size or ["1"]]
+    first = argparse.Namespace(**vars(arguments))
+    first.model, first.device, first.tensor_parallel_size = arguments.model[0], None, str(asked[0])
+    with opened(first) as work:
+        for device in devices:
+            grounds = grounds_on(device, work.db)
+            for ranks in asked:
+                options = dataclasses.replace(work.configuration.options, tensor_parallel_size=ranks)
+                models = [work.served(resolve(name, options)) for name in arguments.model]
+                yield OnDevice(device, ranks, models, [grounds.of(model) for model in models])
+
+
+def grounds_on(device: Device, db: LatencyDB) -> Grounds:
+    """What the latency DB knows of the device; says so where that is nothing."""
+    grounds = Grounds(db, device, progress=progress)
+    if grounds.empty:
+        progress(
+            f"nothing of {device.product} is in the latency DB: every figure is an estimate; "
+            f"run dooly import aiconfigurator --system {device.name}"
+        )
+    return grounds

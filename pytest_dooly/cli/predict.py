@@ -1,0 +1,95 @@
+"""`dooly predict`: a step's latency, or TTFT and TPOT of a workload, here or on a GPU that is not here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_dooly.cli.answer import Answer, progress, warn
+from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
+from pytest_dooly.core.device import Device
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.prediction.comparison import candidate
+from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
+from pytest_dooly.prediction.workload import predict_workload
+from pytest_dooly.published.basis import Foundation
+from pytest_dooly.published.grounds import latency_models
+from pytest_dooly.report.device_report import format_footprint, format_founded_step, format_shares
+from pytest_dooly.report.terminal import workload_line
+from pytest_dooly.report.text import format_step
+
+__all__ = ["predict"]
+
+
+def predict(arguments: argparse.Namespace) -> Answer:
+    """What the batch or the workload takes, operation by operation or as a whole."""
+    workload = None
+    if arguments.batch is None:
+        workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
+    device = other_gpu(arguments)
+    if device is None:
+        return _here(arguments, workload)
+    with opened(arguments) as work:
+        model = work.served()
+        founded = grounds_on(device, work.db).of(model)
+    if workload is None:
+        return _step_on(device, arguments, model, founded)
+    ranks = work.configuration.options.tensor_parallel_size
+    return _workload_on(device, arguments, model, founded, workload=workload, ranks=ranks)
+
+
+def _here(arguments: argparse.Namespace, workload: Workload | None) -> Answer:
+    """In the environment that is installed."""
+    with opened(arguments) as work:
+        model = work.served()
+        models = latency_models(model, work.db, work.environment, progress=progress)
+    if workload is None:
+        step = predict_step(model, models, arguments.batch, routing=arguments.routing)
+        warn(step.out_of_range)
+        return Answer(_step_document(step), [format_step(step)])
+    prediction = predict_workload(model, models, workload, routing=arguments.routing)
+    warn(prediction.out_of_range)
+    return Answer(dataclasses.asdict(prediction), [workload_line(prediction)])
+
+
+def _step_on(
+    device: Device, arguments: argparse.Namespace, model: ServedModel, founded: Mapping[str, Foundation]
+) -> Answer:
+    """A step on another GPU, with what each operation's figure rests on."""
+    models = {key: each.model for key, each in founded.items()}
+    step = predict_step(model, models, arguments.batch, routing=arguments.routing)
+    warn(step.out_of_range)
+    document = _step_document(step)
+    bases = [dataclasses.asdict(founded[o.signature.key].basis) for o in step_operations(model)]
+    document["operations"] = [
+        each | {"basis": basis} for each, basis in zip(document["operations"], bases, strict=True)
+    ]
+    document |= {"device": device.name, "shares": dataclasses.asdict(shares_of(model, step, founded))}
+    return Answer(document, [format_founded_step(model, step, founded)])
+
+
+def _workload_on(
+    device: Device,
+    arguments: argparse.Namespace,
+    model: ServedModel,
+    founded: Mapping[str, Foundation],
+    *,
+    workload: Workload,
+    ranks: int,
+) -> Answer:
+    """A workload on another GPU, with what a decode step rests on, and whether it fits in memory."""
+    found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
+    warn(found.prediction.out_of_range)
+    decode = [f"a decode step {format_shares(found.shares)}"] if workload.output_len > 1 else []
+    lines = [workload_line(found.prediction), *decode, format_footprint(found.footprint)]
+    return Answer(found.to_json() | dataclasses.asdict(found.prediction), lines)
+
+
+def _step_document(step: StepPrediction) -> dict[str, Any]:
+    operations = [dataclasses.asdict(operation) for operation in step.operations]
+    document = {"batch": str(step.batch), "latency_s": step.latency_s, "operations": operations}
+    return document | {"out_of_range": step.out_of_range}

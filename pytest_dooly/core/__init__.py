@@ -1,0 +1,3 @@
+"""The field's words as data: batch, operation, signature, environment, measurement. Imports `errors` alone."""
+
+__all__ = ()

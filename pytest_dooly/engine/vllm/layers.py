@@ -1,0 +1,367 @@
+"""How vLLM's leaf layers are described: kind, name and the attributes that change the kernel. Shared by versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import inspect
+import operator
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
+
+__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "outermost_leaves"]
+
+_KIND_OF_MODULE = (
+    ("vllm.model_executor.layers.activation", OperationKind.ACTIVATION),
+    ("vllm.model_executor.layers.layernorm", OperationKind.NORM),
+    ("vllm.model_executor.layers.rotary_embedding", OperationKind.ROTARY),
+)
+
+_OUTPUTS = frozenset({"output", "output_shape"})
+"""Arguments that a layer only writes to."""
+
+_NO_FACT = re.compile(r"prefix|layer_name|layer_idx|layer_id|tp_rank|tp_size|tp_world_size")
+
+
+class LayerCatalogue:
+    """Describes modules of vLLM's model zoo.
+
+    A leaf is a layer class that vLLM itself registers as one unit (`CustomOp`, a linear, an embedding, attention, ...)
+    or any module without children.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        from vllm.model_executor.custom_op import CustomOp
+        from vllm.model_executor.layers.attention import Attention, MLAAttention
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+        from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+        from vllm.v1.sample.sampler import Sampler
+
+        self._block_size = block_size
+        self._describers: tuple[tuple[type, Callable[[Any], Layer]], ...] = (
+            (Attention, self._attention),
+            (MLAAttention, self._latent_attention),
+            (AttentionLayerBase, self._mixer),
+            (MoERunnerInterface, _experts),
+            (LinearBase, _linear),
+            (VocabParallelEmbedding, _embedding),
+            (LogitsProcessor, _logits),
+            (Sampler, _sampler),
+            (CustomOp, self._operator),
+        )
+
+    def describe(self, module: torch.nn.Module) -> Layer | None:
+        """The layer that the module is a leaf for, or None for one that only composes others."""
+        for cls, describer in self._describers:
+            if isinstance(module, cls):
+                return describer(module)
+        if any(True for _ in module.children()):
+            return None
+        return _plain(module)
+
+    def _attention(self, layer: Any) -> Layer:
+        implementation = layer.impl
+        attributes: dict[str, str | int | float | bool | None] = {
+            "backend": layer.attn_backend.get_name(),
+            "block_size": int(self._block_size),
+            "head_size": int(layer.head_size),
+            "kv_cache_dtype": layer.kv_cache_dtype,
+            "num_heads": int(layer.num_heads),
+            "num_kv_heads": int(layer.num_kv_heads),
+            "sinks": bool(getattr(layer, "has_sink", False)) or None,
+            "sliding_window": int(layer.sliding_window) if layer.sliding_window else None,
+            "soft_cap": float(getattr(implementation, "logits_soft_cap", None) or 0) or None,
+            "shares_kv": bool(getattr(layer, "kv_sharing_target_layer_name", None)) or None,
+        }
+
+        def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            seq_len = request.context_len + request.query_len
+            stored = (seq_len, layer.num_kv_heads, layer.head_size)
+            return {
+                "keys": (_cache_dtype(layer), stored),
+                "values": (_cache_dtype(layer), stored),
+                "block_table": (torch.int32, ((seq_len + self._block_size - 1) // self._block_size,)),
+            }
+
+        return Layer(
+            OperationKind.ATTENTION,
+            "attention",
+            _pairs(attributes),
+            ignored=frozenset({"output_shape"}),
+            implied=cache,
+        )
+
+    def _latent_attention(self, layer: Any) -> Layer:
+        """Multi-head latent attention: one compressed key for all heads, expanded by `kv_b_proj` or absorbed."""
+        attributes: dict[str, str | int | float | bool | None] = {
+            "backend": layer.attn_backend.get_name(),
+            "block_size": int(self._block_size),
+            "kv_cache_dtype": layer.kv_cache_dtype,
+            "sliding_window": int(layer.sliding_window) if getattr(layer, "sliding_window", None) else None,
+            "sparse": bool(getattr(layer, "use_sparse", False)) or None,
+        }
+        sizes = ("head_size", "num_heads", "num_kv_heads", "kv_lora_rank", "v_head_dim")
+        attributes |= {name: int(getattr(layer, name)) for name in (*sizes, "qk_nope_head_dim", "qk_rope_head_dim")}
+
+        def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            seq_len = request.context_len + request.query_len
+            return {
+                "latents": (_cache_dtype(layer), (seq_len, layer.head_size)),
+                "block_table": (torch.int32, ((seq_len + self._block_size - 1) // self._block_size,)),
+            }
+
+        return Layer(
+            OperationKind.ATTENTION,
+            "mla_attention",
+            _pairs(attributes),
+            dict(layer.named_parameters()),
+            ignored=frozenset({"output_shape"}),
+            implied=cache,
+        )
+
+    def _mixer(self, layer: Any) -> Layer:
+        """A layer whose state is no keys and values: state space, linear attention, short convolution."""
+
+        def state(_: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            shapes = zip(layer.get_state_dtype(), layer.get_state_shape(), strict=False)
+            return {f"state{i}": (dtype, shape) for i, (dtype, shape) in enumerate(shapes)}
+
+        known = hasattr(layer, "get_state_shape")
+        name = getattr(layer, "name", None) or _snake(type(layer).__name__)
+        parameters = dict(layer.named_parameters())
+        return Layer(
+            OperationKind.MIXER, name, _facts_of(layer), parameters, ignored=_OUTPUTS, implied=state if known else None
+        )
+
+    def _operator(self, layer: Any) -> Layer:
+        cls = _defining_class(layer)
+        name = getattr(cls, "name", None) or _snake(cls.__name__)
+        kind = next((kind for path, kind in _KIND_OF_MODULE if cls.__module__.startswith(path)), OperationKind.OTHER)
+        attributes: dict[str, str | int | float | bool | None] = {"dispatch": layer._forward_method.__name__}
+        parameters = dict(layer.named_parameters(recurse=False))
+        if kind is OperationKind.ROTARY:
+            attributes |= {key: int(getattr(layer, key)) for key in ("head_size", "rotary_dim") if hasattr(layer, key)}
+            attributes["neox"] = bool(getattr(layer, "is_neox_style", True))
+        return Layer(kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer))
+
+
+def outermost_leaves(
+    model: torch.nn.Module, describe: Callable[[torch.nn.Module], Layer | None]
+) -> list[torch.nn.Module]:
+    """The leaf layers that no other leaf layer encloses."""
+    if describe(model) is not None:
+        return [model]
+    return [leaf for child in model.children() for leaf in outermost_leaves(child, describe)]
+
+
+def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Path and module of every decoder layer: the members of the model's `layers` lists."""
+    return [
+        (f"{path}.{name}" if path else name, layer)
+        for path, group in model.named_modules()
+        if isinstance(group, torch.nn.ModuleList) and path.rpartition(".")[2] == "layers"
+        for name, layer in group.named_children()
+    ]
+
+
+def layer_identity(path: str, layer: torch.nn.Module) -> Hashable:
+    """Everything that what a decoder layer does may depend on, but for its place among the others.
+
+    Args:
+        path: of the layer, whose last part is its index.
+        layer: a decoder layer.
+    """
+    return tuple((name, type(module), *_facts(path, module)) for name, module in layer.named_modules())
+
+
+def _facts(path: str, module: torch.nn.Module) -> Iterator[Hashable]:
+    for name, weight in module.named_parameters(recurse=False):
+        yield name, weight.dtype, tuple(map(str, weight.shape))
+    index = path.rpartition(".")[2]
+    # Modules of Hugging Face take their index to look into a cache of their own, which vLLM never hands them.
+    looks_up = type(module).__module__.startswith("transformers.")
+    for name, value in vars(module).items():
+        if name.startswith("_") or re.fullmatch(r"prefix|layer_name", name):
+            continue
+        if re.search(r"layer|idx|index", name) and str(value) == index:
+            yield name, () if looks_up else _asked_of(type(module), name, value)
+        else:
+            plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
+            yield name, repr(value).replace(path, "*") if plain else type(value)
+
+
+_COMPARISONS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def _asked_of(cls: type, name: str, value: Any) -> Hashable:
+    """What the methods of a class can find out of an attribute: how it compares with constants, or all of it."""
+    answers: list[Hashable] = []
+    for method in _methods(cls):
+        steps = list(dis.get_instructions(method))
+        for step, constant, comparison in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == name:
+                if (constant.opname, comparison.opname) != ("LOAD_CONST", "COMPARE_OP"):
+                    return str(value)
+                answers.append(_COMPARISONS[comparison.argval](value, constant.argval))
+    return tuple(answers)
+
+
+def _methods(cls: type) -> Iterator[Callable[..., Any]]:
+    """The class's forward and the methods that it may call."""
+    found, names = set[str](), ["forward"]
+    while names:
+        name = names.pop()
+        method = inspect.unwrap(getattr(cls, name, None) or cls)
+        if name not in found and inspect.isfunction(method):
+            found.add(name)
+            names += [each for each in method.__code__.co_names if inspect.isfunction(getattr(cls, each, None))]
+            yield method
+
+
+def greedy_sampling(device: torch.device) -> Any:
+    """VLLM's sampling metadata of temperature 0 without penalties."""
+    from vllm.v1.sample.logits_processor import LogitsProcessors
+    from vllm.v1.sample.metadata import SamplingMetadata
+
+    none = torch.empty(0, device=device)
+    values: dict[str, Any] = {
+        "temperature": None,
+        "all_greedy": True,
+        "all_random": False,
+        "top_p": None,
+        "top_k": None,
+        "generators": {},
+        "max_num_logprobs": None,
+        "no_penalties": True,
+        "prompt_token_ids": None,
+        "frequency_penalties": none,
+        "presence_penalties": none,
+        "repetition_penalties": none,
+        "output_token_ids": [],
+        "allowed_token_ids_mask": None,
+        "bad_words_token_ids": {},
+        "logitsprocs": LogitsProcessors(),
+    }
+    known = {field.name for field in dataclasses.fields(SamplingMetadata)}
+    return SamplingMetadata(**{name: value for name, value in values.items() if name in known})
+
+
+def _experts(layer: Any) -> Layer:
+    """A mixture of experts, whole: router, gate and shared experts run within the engine's one operator."""
+    routed = layer.routed_experts
+    config = routed.moe_config
+    attributes: dict[str, str | int | float | bool | None] = {
+        "method": _method(routed),
+        "num_experts": int(config.num_experts),
+        "num_local_experts": int(config.num_local_experts),
+        "top_k": int(config.experts_per_token),
+        "activation": getattr(routed.activation, "value", str(routed.activation)),
+        "renormalize": bool(routed.renormalize),
+        "scoring": routed.scoring_func,
+        "expert_groups": int(routed.num_expert_group) if routed.use_grouped_topk else None,
+        "groups_chosen": int(routed.topk_group) if routed.use_grouped_topk else None,
+        "weighted_input": bool(routed.apply_router_weight_on_input) or None,
+    }
+
+    def share(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, config.hidden_dim))}
+
+    parameters = dict(layer.named_parameters())
+    return Layer(OperationKind.MOE, "fused_moe", _pairs(attributes), parameters, implied=share)
+
+
+def _cache_dtype(layer: Any) -> torch.dtype:
+    from vllm.config import get_current_vllm_config
+    from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+
+    return kv_cache_dtype_str_to_dtype(layer.kv_cache_dtype, get_current_vllm_config().model_config)
+
+
+def _facts_of(layer: torch.nn.Module) -> tuple[Attribute, ...]:
+    """Every plain attribute of a layer that does not name it or its rank."""
+    known = {
+        name: int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for name, value in vars(layer).items()
+        if isinstance(value, bool | int | str) and not name.startswith("_") and not _NO_FACT.search(name)
+    }
+    return _pairs({name: value for name, value in known.items() if name != "training"})
+
+
+def _method(layer: Any) -> str:
+    """How the weights are quantised, by vLLM's name of the method."""
+    return re.sub(r"(Fused)?(MoE|Linear)?Method$", "", type(layer.quant_method).__name__).lower()
+
+
+def _linear(layer: Any) -> Layer:
+    return Layer(OperationKind.LINEAR, "linear", (("method", _method(layer)),), _weights(layer))
+
+
+def _embedding(layer: Any) -> Layer:
+    return Layer(OperationKind.EMBEDDING, "embedding", (), _weights(layer))
+
+
+def _logits(layer: Any) -> Layer:
+    attributes = {"scaled": layer.scale != 1.0 or None, "soft_cap": layer.soft_cap}
+    return Layer(OperationKind.LOGITS, "logits", _pairs(attributes))
+
+
+def _sampler(layer: Any) -> Layer:
+    attributes = (("logprobs", False), ("sampling", "greedy"))
+    # Nothing follows the sampler, and its CPU argmax has no fake kernel in vLLM 0.32.
+    return Layer(
+        OperationKind.SAMPLER,
+        "sampler",
+        attributes,
+        ignored=frozenset({"sampling_metadata"}),
+        stand_in=lambda logits, sampling_metadata: None,
+    )
+
+
+def _plain(layer: torch.nn.Module) -> Layer:
+    name = _snake(type(layer).__name__)
+    kind = OperationKind.NORM if "norm" in name else OperationKind.OTHER
+    return Layer(kind, name, (), dict(layer.named_parameters(recurse=False)))
+
+
+def _weights(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in layer.named_parameters(recurse=False) if value.dim() > 0}
+
+
+def _defining_class(layer: Any) -> type:
+    """The class that a CustomOp's kernel comes from: a subclass that only computes another table has the same one."""
+    classes = [cls for cls in type(layer).__mro__ if any(name.startswith("forward_") for name in vars(cls))]
+    return classes[0] if classes else type(layer)
+
+
+def _named_forward(layer: Any) -> Callable[..., Any]:
+    """The first of the layer's forwards that names its arguments: dispatching ones take `*args`."""
+    forwards: list[Callable[..., Any]] = [layer._forward_method, layer.forward_native]
+    for forward in forwards:
+        kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            return forward
+    return forwards[0]
+
+
+def _pairs(attributes: Mapping[str, str | int | float | bool | None]) -> tuple[Attribute, ...]:
+    return tuple((name, value) for name, value in sorted(attributes.items()) if value is not None)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

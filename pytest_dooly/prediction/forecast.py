@@ -1,0 +1,170 @@
+"""Latencies of a model from a latency DB alone: no engine, no GPU; what `pytest_dooly.predict` is."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.configuration import ServingOptions, resolve
+from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.signature import ServedModel, served_key
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.step import StepPrediction, predict_step
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.published.grounds import Grounds, latency_models
+from pytest_dooly.regress.regressor import LatencyModel
+
+__all__ = ["predict"]
+
+
+@overload
+def predict(
+    model: str,
+    *,
+    batch: str | Batch,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    options: ServingOptions | None = ...,
+    device: str | None = ...,
+    routing: str | RoutingDistribution = ...,
+) -> StepPrediction: ...
+@overload
+def predict(
+    model: str,
+    *,
+    workload: Workload,
+    db: str | Path = ...,
+    environment: Environment | None = ...,
+    options: ServingOptions | None = ...,
+    device: str | None = ...,
+    routing: str | RoutingDistribution = ...,
+) -> WorkloadPrediction: ...
+def predict(
+    model: str,
+    *,
+    batch: str | Batch | None = None,
+    workload: Workload | None = None,
+    db: str | Path = ".dooly/latency.db",
+    environment: Environment | None = None,
+    options: ServingOptions | None = None,
+    device: str | None = None,
+    routing: str | RoutingDistribution = UNIFORM,
+) -> StepPrediction | WorkloadPrediction:
+    """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
+
+    Args:
+        model: name that it was profiled by.
+        batch: of one step, as a Batch or as text (`8x1+512,128`).
+        workload: equal requests.
+        db: path of the latency DB.
+        environment: what the latencies are true for; may be left out where the DB has the model in one only.
+        options: that it was profiled with; may be left out for the default ones, and where there are no others.
+        device: a GPU whose latencies others have published, as in `h200_sxm`, in place of an environment.
+        routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
+
+    Returns:
+        StepPrediction for a batch, WorkloadPrediction for a workload.
+
+    Raises:
+        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, or the
+            device is unknown.
+        DatabaseError: there is no latency DB, or it cannot be read.
+        MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments or with
+            several options.
+
+    Warns:
+        OutOfRangeWarning: an operation was asked outside of its measured range.
+    """
+    if (batch is None) == (workload is None):
+        raise ConfigurationError("name either a batch or a workload")
+    with LatencyDB.open(Path(db), create=False) as opened:
+        if device is not None:
+            served, models = _founded(opened, model, options, device_named(device))
+        else:
+            served, models = _profiled(opened, model, options, environment)
+    spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
+    prediction: StepPrediction | WorkloadPrediction
+    if workload is not None:
+        prediction = predict_workload(served, models, workload, routing=spread)
+    else:
+        asked = Batch.parse(batch) if isinstance(batch, str) else batch
+        assert asked is not None
+        prediction = predict_step(served, models, asked, routing=spread)
+    for line in prediction.out_of_range:
+        warnings.warn(line, OutOfRangeWarning, stacklevel=2)
+    return prediction
+
+
+def _founded(
+    db: LatencyDB, name: str, options: ServingOptions | None, device: Device
+) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
+    """The model, whatever it was traced on, and what the latency DB knows of the device."""
+    how = f"dooly plan {name} --device {device.name}"
+    _, model = _served(db, name, options, db.environments(), how, flags="--")[0]
+    return model, {key: each.model for key, each in Grounds(db, device).of(model).items()}
+
+
+def _profiled(
+    db: LatencyDB, name: str, options: ServingOptions | None, environment: Environment | None
+) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
+    environments = db.environments() if environment is None else [environment]
+    found = _served(db, name, options, environments, f"pytest --dooly-model={name}", flags="--dooly-")
+    if len({each for each, _ in found}) > 1:
+        named = "; ".join(sorted({str(each) for each, _ in found}))
+        raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {named}")
+    each, model = found[0]
+    return model, latency_models(model, db, each)
+
+
+def _served(
+    db: LatencyDB,
+    name: str,
+    options: ServingOptions | None,
+    environments: Sequence[Environment],
+    how: str,
+    *,
+    flags: str,
+) -> list[tuple[Environment, ServedModel]]:
+    """Where the model was served with the options, once each environment; at least one.
+
+    Args:
+        db: where it may be.
+        name: of the model.
+        options: None for those that it was served with, or the default ones among several.
+        environments: that are looked at.
+        how: a command that brings the model into the latency DB.
+        flags: what each of its options begins with.
+    """
+    found = [(each, model) for each in environments for model in db.models(each) if model.name == name]
+    if not found:
+        names = sorted({model.name for model in db.models()})
+        raise MissingMeasurements(f"the latency DB has no model {name!r}, only {', '.join(names) or 'none'}: run {how}")
+    if options is None and len({each for each, _ in found}) == len(found):
+        return found
+    configuration = resolve(name, options)
+    chosen = [(each, model) for each, model in found if model.key == served_key(configuration, each)]
+    if chosen:
+        return chosen
+    if options is None:
+        raise MissingMeasurements(
+            f"the latency DB has {name!r} with several options, none of them the default ones: "
+            "name them, as in options=pytest_dooly.ServingOptions(tensor_parallel_size=2)"
+        )
+    usual = ServingOptions()
+    named = [
+        f"{flags}{field.metadata['flag']}={getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != getattr(usual, field.name)
+    ]
+    raise MissingMeasurements(
+        f"the latency DB has {name!r}, but not with {' '.join(named) or 'the default options'}: "
+        f"run {' '.join([how, *named])}"
+    )

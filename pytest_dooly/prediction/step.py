@@ -1,0 +1,140 @@
+"""Batch -> operations -> latency of one engine step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pytest_dooly.core.batch import Batch, SweepPoint
+from pytest_dooly.core.operation import ADMISSION, LAUNCH, OperationKind
+from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.core.work import Work, features_of
+from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.regress.regressor import LatencyModel
+
+__all__ = ["OperationLatency", "StepPrediction", "predict_step", "step_operations"]
+
+
+@dataclass(frozen=True)
+class OperationLatency:
+    """Share of one operation in a step.
+
+    Attributes:
+        label: readable signature.
+        kind: what it is.
+        multiplicity: how often the step runs it.
+        latency_s: of all its runs together, in seconds.
+    """
+
+    label: str
+    kind: OperationKind
+    multiplicity: int
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """One engine step.
+
+    Attributes:
+        batch: what the step works on.
+        operations: latency of every operation, engine overheads included.
+        out_of_range: one line for each operation that was asked outside of its measured range.
+    """
+
+    batch: Batch
+    operations: tuple[OperationLatency, ...]
+    out_of_range: tuple[str, ...] = ()
+
+    @property
+    def latency_s(self) -> float:
+        """Latency of the whole step, in seconds."""
+        return sum(operation.latency_s for operation in self.operations)
+
+
+def predict_step(
+    model: ServedModel,
+    regressors: Mapping[str, LatencyModel],
+    batch: Batch,
+    *,
+    routing: RoutingDistribution = UNIFORM,
+) -> StepPrediction:
+    """Latency of one engine step, operation by operation.
+
+    A GPU works through a layer while the host launches the next, so that the slower of the two decides: what launches
+    take counts as far as it exceeds the work of the forward pass.
+
+    Args:
+        model: what is served.
+        regressors: by signature key.
+        batch: what the step works on.
+        routing: how a mixture's router spreads tokens over experts.
+
+    Raises:
+        ConfigurationError: the routing has another number of experts than the model.
+        MissingMeasurements: an operation has no regressor; names all of them.
+    """
+    operations = step_operations(model)
+    check_regressors(model, operations, regressors)
+    step = Work.of([SweepPoint(batch=batch)])
+    latencies, out_of_range = [], []
+    for operation in operations:
+        signature, regressor = operation.signature, regressors[operation.signature.key]
+        work = work_of(signature, step, routing)
+        latency_s = operation.multiplicity * float(regressor.predict_s(work)[0])
+        latencies.append(OperationLatency(signature.label, signature.kind, operation.multiplicity, latency_s))
+        line = regressor.out_of_range(work)
+        if line is not None:
+            out_of_range.append(f"{signature.label}: {line}")
+    launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_launch(o))
+    forward_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_in_forward(o))
+    exposed = max(0.0, 1 - forward_s / launched_s) if launched_s else 0.0
+    latencies = [
+        replace(each, latency_s=exposed * each.latency_s) if is_launch(operation) else each
+        for each, operation in zip(latencies, operations, strict=True)
+    ]
+    return StepPrediction(batch, tuple(latencies), tuple(out_of_range))
+
+
+def step_operations(model: ServedModel) -> list[ModelOperation]:
+    """The operations that every step runs, in the order in which `predict_step` gives their latencies."""
+    return [operation for operation in model.operations if not is_admission(operation)]
+
+
+def is_admission(operation: ModelOperation) -> bool:
+    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == ADMISSION
+
+
+def is_launch(operation: ModelOperation) -> bool:
+    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == LAUNCH
+
+
+def is_in_forward(operation: ModelOperation) -> bool:
+    return operation.signature.kind not in (OperationKind.OVERHEAD, OperationKind.LOGITS, OperationKind.SAMPLER)
+
+
+def check_regressors(
+    model: ServedModel, operations: Sequence[ModelOperation], regressors: Mapping[str, LatencyModel]
+) -> None:
+    missing = [o.signature.label for o in operations if o.signature.key not in regressors]
+    if missing:
+        raise MissingMeasurements(
+            f"{model.name} has no regressor for {', '.join(missing)}: "
+            f"run pytest --dooly-model={model.name} with the same options first"
+        )
+
+
+def work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> Work:
+    """What the operation sees of each step."""
+    if signature.swept == "batch":
+        return steps
+    size = "num_reqs" if signature.swept == "num_reqs" else "num_tokens"
+    sizes = features_of(steps, (size,), None)[:, 0]
+    if signature.swept != "routing":
+        return Work.of_sizes(sizes)
+    attributes = dict(signature.attributes)
+    local, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
+    experts = int(attributes.get("num_experts", local))
+    activated, busiest = routing.expectations(sizes, experts, top_k)
+    return Work.of_sizes(sizes, activated=activated * local / experts, busiest=busiest)

@@ -1,0 +1,67 @@
+"""Latencies of operations that nobody has measured: from what they move and compute, and the device's data sheet.
+
+A stated estimate, not a measurement: the larger of bytes over bandwidth and operations over the peak, each at the share
+of it that good kernels reach, and the launch of one kernel. It is for norms, activations and the like, whose share of a
+step is small; every prediction says how large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.device import Device
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.roofline import bytes_of, bytes_sent, flops, window_of
+from pytest_dooly.core.signature import Signature
+from pytest_dooly.core.work import Features, Work
+
+__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate"]
+
+Array = npt.NDArray[np.float64]
+
+LAUNCH_S = 2.5e-6
+"""One kernel in a replayed graph that does next to nothing: the least of 35,742 published products on an H200 (2.4)."""
+
+MEMORY_SHARE, PEAK_SHARE = 0.8, 0.7
+"""Of the bandwidth and of the peak in the data sheet."""
+
+STEP_S, ADMISSION_S = 5e-4, 1e-4
+"""The engine's own share of a step (scheduling, inputs, outputs), and of a request's admission: assumed, not known."""
+
+
+_OVERHEADS_S = {"step": STEP_S, "admission": ADMISSION_S}
+"""What lies between layers and what launches them takes a replayed graph no time."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimated latency of one operation.
+
+    Attributes:
+        signature: of the operation.
+        device: that it runs on.
+    """
+
+    signature: Signature
+    device: Device
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        if self.signature.kind is OperationKind.OVERHEAD:
+            return np.full(len(work), _OVERHEADS_S.get(self.signature.name, 0.0))
+        features = Features(work, window_of(self.signature))
+        if self.signature.kind is OperationKind.COLLECTIVE:
+            return LAUNCH_S + bytes_sent(self.signature, features) / self.device.link_bytes_per_s
+        memory_s = bytes_of(self.signature, features) / (MEMORY_SHARE * self.device.memory_bytes_per_s)
+        compute_s = flops(self.signature, features) / (PEAK_SHARE * self.device.flops_per_s)
+        return LAUNCH_S + np.maximum(memory_s, compute_s)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """None: an estimate has no measured range."""
+        return None

@@ -1,0 +1,303 @@
+"""Signature -> parts of a family: operations that differ in sizes alone, so that one regressor can lie across them.
+
+Most operations are one part. A mixture of experts also runs its router and its shared experts, which are matrix
+products like any other; latent attention is what is left of a whole layer of it without the layer's matrix products.
+What changes the work of a kernel little is left out: a bias, a soft cap, attention sinks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.environment import content_hash
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.published_latency import PublishedLatency
+from pytest_dooly.core.signature import Signature
+from pytest_dooly.core.work import Features, Work
+
+__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "parts_of", "running", "table_of"]
+
+Array = npt.NDArray[np.float64]
+Columns = dict[str, Array]
+
+_PRECISIONS = {"fp8pertensoronline": "fp8", "gptossmxfp4": "mxfp4"}
+"""Of the weights, by the method of a signature; other methods are precisions already."""
+
+_PUBLISHED_LATENT = {
+    "hidden_size": 7168,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+"""Sizes of DeepSeek-V3, whose layers of latent attention are the published ones."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What operations have in common that differ in sizes alone.
+
+    Attributes:
+        kernel: `gemm`, `prefill`, `decode`, `experts`, `latent prefill`, `latent decode` or a collective's name.
+        precision: of weights, or of the KV cache for attention.
+        backend: of attention; None where any will do.
+    """
+
+    kernel: str
+    precision: str
+    backend: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Content hash: equal for equal families, on every machine."""
+        return content_hash(dataclasses.asdict(self))
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.kernel, self.precision, self.backend) if part)
+
+    def serves(self, asked: Family) -> bool:
+        """Whether latencies of this family stand for the one asked for."""
+        return self == dataclasses.replace(asked, backend=asked.backend or self.backend)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kernel of an operation.
+
+    Attributes:
+        family: that it belongs to.
+        sizes: sorted (name, value) pairs of what else its latency depends on, besides the request.
+        sign: 1, or -1 for what is to be taken off.
+        columns: elements of a row, where only the number of elements counts; None where rows do.
+    """
+
+    family: Family
+    sizes: tuple[tuple[str, int], ...]
+    sign: int = 1
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Latencies of one family as arrays.
+
+    Attributes:
+        columns: sizes and request values by name, each of shape (rows,).
+        latencies_s: shape (rows,).
+        groups: number of the sizes that a row belongs to, shape (rows,).
+        sizes: of each group.
+    """
+
+    columns: Columns
+    latencies_s: Array
+    groups: npt.NDArray[np.intp]
+    sizes: tuple[tuple[tuple[str, int], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.latencies_s)
+
+
+def parts_of(signature: Signature) -> tuple[Part, ...]:
+    """The parts of an operation; none where its kind has no families."""
+    attributes = dict(signature.attributes)
+    shapes = {role: shape for role, _, shape in signature.tensors}
+    precision = _precision(signature)
+    if signature.kind in (OperationKind.LINEAR, OperationKind.LOGITS) and len(shapes.get("weight", ())) == 2:
+        return (_gemm(precision, int(shapes["weight"][0]), _columns(signature)),)
+    if signature.kind is OperationKind.MOE and "top_k" in attributes:
+        return _moe(signature, precision)
+    if signature.kind is OperationKind.COLLECTIVE:
+        sizes = (("ranks", int(attributes["ranks"])),)
+        return (Part(Family(signature.name, _dtype(signature.tensors[0][1])), sizes, columns=_columns(signature)),)
+    if signature.name == "attention" and "backend" in attributes and _dtype(signature.tensors[0][1]) == "bf16":
+        return _attention(attributes)
+    if signature.name == "mla_layer":
+        return _latent_layer(attributes, precision)
+    if signature.name == "mla_attention":
+        return _latent_attention(attributes, _dtype(signature.tensors[0][1]))
+    return ()
+
+
+def lone_parts_of(signature: Signature) -> tuple[Part, ...]:
+    """The parts of an operation whose latency is that of one of them alone, at every point or in one phase."""
+    parts = parts_of(signature)
+    phases = all(part.family.kernel.endswith(("prefill", "decode")) for part in parts)
+    return parts if len(parts) == 1 or phases else ()
+
+
+def columns_of(part: Part, work: Work) -> Columns:
+    """What a part's latency depends on, sizes and request values by name, each of shape (points,).
+
+    Attention's prompts and decodes are parts of their own. A batch of prompts is described by as many equal prompts
+    with as many tokens and attended pairs, a batch of decodes by the mean length of their contexts; `batch_size` is 0
+    where there are none.
+    """
+    sizes = {name: np.full(len(work), float(value)) for name, value in part.sizes}
+    kernel = part.family.kernel
+    if kernel.endswith("prefill"):
+        return sizes | _prompts(work, dict(part.sizes).get("window", 0))
+    if kernel.endswith("decode"):
+        return sizes | _decodes(work)
+    features = Features(work, None)
+    if part.columns is not None:
+        return sizes | {"elements": features.tokens * part.columns}
+    if kernel == "experts":
+        return sizes | {"num_tokens": features.tokens, "activated": features.activated, "busiest": features.busiest}
+    return sizes | {"num_tokens": features.tokens}
+
+
+def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
+    """The rows of a family as arrays; rows of other families, or with the other phase of attention, are left out."""
+    of_signature: dict[Signature, list[PublishedLatency]] = {}
+    for row in rows:
+        of_signature.setdefault(row.signature, []).append(row)
+    sizes: dict[tuple[tuple[str, int], ...], int] = {}
+    blocks, latencies_s, groups = [], [], []
+    for signature, of in of_signature.items():
+        part = next((each for each in lone_parts_of(signature) if each.family == family), None)
+        if part is None:
+            continue
+        work = Work.of([row.point for row in of])
+        columns = columns_of(part, work)
+        kept = np.ones(len(of), dtype=bool)
+        if "batch_size" in columns:
+            prompts = Features(work, None).prompts
+            kept = work.sum(prompts if family.kernel.endswith("decode") else 1 - prompts) == 0
+        if not kept.any():
+            continue
+        group = sizes.setdefault(part.sizes, len(sizes))
+        blocks.append({name: values[kept] for name, values in columns.items()})
+        latencies_s.append(np.array([row.latency_s for row in of])[kept])
+        groups.append(np.full(int(kept.sum()), group))
+    names = list(blocks[0]) if blocks else []
+    return Table(
+        {name: np.concatenate([block[name] for block in blocks]) for name in names},
+        np.concatenate(latencies_s) if latencies_s else np.empty(0),
+        np.concatenate(groups) if groups else np.empty(0, dtype=np.intp),
+        tuple(sizes),
+    )
+
+
+def running(columns: Columns, points: int) -> npt.NDArray[np.bool_]:
+    """Which of the points run the part whose columns they are, shape (points,); a step of decodes runs no prefill."""
+    return columns["batch_size"] > 0 if "batch_size" in columns else np.ones(points, dtype=bool)
+
+
+def _precision(signature: Signature) -> str:
+    """Of the weights: by the quantisation method where there is one, else their dtype."""
+    method = str(dict(signature.attributes).get("method", "unquantized"))
+    if method != "unquantized":
+        return _PRECISIONS.get(method, method)
+    weights = [dtype for role, dtype, _ in signature.tensors if role == "weight" or role.endswith("w13_weight")]
+    return _dtype(weights[0]) if weights else "bf16"
+
+
+def _dtype(name: str) -> str:
+    """The dtype that a kernel is as fast with: half precision of either kind."""
+    return "bf16" if name == "fp16" else name
+
+
+def _columns(signature: Signature) -> int:
+    """Product of the first input's sizes that no request decides."""
+    shape = signature.tensors[0][2]
+    return int(np.prod([size for size in shape if isinstance(size, int)]))
+
+
+def _gemm(precision: str, n: int, k: int, sign: int = 1) -> Part:
+    return Part(Family("gemm", precision), (("k", k), ("n", n)), sign)
+
+
+def _attention(attributes: Mapping[str, str | int | float | bool]) -> tuple[Part, ...]:
+    backend = str(attributes["backend"])
+    precision = str(attributes["kv_cache_dtype"])
+    sizes = (
+        ("head_size", int(attributes["head_size"])),
+        ("num_heads", int(attributes["num_heads"])),
+        ("num_kv_heads", int(attributes["num_kv_heads"])),
+        ("window", int(attributes.get("sliding_window", 0))),
+    )
+    where = None if backend.startswith("CPU") else backend
+    return tuple(Part(Family(phase, precision, where), sizes) for phase in ("prefill", "decode"))
+
+
+def _latent_layer(attributes: Mapping[str, str | int | float | bool], precision: str) -> tuple[Part, ...]:
+    sizes = tuple(sorted((name, int(attributes[name])) for name in (*_PUBLISHED_LATENT, "num_heads")))
+    kept = f"{precision} {attributes['kv_cache_dtype']}"
+    return tuple(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode"))
+
+
+def _latent_attention(attributes: Mapping[str, str | int | float | bool], dtype: str) -> tuple[Part, ...]:
+    """A published layer with as many heads, less its three matrix products; none where latents have other sizes."""
+    of, heads = _PUBLISHED_LATENT, int(attributes["num_heads"])
+    if any(attributes.get(name, size) != size for name, size in of.items()):
+        return ()
+    sizes = tuple(sorted({**of, "num_heads": heads}.items()))
+    head = of["qk_nope_head_dim"] + of["qk_rope_head_dim"]
+    kept = f"{dtype} {attributes['kv_cache_dtype']}"
+    return (
+        *(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode")),
+        _gemm(dtype, of["q_lora_rank"] + of["kv_lora_rank"] + of["qk_rope_head_dim"], of["hidden_size"], -1),
+        _gemm(dtype, heads * head, of["q_lora_rank"], -1),
+        _gemm(dtype, of["hidden_size"], heads * of["v_head_dim"], -1),
+    )
+
+
+def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
+    """Experts, and the matrix products of the router and of shared experts where the operation runs them."""
+    attributes = dict(signature.attributes)
+    shapes = {role: shape for role, _, shape in signature.tensors}
+    if str(attributes.get("activation", "")).endswith("_no_mul"):
+        return ()  # without a gate there is a matrix less
+    experts = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
+    sizes = {
+        "experts": int(attributes.get("num_experts", attributes["num_local_experts"])),
+        "hidden_size": _columns(signature),
+        "intermediate_size": int(experts[1]) // 2,
+        "local_experts": int(attributes["num_local_experts"]),
+        "top_k": int(attributes["top_k"]),
+    }
+    others = [
+        _gemm("bf16" if role.endswith("gate.weight") else precision, int(shape[0]), int(shape[1]))
+        for role, shape in shapes.items()
+        if role.endswith("weight") and len(shape) == 2
+    ]
+    return Part(Family("experts", precision), tuple(sorted(sizes.items()))), *others
+
+
+def _prompts(work: Work, window: int) -> Columns:
+    """Equal prompts with as many tokens and attended pairs as those of each point: `batch_size` of `prompt_len`.
+
+    n prompts of l tokens attend n l (l + 1) / 2 pairs; with a window w shorter than l, n (l w - w (w - 1) / 2).
+    """
+    features = Features(work, window or None)
+    tokens = work.sum(features.prompts * work.query_lens)
+    pairs = work.sum(features.prompts * features.pairs)
+    each = np.divide(pairs, tokens, out=np.ones_like(pairs), where=tokens > 0)  # pairs of a token
+    length = 2 * each - 1
+    if window:
+        # Queries that all see a full window are worth those of any long prompt: one as long as the longest request.
+        longest = work.max(features.prompts * (work.query_lens + work.context_lens))
+        cut = window * (window - 1) / np.maximum(2 * (window - each), 1e-9)
+        length = np.where(length > window, np.minimum(cut, np.maximum(longest, window)), length)
+    length = _whole(length)
+    return {"batch_size": _whole(tokens / length), "prompt_len": length}
+
+
+def _whole(values: Array) -> Array:
+    """The values, those that rounding has moved off a whole number put back: a tile more would be another feature."""
+    whole = np.round(values)
+    return np.where(np.isclose(values, whole, rtol=1e-9, atol=0), whole, values)
+
+
+def _decodes(work: Work) -> Columns:
+    features = Features(work, None)
+    decodes = work.sum(1 - features.prompts)
+    contexts = work.sum((1 - features.prompts) * work.context_lens)
+    mean = np.divide(contexts, decodes, out=np.zeros_like(contexts), where=decodes > 0)
+    return {"batch_size": decodes, "context_len": mean}

@@ -1,0 +1,87 @@
+"""A regressor across the sizes of one family of operations, and what it was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.device import Device
+from pytest_dooly.published.across import AcrossSizes
+from pytest_dooly.published.family import Columns, Family, Part
+from pytest_dooly.published.kernels import describe
+
+__all__ = ["FamilyRegressor"]
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FamilyRegressor:
+    """A regressor across the sizes of one family, and what it was fitted to.
+
+    Attributes:
+        family: whose latencies they are.
+        device: that they were measured on.
+        learner: the regressor.
+        ranges: smallest and largest value of each column.
+        rows: number of latencies of each size.
+        sources: where the latencies come from.
+    """
+
+    family: Family
+    device: Device
+    learner: AcrossSizes
+    ranges: Mapping[str, tuple[float, float]]
+    rows: Mapping[tuple[tuple[str, int], ...], int]
+    sources: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document of what was fitted; `from_json` reads it back."""
+        return {
+            "learner": self.learner.to_json(),
+            "ranges": self.ranges,
+            "rows": [[sizes, number] for sizes, number in self.rows.items()],
+        }
+
+    @classmethod
+    def from_json(
+        cls, document: Mapping[str, Any], *, family: Family, device: Device, sources: tuple[str, ...]
+    ) -> FamilyRegressor:
+        """The inverse of `to_json`, given what the latency DB knows besides."""
+        return cls(
+            family=family,
+            device=device,
+            learner=AcrossSizes.from_json(document["learner"]),
+            ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
+            rows={tuple((name, size) for name, size in sizes): number for sizes, number in document["rows"]},
+            sources=sources,
+        )
+
+    def predict(self, columns: Columns) -> tuple[Array, Array]:
+        """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
+        description = describe(self.family, columns, self.device)
+        return self.learner.predict(description.matrix, description.roofline_s)
+
+    def spans(self, part: Part) -> bool:
+        """Whether the sizes of a part lie between those of the latencies, each within a doubling of one of them."""
+        inside = all(self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in part.sizes)
+        known = np.log2(np.maximum([[value for _, value in sizes] for sizes in self.rows], 0.5))
+        asked = np.log2(np.maximum([value for _, value in part.sizes], 0.5))
+        return inside and bool(np.abs(known - asked).max(axis=1).min() <= 1)
+
+    def out_of_range(self, columns: Columns) -> str | None:
+        """One line on the column that lies furthest outside of the latencies, or None."""
+        furthest, line = 1.0, None
+        for name, (low, high) in self.ranges.items():
+            values = columns[name]
+            if name == "batch_size":
+                low = 0.0  # a chunk of a prompt is worth less than one prompt
+            beyond = max(float(values.max()) / max(high, 1e-9), low / max(float(values.min()), 1e-9))
+            if beyond > max(furthest, 1 + 1e-6):
+                value = values.max() if values.max() > high else values.min()
+                furthest, line = beyond, f"{name} {value:,.0f} is outside of the published {low:,.0f} to {high:,.0f}"
+        return line

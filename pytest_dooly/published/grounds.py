@@ -1,0 +1,266 @@
+"""Everything that a latency DB knows of a device, ready to found predictions on."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pytest_dooly.core.batch import Limits, SweepPoint
+from pytest_dooly.core.device import Device, device_of
+from pytest_dooly.core.environment import CUDA_GRAPH, Environment, content_hash
+from pytest_dooly.core.measurement import Measurement
+from pytest_dooly.core.published_latency import PublishedLatency
+from pytest_dooly.core.signature import ServedModel, Signature, portable
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
+from pytest_dooly.published.basis import Basis, BasisKind, Foundation
+from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.family import Family, lone_parts_of, parts_of, table_of
+from pytest_dooly.published.family_regressor import FamilyRegressor
+from pytest_dooly.published.kernels import FEATURES_VERSION, describe
+from pytest_dooly.published.parts import PartsModel
+from pytest_dooly.regress.fit import fit
+from pytest_dooly.regress.regressor import LatencyModel
+from pytest_dooly.regress.stored import regressors_of
+from pytest_dooly.sweep.grid import sweep
+
+__all__ = ["Grounds", "grounds_of", "latency_models"]
+
+
+_FEWEST = 5
+"""Measurements of our own below which published latencies say more."""
+
+
+_ENGINES = ("vllm", "nccl")
+"""Whose latencies come before those of other engines: what is traced is vLLM, which leaves some collectives to NCCL."""
+
+
+_FEWEST_SIZES = 50
+"""Of a family, from which on the error to be expected of new sizes held in the mean at every choice of them (`make
+study`): with 20 it held for attention, and not for matrix products."""
+
+
+class Grounds:
+    """Everything that a latency DB knows of a device, ready to found predictions on.
+
+    Reading is lazy: a regressor across sizes is fitted when an operation first asks for its family, which takes some
+    seconds, and kept in the latency DB.
+    """
+
+    def __init__(self, db: LatencyDB, device: Device, *, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Uses every environment of the latency DB whose device it is."""
+        self.device = device
+        self._db = db
+        self._progress = progress
+        self._environments = [each for each in db.environments() if each.device == device.product]
+        self._regressors: dict[Family, FamilyRegressor | None] = {}
+
+    def of(self, model: ServedModel) -> dict[str, Foundation]:
+        """The foundation of every operation of a model, by signature key."""
+        return {o.signature.key: self.foundation(o.signature, model.limits) for o in model.operations}
+
+    def foundation(self, signature: Signature, limits: Limits) -> Foundation:
+        """The best latency model of an operation.
+
+        Args:
+            signature: of the operation, as traced on any device.
+            limits: of the engine; the expected error is the mean over the sweep within them.
+        """
+        estimate = Estimate(signature, self.device)
+        measured = self._measured.get(portable(signature))
+        if measured is not None:
+            environment, outcomes = measured
+            regressor = fit(signature, outcomes)
+            return Foundation(regressor, Basis("measured", len(outcomes), (str(environment),), regressor.error))
+        parts = [(part, self.regressor(part.family)) for part in parts_of(signature)]
+        known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
+        if not parts or len(known) < len(parts):
+            return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
+        founded = PartsModel(known, estimate)
+        _, errors = founded.predict(sweep(signature, limits))
+        exact = all(part.sizes in regressor.rows for part, regressor in known)
+        # Several parts can rest on one regressor, whose latencies count once.
+        rows = {
+            (r.family, part.sizes if exact else None): r.rows[part.sizes] if exact else sum(r.rows.values())
+            for part, r in known
+        }
+        sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
+        reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
+        kind: BasisKind = "published" if exact else "across sizes"
+        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
+
+    def predictable(self, model: ServedModel, *, target: float) -> dict[str, float | None]:
+        """Expected error of the operations that need not be timed, by signature key.
+
+        They are those that others have measured at the very sizes, and those that a regressor across sizes is expected
+        to predict within the target.
+
+        Args:
+            model: what is served.
+            target: expected relative error, 0.05 for 5 %.
+        """
+        bases = {key: each.basis for key, each in self.of(model).items()}
+        return {key: basis.error for key, basis in bases.items() if basis.kind != "measured" and basis.within(target)}
+
+    def regressor(self, family: Family) -> FamilyRegressor | None:
+        """The regressor across the sizes of a family, or None where nothing of it is published for the device."""
+        if family not in self._regressors:
+            found = (self._fitted(*each) for each in self._best_first(family))
+            self._regressors[family] = next((each for each in found if each is not None), None)
+        return self._regressors[family]
+
+    def _best_first(self, asked: Family) -> list[tuple[Environment, Family, Sequence[str]]]:
+        """Where the family is: our own measurements of enough sizes, then vLLM, replayed graphs, most latencies."""
+        found = [
+            (
+                environment in self._measured_environments and len(counts) >= _FEWEST_SIZES,
+                environment.engine in _ENGINES,
+                environment.execution == CUDA_GRAPH,
+                sum(counts.values()),
+                (environment, family, list(counts)),
+            )
+            for (environment, family), counts in self._rows.items()
+            if family.serves(asked)
+        ]
+        return [where for *_, where in sorted(found, key=lambda each: each[:4], reverse=True)]
+
+    def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor | None:
+        """The regressor as the latency DB has it, or else fitted now; None where there are too few latencies."""
+        found = self._db.sources(environment, keys)
+        own = [
+            PublishedLatency(self._signatures[key], point, outcome.mean_s, "")
+            for key in keys
+            for point, outcome in self._outcomes.get(environment, {}).get(key, {}).items()
+        ]
+        sources = (*(source.name for source in found), *([str(environment)] if own else []))
+        state = sorted(source.key for source in found), len(own), sum(row.latency_s for row in own)
+        fitted_to = content_hash([FEATURES_VERSION, self.device.name, *state])
+        document = self._db.load_family_regressor(family.key, environment, fitted_to)
+        if document is not None:
+            return FamilyRegressor.from_json(document, family=family, device=self.device, sources=sources)
+        table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
+        if len(table) < FEWEST_ROWS:
+            return None
+        self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
+        description = describe(family, table.columns, self.device)
+        learner = AcrossSizes.fit(
+            description.matrix, description.roofline_s, table.latencies_s, table.groups, description.num_sizes
+        )
+        counts = np.bincount(table.groups, minlength=len(table.sizes))
+        fitted = FamilyRegressor(
+            family=family,
+            device=self.device,
+            learner=learner,
+            ranges={name: (float(values.min()), float(values.max())) for name, values in table.columns.items()},
+            rows=dict(zip(table.sizes, map(int, counts), strict=True)),
+            sources=sources,
+        )
+        name, error = str(family), learner.unseen_sizes and learner.unseen_sizes[0]
+        self._db.save_family_regressor(
+            family.key, environment, fitted.to_json(), name=name, error=error, fitted_to=fitted_to
+        )
+        return fitted
+
+    @property
+    def has_latencies(self) -> bool:
+        """Whether anything is known of the device."""
+        return bool(self._rows)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known of the device: every prediction is an estimate."""
+        return not self._rows and not self._measured
+
+    @cached_property
+    def _signatures(self) -> Mapping[str, Signature]:
+        return self._db.signatures()
+
+    @cached_property
+    def _outcomes(self) -> Mapping[Environment, Mapping[str, Mapping[SweepPoint, Measurement]]]:
+        """Our own measurements by environment, signature key and point."""
+        return {environment: self._db.measurements(environment) for environment in self._environments}
+
+    @cached_property
+    def _measured_environments(self) -> frozenset[Environment]:
+        return frozenset(environment for environment, outcomes in self._outcomes.items() if outcomes)
+
+    @cached_property
+    def _rows(self) -> Mapping[tuple[Environment, Family], Mapping[str, int]]:
+        """Number of latencies by signature key, of each environment and family."""
+        counts: dict[tuple[Environment, Family], dict[str, int]] = {}
+        for environment in self._environments:
+            own = {key: len(outcomes) for key, outcomes in self._outcomes[environment].items() if outcomes}
+            published = self._db.published_counts(environment)
+            of_families: dict[Family, dict[str, int]] = {}
+            for key, number in (own | published).items():
+                for part in lone_parts_of(self._signatures[key]):
+                    of_families.setdefault(part.family, {})[key] = number
+            # What we have measured of few sizes says nothing of others, and is used as it is.
+            counts |= {
+                (environment, family): of_keys
+                for family, of_keys in of_families.items()
+                if published.keys() & of_keys.keys() or len(of_keys) >= _FEWEST_SIZES
+            }
+        return counts
+
+    @cached_property
+    def _measured(self) -> Mapping[Signature, tuple[Environment, Mapping[SweepPoint, Measurement]]]:
+        """Our own measurements by portable signature; where several environments have one, of the latest."""
+        return {
+            portable(self._signatures[key]): (environment, outcomes)
+            for environment in self._environments
+            for key, outcomes in self._outcomes[environment].items()
+            if len(outcomes) >= _FEWEST
+        }
+
+
+def grounds_of(
+    db: LatencyDB, environment: Environment, *, progress: Callable[[str], None] = lambda _: None
+) -> Grounds | None:
+    """What the latency DB knows of an environment's device; None where that is nothing, or cannot be used.
+
+    Args:
+        db: where latencies are.
+        environment: whose device it is.
+        progress: called with a line before anything that takes seconds, and where lightgbm is missing.
+    """
+    device = device_of(environment.device)
+    grounds = None if device is None else Grounds(db, device, progress=progress)
+    if grounds is None or not grounds.has_latencies:
+        return None
+    if importlib.util.find_spec("lightgbm") is None:
+        progress("latencies of other sizes are not used: run pip install 'pytest-dooly[public-data]' for lightgbm")
+        return None
+    return grounds
+
+
+def latency_models(
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, LatencyModel]:
+    """The latency models of an environment by signature key: its own regressors, and what stands in for missing ones.
+
+    Args:
+        model: what is served.
+        db: where regressors and published latencies are.
+        environment: what the latencies are true for.
+        progress: called with a line before anything that takes seconds.
+    """
+    models: dict[str, LatencyModel] = dict(regressors_of(db, environment))
+    missing = [o.signature for o in model.operations if o.signature.key not in models]
+    grounds = grounds_of(db, environment, progress=progress) if missing else None
+    if grounds is not None:
+        founded = {signature.key: grounds.foundation(signature, model.limits) for signature in missing}
+        models |= {key: each.model for key, each in founded.items() if each.basis.kind != "estimate"}
+    return models
+
+
+def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    return [item for each in lists for item in each]

@@ -1,0 +1,69 @@
+"""The latency of an operation as the sum of its parts'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.work import Work
+from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.family import Columns, Part, columns_of, running
+from pytest_dooly.published.family_regressor import FamilyRegressor
+
+__all__ = ["PartsModel"]
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PartsModel:
+    """The latency of an operation as the sum of its parts'; half the estimate at least, where one is taken off.
+
+    Attributes:
+        parts: each with the regressor of its family.
+        estimate: of the operation.
+    """
+
+    parts: tuple[tuple[Part, FamilyRegressor], ...]
+    estimate: Estimate
+
+    @property
+    def grounds(self) -> str:
+        """What it was fitted to, for people."""
+        families = dict.fromkeys(regressor.family for _, regressor in self.parts)
+        rows = {regressor.family: sum(regressor.rows.values()) for _, regressor in self.parts}
+        return ", ".join(f"{rows[family]:,} published latencies of {family}" for family in families)
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+        return self.predict(points)[0]
+
+    def predict(self, points: Sequence[SweepPoint] | Work) -> tuple[Array, Array]:
+        """Latencies in seconds and their expected relative errors, each of shape (points,)."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        total, squares = np.zeros(len(work)), np.zeros(len(work))
+        for part, regressor, columns, runs in self._asked(work):
+            latency_s, error = regressor.predict(columns)
+            total[runs] += part.sign * latency_s
+            squares[runs] += (latency_s * error) ** 2
+        if any(part.sign < 0 for part, _ in self.parts):
+            total = np.maximum(total, self.estimate.predict_s(work) / 2)
+        return total, np.sqrt(squares) / np.maximum(total, 1e-12)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on what lies furthest outside of the published latencies, or None."""
+        work = points if isinstance(points, Work) else Work.of([points])
+        lines = (regressor.out_of_range(columns) for _, regressor, columns, _ in self._asked(work))
+        return next((line for line in lines if line is not None), None)
+
+    def _asked(self, work: Work) -> Iterator[tuple[Part, FamilyRegressor, Columns, npt.NDArray[np.bool_]]]:
+        """Each part with its regressor, the columns of the points that run it, and which points those are."""
+        for part, regressor in self.parts:
+            columns = columns_of(part, work)
+            runs = running(columns, len(work))
+            if runs.any():
+                yield part, regressor, {name: values[runs] for name, values in columns.items()}, runs

@@ -1,0 +1,108 @@
+"""Measurements -> Regressor: non-negative combinations of ramps over what the kernel does.
+
+Every candidate is `intercept + sum_j c_j * ramp_j(work)` with non-negative coefficients, where a ramp rises from one
+knot of a work feature to the next and then stays. Work features grow with every request, query, context and expert, so
+no regressor can predict a negative latency or one that falls as work grows. The parameters are a few lists of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.work import Features, Work, features_of
+from pytest_dooly.regress.ramps import ramps_of
+
+__all__ = ["LatencyModel", "Regressor"]
+
+Array = npt.NDArray[np.float64]
+
+
+class LatencyModel(Protocol):
+    """What predicts the latency of one operation on one device."""
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on what lies furthest outside of the known latencies, or None."""
+
+
+@dataclass(frozen=True)
+class Regressor:
+    """A fitted latency model of one operation in one environment.
+
+    Attributes:
+        method: name of the candidate that won.
+        features: work features it looks at.
+        knots: of each feature, where its ramps begin, ascending.
+        coefficients: seconds per unit of each feature's ramps, all non-negative.
+        intercept: seconds without work, non-negative.
+        window: attention window in tokens; None where all is attended.
+        ranges: smallest and largest measured value of each feature.
+        error: held-out relative error of the winner, 0.05 for 5 %; None where the points are too few to hold one out.
+        candidates: (name, held-out error) of every candidate that was compared.
+        num_points: measurements it was fitted to.
+    """
+
+    method: str
+    features: tuple[str, ...]
+    knots: tuple[tuple[float, ...], ...]
+    coefficients: tuple[tuple[float, ...], ...]
+    intercept: float
+    window: float | None
+    ranges: tuple[tuple[float, float], ...]
+    error: float | None
+    candidates: tuple[tuple[str, float], ...]
+    num_points: int
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,); millions of them a second where the points are a Work."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        return np.concatenate([self._predict(block) for block in work.blocks()]) if len(work) else np.empty(0)
+
+    def _predict(self, work: Work) -> Array:
+        total = np.full(len(work), self.intercept)
+        features = Features(work, self.window)
+        for name, knots, coefficients in zip(self.features, self.knots, self.coefficients, strict=True):
+            if any(coefficients):
+                total += ramps_of(features[name], knots, coefficients)
+        return total
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """One line on the feature and the point that lie furthest outside of what was measured, or None."""
+        work = points if isinstance(points, Work) else Work.of([points])
+        values = features_of(work, self.features, self.window)
+        low, high = np.array(self.ranges).T
+        beyond = np.maximum(values / np.maximum(high, 1e-9), (low + 1e-9) / (values + 1e-9))
+        beyond[(low <= values) & (values <= high)] = 0
+        point, feature = np.unravel_index(np.argmax(beyond), beyond.shape)
+        if not beyond[point, feature]:
+            return None
+        return (
+            f"{self.features[feature]} {values[point, feature]:,.0f} is outside of the measured "
+            f"{low[feature]:,.0f} to {high[feature]:,.0f}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document that `from_json` reads back."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Regressor:
+        """The inverse of `to_json`."""
+        values = {name: _tuples(value) for name, value in document.items()}
+        return cls(**values)
+
+
+def _plain(value: object) -> object:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: object) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,163 @@
+"""What a report shows of a model, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.isolation import InSitu
+from pytest_dooly.core.measurement import Failure, Measurement
+from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.standard import standard_batches, standard_workloads
+from pytest_dooly.prediction.step import StepPrediction, predict_step
+from pytest_dooly.prediction.validation import Validation
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.published.parts import PartsModel
+from pytest_dooly.regress.regressor import LatencyModel, Regressor
+from pytest_dooly.sweep.plan import Plan
+
+__all__ = ["ModelReport", "OperationReport", "Summary", "model_report"]
+
+
+@dataclass(frozen=True)
+class OperationReport:
+    """One operation of a model.
+
+    Attributes:
+        operation: as the model uses it.
+        points: what was measured.
+        failures: what could not be.
+        regressor: fitted to the points; None where they are too few.
+        reused: cases of this run that the latency DB had.
+        new: cases of this run that it had not, those that turned out not to be needed included.
+        predicted_from: published latencies that stand in for measurements; empty where none do.
+    """
+
+    operation: ModelOperation
+    points: tuple[tuple[SweepPoint, Measurement], ...]
+    failures: tuple[tuple[SweepPoint, Failure], ...]
+    regressor: Regressor | None
+    reused: int
+    new: int
+    predicted_from: str = ""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """Everything that a report shows of a model.
+
+    Attributes:
+        model: what is served.
+        environment: what the latencies are true for.
+        operations: in the order of execution.
+        steps: predicted steps, for the breakdown.
+        workloads: predicted TTFT and TPOT.
+        validation: of the predictions against the engine; None where it was not run.
+        spent_s: seconds that this run spent on timing.
+        saved_s: seconds that reused cases had taken.
+        in_situ: operations alone beside the same within a real step; None where they were not compared.
+    """
+
+    model: ServedModel
+    environment: Environment
+    operations: tuple[OperationReport, ...]
+    steps: tuple[StepPrediction, ...]
+    workloads: tuple[WorkloadPrediction, ...]
+    validation: Validation | None
+    spent_s: float
+    saved_s: float
+    in_situ: InSitu | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a profiling run has come to.
+
+    Attributes:
+        plan: the cases as they were planned.
+        timed: number of cases measured.
+        failed: number of cases that failed.
+        spent_s: seconds spent on timing.
+        unneeded: points that the sweeps' held-out errors did not ask for.
+        regressors: by signature key.
+        lacking: one line for each operation with too few measurements to fit.
+        held_out: points that no regressor has seen and their mean absolute relative error, by signature key.
+        workloads: predictions of the standard workloads by model name.
+        reports: path of every report written.
+    """
+
+    plan: Plan
+    timed: int
+    failed: int
+    spent_s: float
+    unneeded: int
+    regressors: Mapping[str, Regressor]
+    lacking: Sequence[str]
+    held_out: Mapping[str, tuple[int, float]]
+    workloads: Mapping[str, Sequence[WorkloadPrediction]]
+    reports: Sequence[Path]
+
+
+def model_report(
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    regressors: Mapping[str, Regressor],
+    *,
+    models: Mapping[str, LatencyModel] | None = None,
+    plan: Plan | None = None,
+    spent_s: float = 0.0,
+) -> ModelReport:
+    """Everything that a report shows of a model, as far as the latency DB has it.
+
+    Args:
+        model: what is served.
+        db: where measurements are.
+        environment: what they are true for.
+        regressors: by signature key.
+        models: what predicts the operations, by signature key; the regressors where it is None.
+        plan: of the run that is reported; None where nothing was timed.
+        spent_s: seconds that the run spent on timing.
+    """
+    outcomes = db.outcomes(environment)
+    known = regressors if models is None else models
+    cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
+    operations = []
+    for operation in model.operations:
+        of = outcomes.get(operation.signature.key, {})
+        mine = [case for case in cases if case.operation.signature == operation.signature]
+        operations.append(
+            OperationReport(
+                operation=operation,
+                points=tuple((point, each) for point, each in of.items() if isinstance(each, Measurement)),
+                failures=tuple((point, each) for point, each in of.items() if isinstance(each, Failure)),
+                regressor=regressors.get(operation.signature.key),
+                reused=sum(case.reused for case in mine),
+                new=sum(not case.reused and case.use not in ("unneeded", "predicted") for case in mine),
+                predicted_from=_predicted_from(known.get(operation.signature.key)),
+            )
+        )
+    validation = db.load_finding("validation", model.key, environment)
+    in_situ = db.load_finding("in_situ", model.key, environment)
+    predictable = all(operation.signature.key in known for operation in model.operations)
+    steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
+    return ModelReport(
+        model=model,
+        environment=environment,
+        operations=tuple(operations),
+        steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
+        workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
+        validation=None if validation is None else Validation.from_json(validation),
+        spent_s=spent_s,
+        saved_s=sum(case.spent_s for case in cases if case.reused),
+        in_situ=None if in_situ is None else InSitu.from_json(in_situ),
+    )
+
+
+def _predicted_from(model: LatencyModel | None) -> str:
+    """Which published latencies a model rests on, for people; empty for a regressor of our own."""
+    return model.grounds if isinstance(model, PartsModel) else ""

@@ -1,0 +1,76 @@
+"""What is served: operations from the latency DB where this version traced them before, else from a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.operation import Coverage
+from pytest_dooly.core.signature import ServedModel, model_operations, served_key
+from pytest_dooly.latency_db.db import LatencyDB
+
+if TYPE_CHECKING:
+    from pytest_dooly.core.configuration import ModelConfiguration
+    from pytest_dooly.engine.base import Engine
+
+__all__ = ["coverage_of", "serve"]
+
+
+def serve(
+    engine: Engine,
+    configuration: ModelConfiguration,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ServedModel:
+    """The configuration's operations: from the latency DB where this version traced it before, else from a trace.
+
+    Args:
+        engine: adapter of the serving engine.
+        configuration: what is served.
+        db: where traces are and go to.
+        environment: what is installed.
+        progress: called with a line before anything that takes seconds.
+
+    Raises:
+        ConfigurationError: the engine refuses the configuration.
+        TraceError: an operation or the architecture cannot be traced.
+    """
+    key = served_key(configuration, environment)
+    known = db.load_model(key, environment)
+    if known is not None:
+        return known
+    progress(f"tracing {configuration.name}")
+    from pytest_dooly.tracing.trace import trace
+
+    traced, limits = trace(engine, configuration)
+    model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
+    db.save_model(model, environment)
+    return model
+
+
+def coverage_of(
+    engine: Engine,
+    configuration: ModelConfiguration,
+    model: ServedModel,
+    db: LatencyDB,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Coverage:
+    """How much of a real forward pass the model's operations are: known from before, or counted now.
+
+    Raises:
+        EngineError: the engine cannot run a small model of the architecture here.
+    """
+    known = db.load_finding("coverage", model.key, environment)
+    if known is not None:
+        return Coverage.from_json(known)
+    progress(f"running {model.architecture} in small, to count what the trace covers")
+    from pytest_dooly.tracing.trace import cover
+
+    coverage = cover(engine, configuration)
+    db.save_finding("coverage", model.key, environment, coverage.to_json())
+    return coverage

@@ -1,0 +1,101 @@
+"""Operations alone beside the same operations within a forward pass, in one session and taking turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from pytest_dooly.core.batch import Batch, Routing, SweepPoint
+from pytest_dooly.core.isolation import InSitu, InSituRow
+from pytest_dooly.core.measurement import relative_spread
+from pytest_dooly.core.operation import LAUNCH, OperationKind
+from pytest_dooly.core.routing import RoutingDistribution, busiest_between
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.engine.base import Session
+from pytest_dooly.timing.clock import Clocks
+from pytest_dooly.timing.measure import time_rounds, warm_up
+
+__all__ = ["measure_in_situ"]
+
+_TURNS = 6
+"""How often both ways take turns, so that a slow moment of the machine falls on both."""
+
+_PASSES, _ROUNDS = 2, 8
+"""Forward passes, and rounds of each operation alone, in every turn."""
+
+
+def measure_in_situ(
+    session: Session,
+    model: ServedModel,
+    batches: Sequence[Batch],
+    clocks: Clocks,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> InSitu:
+    """Median latency of every operation both ways.
+
+    Operations outside of leaf layers and the engine's own share of a step are left out: no layer shows when they begin.
+    Within a pass, a GPU that waits for launches is seen to take longer; alone it is held until they are done.
+
+    Args:
+        session: of the whole model.
+        model: what is served.
+        batches: what forward passes work on.
+        clocks: that operations are timed with.
+        progress: called with a line before each batch.
+    """
+    rows: list[InSituRow] = []
+    for batch in batches:
+        progress(f"operations alone and within a pass over {batch}")
+        rows += _rows(session, model, batch, clocks)
+    return InSitu(tuple(rows))
+
+
+def _rows(session: Session, model: ServedModel, batch: Batch, clocks: Clocks) -> Iterator[InSituRow]:
+    known = session.time_layers(batch, clocks.of_layers)
+    timed = [operation for operation in model.operations if operation.signature.name != LAUNCH]
+    operations = [operation for operation in timed if any(known.get(path) for path in operation.layers)]
+    alone_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
+    within_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
+    for _ in range(_TURNS):
+        for operation in operations:
+            alone_s[operation].append(_alone(session, operation, _point(operation.signature, batch), clocks))
+        for _ in range(_PASSES):
+            passed = session.time_layers(batch, clocks.of_layers)
+            for operation in operations:
+                samples = [sample for path in operation.layers for sample in passed.get(path, ())]
+                within_s[operation].append(statistics.median(samples))
+    for operation in operations:
+        yield InSituRow(
+            label=operation.signature.label,
+            kind=operation.signature.kind.value,
+            batch=str(batch),
+            multiplicity=operation.multiplicity,
+            isolated_s=statistics.median(alone_s[operation]),
+            in_situ_s=statistics.median(within_s[operation]),
+            noise=relative_spread(within_s[operation]),
+        )
+
+
+def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clocks: Clocks) -> float:
+    """The operation's median over some rounds, in seconds."""
+    clock = clocks.of(operation.signature)
+    with session.isolate(operation, point, clock) as isolated:
+        call = clocks.ready(operation.signature, isolated)
+        warm_up(call)
+        return statistics.median(time_rounds(call, clock, lambda samples_s: len(samples_s) >= _ROUNDS))
+
+
+def _point(signature: Signature, batch: Batch) -> SweepPoint:
+    if signature.swept == "batch":
+        return SweepPoint(batch=batch)
+    if signature.swept == "num_reqs":
+        return SweepPoint(num_reqs=batch.num_reqs)
+    if signature.kind is not OperationKind.MOE:
+        return SweepPoint(num_tokens=batch.num_tokens)
+    attributes = dict(signature.attributes)
+    top_k = int(attributes["top_k"])
+    expected = RoutingDistribution().expected(batch.num_tokens, int(attributes["num_local_experts"]), top_k)
+    even, _ = busiest_between(batch.num_tokens, top_k, expected.activated)
+    routing = Routing(expected.activated, max(even, expected.busiest))
+    return SweepPoint(num_tokens=batch.num_tokens, routing=routing)

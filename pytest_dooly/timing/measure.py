@@ -1,0 +1,135 @@
+"""How long an operation is timed: until its median is known well enough; and how noisy the machine was meanwhile."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pytest_dooly.core.measurement import interval_of_median, relative_spread
+from pytest_dooly.engine.base import Clock, IsolatedCall
+
+__all__ = ["MOST_ROUNDS", "PRECISION", "Reference", "Settled", "time_rounds", "warm_up"]
+
+PRECISION = 0.02
+"""Half the width of the median's 95 % confidence interval, relative to the median, at which rounds end."""
+
+MOST_ROUNDS = 301
+"""Rounds after which a case ends whatever its interval."""
+
+_FEWEST = 7
+"""Fewer rounds have no confidence interval worth the name."""
+
+_CASE_S = 1.5
+"""Seconds after which a case ends once it has the fewest rounds."""
+
+_USUAL, _SLOW = 5, 1.2
+"""Cases after which it is known how fast the machine usually is, and how many times as long is slow."""
+
+_LONGEST_WAIT_S, _PAUSE_S = 3.0, 0.1
+"""Seconds that a case waits for a machine that is slowed down, at most and between two looks."""
+
+_WARM_UP, _WARM_UP_S = 3, 0.5
+"""Rounds of a warm-up, and seconds after which it ends."""
+
+
+class Settled:
+    """Whether a case has been timed enough, asked before every round."""
+
+    def __init__(self, precision: float = PRECISION) -> None:
+        """Starts the case's time.
+
+        Args:
+            precision: as PRECISION.
+        """
+        self._precision = precision
+        self._start_s = time.perf_counter()
+
+    def __call__(self, samples_s: Sequence[float]) -> bool:
+        """Whether the samples so far are enough."""
+        if len(samples_s) < _FEWEST:
+            return False
+        if time.perf_counter() - self._start_s > _CASE_S or len(samples_s) >= MOST_ROUNDS:
+            return True
+        interval = interval_of_median(samples_s)
+        return interval is not None and interval[1] - interval[0] <= 2 * self._precision * statistics.median(samples_s)
+
+
+class Reference:
+    """An operation that is the same in every case, so that what becomes of it is the machine's doing.
+
+    Attributes:
+        levels_s: its median beside every case so far, in seconds.
+    """
+
+    def __init__(self, clock: Clock, device: str) -> None:
+        """Makes the operation.
+
+        Args:
+            clock: that cases are timed with.
+            device: of torch.
+        """
+        self.levels_s: list[float] = []
+        self._clock = clock
+        self._left = torch.ones(64, 512, device=device)
+        self._right = torch.ones(512, 512, device=device)
+
+    def samples_s(self, rounds: int = 5) -> list[float]:
+        """Seconds of some rounds, after one that is not counted."""
+        samples = []
+        for _ in range(rounds + 1):
+            start = self._clock.now()
+            torch.mm(self._left, self._right)
+            samples.append(self._clock.now() - start)
+        return samples[1:]
+
+    def await_calm(self) -> None:
+        """Waits while something else slows the machine down, until it is as fast as usual or a limit is reached.
+
+        Such a spell lasts for a second or so, as long as a case, which would show none of it in its spread.
+        """
+        start_s = time.perf_counter()
+        while len(self.levels_s) >= _USUAL and time.perf_counter() - start_s < _LONGEST_WAIT_S:
+            if statistics.median(self.samples_s()) <= _SLOW * statistics.median(self.levels_s):
+                return
+            time.sleep(_PAUSE_S)
+
+    def note(self, samples_s: Sequence[float]) -> float:
+        """Keeps the level beside a case; returns its noise, the spread of the samples or what sets them off the usual.
+
+        Args:
+            samples_s: of the reference, from before and after the case's rounds.
+        """
+        level_s = statistics.median(samples_s)
+        self.levels_s.append(level_s)
+        usual_s = statistics.median(self.levels_s)
+        return max(relative_spread(samples_s), abs(level_s / usual_s - 1) if usual_s else 0.0)
+
+
+def time_rounds(call: IsolatedCall, clock: Clock, enough: Callable[[Sequence[float]], bool]) -> list[float]:
+    """Seconds of every round, until they are enough; what pytest-benchmark does for a case.
+
+    Args:
+        call: what is timed.
+        clock: that it is timed with.
+        enough: asked before every round, with the samples so far.
+    """
+    samples_s: list[float] = []
+    while not enough(samples_s):
+        call.before()
+        start = clock.now()
+        call.run()
+        samples_s.append(clock.now() - start)
+    return samples_s
+
+
+def warm_up(call: IsolatedCall) -> None:
+    """Runs a call as its rounds will, so that none of them is the first."""
+    start_s = time.perf_counter()
+    for _ in range(_WARM_UP):
+        call.before()
+        call.run()
+        if time.perf_counter() - start_s > _WARM_UP_S:
+            return

@@ -1,0 +1,3 @@
+"""One symbolic pass of the engine -> operations with the origin of every dimension. Imports `engine` and `core`."""
+
+__all__ = ()

@@ -1,0 +1,74 @@
+"""Ways to serve a workload, each with what it rests on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.prediction.comparison import candidate
+from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.workload import predict_workload
+from pytest_dooly.published.basis import Basis, Foundation
+from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint
+from tests.samples import ADMISSION, STEP, served, uses
+from tests.traced import DEVICE, NORM, attention, linear
+
+SIGNATURES = (linear(1024, 1024), attention(8, 2, 64), NORM, STEP, ADMISSION)
+MODEL = served(*map(uses, SIGNATURES))
+FOUNDED = {
+    each.key: Foundation(
+        Estimate(each, DEVICE),
+        Basis("published", 9, ("there",), 0.1) if each is SIGNATURES[0] else Basis("estimate", 0, (), None),
+    )
+    for each in SIGNATURES
+}
+MODELS = {key: each.model for key, each in FOUNDED.items()}
+
+
+def test_a_candidate_is_the_workload_and_the_shares_of_a_decode_step_in_its_middle() -> None:
+    workload = Workload(prompt_len=128, output_len=64, concurrency=4)
+    found = candidate(MODEL, FOUNDED, DEVICE, workload, ranks=2)
+    assert found.prediction == predict_workload(MODEL, MODELS, workload)
+    assert found.tokens_per_s == pytest.approx(4 * 64 / found.prediction.duration_s)
+    step = predict_step(MODEL, MODELS, Batch.uniform(4, 1, 160))
+    linear_s = next(each.latency_s for each in step.operations if each.label == SIGNATURES[0].label)
+    assert found.shares.by_kind["published"] == pytest.approx(linear_s / step.latency_s)
+    assert found.shares.error == pytest.approx(0.1)
+
+
+def test_more_requests_than_seats_decode_as_many_as_there_are_seats() -> None:
+    few, many = (candidate(MODEL, FOUNDED, DEVICE, Workload(128, 64, concurrency)) for concurrency in (8, 800))
+    assert many.shares == few.shares  # of 8 seats
+    assert many.footprint == few.footprint == footprint(MODEL, DEVICE, num_reqs=8, seq_len=192)
+
+
+def test_a_candidate_as_json() -> None:
+    found = candidate(MODEL, FOUNDED, DEVICE, Workload(128, 1, 2), ranks=2)
+    document = json.loads(json.dumps(found.to_json()))
+    assert document == {
+        "model": "small",
+        "device": "toy",
+        "tp": 2,
+        "ttft_s": found.prediction.ttft_s,
+        "tpot_s": None,
+        "tokens_per_s": found.tokens_per_s,
+        "shares": dict(found.shares.by_kind),
+        "expected_error": found.shares.error,
+        "out_of_range": [],
+        "memory": {
+            "weights_bytes": found.footprint.weights_bytes,
+            "cache_bytes": found.footprint.cache_bytes,
+            "usable_bytes": ENGINE_SHARE * DEVICE.memory_bytes,
+            "fits": True,
+        },
+    }
+
+
+def test_a_request_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="exceed max_model_len 1024"):
+        candidate(MODEL, FOUNDED, DEVICE, Workload(1000, 64, 1))

@@ -1,0 +1,422 @@
+"""What a prediction rests on: the best of what the latency DB has, said with its error, its rows and its sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
+from pytest_dooly.core.environment import EAGER, Environment
+from pytest_dooly.core.signature import Signature, portable
+from pytest_dooly.core.work import Work
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.step import OperationLatency, StepPrediction, predict_step
+from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
+from pytest_dooly.published.basis import Basis, BasisKind, Foundation
+from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.family import Family, Part, parts_of
+from pytest_dooly.published.family_regressor import FamilyRegressor
+from pytest_dooly.published.grounds import Grounds, grounds_of, latency_models
+from pytest_dooly.published.parts import PartsModel
+from pytest_dooly.regress.regressor import Regressor
+from tests.samples import ADMISSION, LIMITS, STEP, measured, served, uses
+from tests.traced import (
+    DEEPSEEK_MOE,
+    DEVICE,
+    GRID,
+    NORM,
+    attention,
+    linear,
+    linears,
+    product_s,
+    replayed,
+    table,
+)
+
+Array = npt.NDArray[np.float64]
+
+OWN = Environment(DEVICE.product, 1, "550", "vllm", "0.26.0", "2.13.0", "cuda_event", "in_pass", "cuda_graph")
+TIMED, KNOWN, BETWEEN = linear(1024, 1024), linear(2048, 1024), linear(3072, 1536)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[LatencyDB]:
+    with LatencyDB.open(tmp_path / "latency.db") as opened:
+        yield opened
+
+
+def measure(db: LatencyDB, signature: Signature, *, points: int = 8, latency_s: float = 1e-3) -> None:
+    for num_tokens in range(1, points + 1):
+        db.record(signature, OWN, SweepPoint(num_tokens=num_tokens), measured(latency_s), spent_s=1.0)
+
+
+def predicted_s(foundation: Foundation, num_tokens: int) -> float:
+    return float(foundation.model.predict_s([SweepPoint(num_tokens=num_tokens)])[0])
+
+
+def test_the_best_that_is_known_decides(db: LatencyDB) -> None:
+    measure(db, TIMED)
+    db.publish(table(linears(GRID)))
+    model = served(*map(uses, (TIMED, KNOWN, BETWEEN, NORM)))
+    founded = Grounds(db, DEVICE).of(model)
+    timed, known, between, norm = (founded[each.key] for each in (TIMED, KNOWN, BETWEEN, NORM))
+
+    assert timed.basis == Basis("measured", 8, (str(OWN),), timed.basis.error)
+    assert predicted_s(timed, 4) == pytest.approx(1e-3, rel=0.01)
+
+    assert known.basis.kind == "published"
+    assert known.basis.num_rows == 6
+    assert known.basis.sources == ("tables 1, gemm.parquet",)
+    assert predicted_s(known, 64) == pytest.approx(product_s(2048, 1024, 64), rel=0.1)
+
+    assert between.basis.kind == "across sizes"
+    assert between.basis.num_rows == 6 * len(GRID)
+    assert predicted_s(between, 256) == pytest.approx(product_s(3072, 1536, 256), rel=0.1)
+    for basis in (known.basis, between.basis):
+        assert basis.error is not None
+        assert 0 < basis.error < 0.05
+
+    assert norm.basis == Basis("estimate", 0, ("data sheet of Toy GPU",), None)
+    assert norm.model == Estimate(NORM, DEVICE)
+
+
+def test_a_few_measurements_of_our_own_say_less_than_published_ones(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    measure(db, KNOWN, points=4)
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.kind == "published"
+    measure(db, KNOWN, points=5)
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.kind == "measured"
+
+
+def test_what_can_be_relied_on_need_not_be_timed(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    grounds, beyond = Grounds(db, DEVICE), linear(16_384, 1024)
+    assert not grounds.foundation(beyond, LIMITS).basis.reliable
+    assert grounds.foundation(BETWEEN, LIMITS).basis.reliable
+    model = served(*map(uses, (KNOWN, BETWEEN, beyond, NORM)))
+    assert set(grounds.predictable(model, target=0.99)) == {KNOWN.key, BETWEEN.key}
+    assert set(grounds.predictable(model, target=1e-9)) == {KNOWN.key}
+    assert not Basis("estimate", 0, (), None).within(0.99)
+    assert Basis("measured", 9, (), 0.5).within(0.01)
+    assert not Basis("across sizes", 9, (), 0.01, reliable=False).within(0.05)
+
+
+def test_a_regressor_is_fitted_once_and_kept_until_its_latencies_change(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    lines: list[str] = []
+    grounds = Grounds(db, DEVICE, progress=lines.append)
+    assert lines == []  # lazily
+    first = grounds.foundation(KNOWN, LIMITS)
+    grounds.foundation(BETWEEN, LIMITS)
+    assert lines == [f"fitting gemm bf16 on Toy GPU to {6 * len(GRID)} published latencies"]
+
+    again = Grounds(db, DEVICE, progress=lines.append).foundation(KNOWN, LIMITS)
+    assert len(lines) == 1
+    assert again == first
+    assert predicted_s(again, 77) == predicted_s(first, 77)
+
+    db.publish(table(linears(GRID, factor=2), version="2"))
+    changed = Grounds(db, DEVICE, progress=lines.append).foundation(KNOWN, LIMITS)
+    assert len(lines) == 2
+    assert predicted_s(changed, 64) == pytest.approx(2 * predicted_s(first, 64), rel=0.1)
+    assert changed.basis.sources == ("tables 2, gemm.parquet",)
+
+
+def test_replayed_graphs_count_before_eager_launches_and_then_the_most_rows(db: LatencyDB) -> None:
+    few = GRID[:5]
+    db.publish(table(linears(GRID, factor=4), file="eager", environment=replayed(execution=EAGER)))
+    assert predicted_s(Grounds(db, DEVICE).foundation(KNOWN, LIMITS), 64) == pytest.approx(
+        4 * product_s(2048, 1024, 64), rel=0.1
+    )
+    db.publish(table(linears(few, factor=2), file="few", environment=replayed("0.10")))
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.sources == ("tables 1, few",)
+    db.publish(table(linears(GRID), file="graphs"))
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.sources == ("tables 1, graphs",)
+
+
+def test_too_few_latencies_found_nothing_and_the_next_best_are_taken(db: LatencyDB) -> None:
+    rows = linears([(2048, 1024)], tokens=range(1, FEWEST_ROWS))
+    db.publish(table(rows, file="few"))
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.kind == "estimate"
+    db.publish(table(linears(GRID), file="eager", environment=replayed(execution=EAGER)))
+    assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.sources == ("tables 1, eager",)
+
+
+def test_other_devices_and_precisions_found_nothing(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID), environment=dataclasses.replace(replayed(), device="Other GPU")))
+    grounds = Grounds(db, DEVICE)
+    assert grounds.empty
+    assert not grounds.has_latencies
+    assert grounds.foundation(KNOWN, LIMITS).basis.kind == "estimate"
+    db.publish(table(linears(GRID), file="toy"))
+    assert not Grounds(db, DEVICE).empty
+    assert Grounds(db, DEVICE).foundation(linear(2048, 1024, "fp8"), LIMITS).basis.kind == "estimate"
+
+
+def test_measurements_of_what_has_no_family_are_something_too(db: LatencyDB) -> None:
+    measure(db, NORM)
+    grounds = Grounds(db, DEVICE)
+    assert not grounds.empty
+    assert grounds.foundation(dataclasses.replace(NORM, attributes=(("dispatch", "cuda"),)), LIMITS).basis.num_rows == 8
+
+
+def test_our_own_measurements_of_many_sizes_outrank_what_others_published(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID, factor=9)))
+    for (signature, point), latency_s in linears(GRID).items():
+        db.record(signature, OWN, point, measured(latency_s), spent_s=1.0)
+    across = Grounds(db, DEVICE).foundation(BETWEEN, LIMITS)
+    assert across.basis.kind == "across sizes"
+    assert across.basis.sources == (str(OWN),)
+    assert predicted_s(across, 256) == pytest.approx(product_s(3072, 1536, 256), rel=0.1)
+
+
+def attended(phase: str) -> dict[tuple[Signature, SweepPoint], float]:
+    """Latencies of one phase on a GPU's backend, a microsecond for each 1,000 tokens that are new or in the cache."""
+    batches = {
+        "prefill": [Batch.uniform(n, length) for n in (1, 2, 4, 8) for length in (16, 64, 256, 512)],
+        "decode": [Batch.uniform(n, 1, length) for n in (1, 2, 4, 8) for length in (16, 64, 256, 512)],
+    }
+    return {
+        (attention(heads, 8, 128, backend="FLASH_ATTN"), SweepPoint(batch=batch)): 5e-6
+        + 1e-9 * sum(request.seq_len for request in batch.requests)
+        for batch in batches[phase]
+        for heads in (16, 32)
+    }
+
+
+def test_attention_of_a_cpu_trace_rests_on_the_backend_of_the_gpu(db: LatencyDB) -> None:
+    db.publish(table(attended("prefill") | attended("decode"), file="attention"))
+    founded = Grounds(db, DEVICE).foundation(attention(32, 8, 128), LIMITS)
+    assert founded.basis.kind == "published"
+    assert founded.basis.num_rows == 32
+    assert founded.basis.sources == ("tables 1, attention",)
+    points = [SweepPoint(batch=Batch.parse(text)) for text in ("4x64", "8x1+256", "4x64,8x1+256")]
+    prompts_s, decodes_s, both_s = founded.model.predict_s(points)
+    assert both_s == pytest.approx(prompts_s + decodes_s)
+    assert Grounds(db, DEVICE).foundation(attention(32, 8, 128, backend="OTHER"), LIMITS).basis.kind == "estimate"
+
+
+def test_attention_of_which_one_phase_is_published_is_estimated(db: LatencyDB) -> None:
+    db.publish(table(attended("prefill"), file="attention"))
+    grounds = Grounds(db, DEVICE)
+    assert grounds.regressor(Family("prefill", "auto")) is not None
+    assert grounds.regressor(Family("decode", "auto")) is None
+    assert grounds.foundation(attention(32, 8, 128), LIMITS).basis.kind == "estimate"
+
+
+def mixtures() -> dict[tuple[Signature, SweepPoint], float]:
+    """Latencies of experts alone, without router and shared experts."""
+    experts = dataclasses.replace(
+        DEEPSEEK_MOE, tensors=tuple(tensor for tensor in DEEPSEEK_MOE.tensors if not tensor[0].endswith(".weight"))
+    )
+    texts = (f"T{tokens}E{activated}M{tokens}" for tokens in (1, 8, 64, 512) for activated in (6, 16, 32, 64))
+    return {(experts, SweepPoint.parse(text)): 2e-5 for text in texts}
+
+
+def test_a_mixture_needs_latencies_of_all_its_parts_and_counts_each_once(db: LatencyDB) -> None:
+    db.publish(table(mixtures(), file="moe"))
+    assert Grounds(db, DEVICE).foundation(DEEPSEEK_MOE, LIMITS).basis.kind == "estimate"
+    db.publish(table(linears(GRID)))
+    founded = Grounds(db, DEVICE).foundation(DEEPSEEK_MOE, LIMITS)
+    assert founded.basis.kind == "across sizes"  # the experts are known, the router and the shared experts are not
+    assert founded.basis.num_rows == 16 + 6 * len(GRID)
+    assert founded.basis.sources == ("tables 1, moe", "tables 1, gemm.parquet")
+    assert isinstance(founded.model, PartsModel)
+    assert founded.model.grounds == (
+        f"16 published latencies of experts bf16, {6 * len(GRID)} published latencies of gemm bf16"
+    )
+
+
+class Constant:
+    """A learner that always says the same."""
+
+    def __init__(self, latency_s: float, error: float) -> None:
+        self.latency_s, self.error = latency_s, error
+
+    def predict(self, matrix: Array, roofline_s: Array) -> tuple[Array, Array]:
+        return np.full(len(matrix), self.latency_s), np.full(len(matrix), self.error)
+
+
+def regressor(family: Family, latency_s: float, error: float = 0.1, **ranges: tuple[float, float]) -> FamilyRegressor:
+    return FamilyRegressor(family, DEVICE, cast("AcrossSizes", Constant(latency_s, error)), ranges, {}, ())
+
+
+def parts(first_s: float, second_s: float, *, sign: int = 1) -> PartsModel:
+    (part,) = parts_of(KNOWN)
+    other = dataclasses.replace(part, sign=sign)
+    first, second = (regressor(part.family, latency_s) for latency_s in (first_s, second_s))
+    return PartsModel(((part, first), (other, second)), Estimate(KNOWN, DEVICE))
+
+
+def test_parts_add_up_and_their_errors_are_independent() -> None:
+    latencies_s, errors = parts(3e-9, 4e-9).predict([SweepPoint(num_tokens=n) for n in (1, 2)])
+    assert latencies_s.tolist() == pytest.approx([7e-9, 7e-9])  # less than half the estimate, but nothing is taken off
+    assert errors.tolist() == pytest.approx([0.1 * 5 / 7] * 2)
+
+
+def test_where_a_part_is_taken_off_half_the_estimate_is_left() -> None:
+    points = [SweepPoint(num_tokens=1)]
+    assert parts(5e-3, 2e-3, sign=-1).predict_s(points)[0] == pytest.approx(3e-3)
+    none_left = parts(2e-3, 5e-3, sign=-1)
+    half_s = none_left.estimate.predict_s(points)[0] / 2
+    latency_s, error = none_left.predict(points)
+    assert latency_s[0] == pytest.approx(half_s)
+    assert error[0] == pytest.approx(0.1 * 1e-3 * np.hypot(2, 5) / half_s)
+
+
+def test_a_part_that_a_step_does_not_run_costs_nothing() -> None:
+    prefill, decode = parts_of(attention(32, 8, 128))
+    model = PartsModel(
+        ((prefill, regressor(prefill.family, 3e-3)), (decode, regressor(decode.family, 5e-4))), Estimate(KNOWN, DEVICE)
+    )
+    work = Work.of([SweepPoint(batch=Batch.parse(text)) for text in ("8", "1+8", "8,1+8")])
+    assert model.predict_s(work).tolist() == pytest.approx([3e-3, 5e-4, 3.5e-3])
+    assert model.predict_s([SweepPoint(batch=Batch.parse("8"))])[0] == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(
+    ("point", "line"),
+    [
+        ("T8", None),
+        ("T2", "num_tokens 2 is outside of the published 4 to 32"),
+        ("T1000", "num_tokens 1,000 is outside of the published 4 to 32"),
+    ],
+)
+def test_what_lies_outside_of_the_published_latencies_is_named(point: str, line: str | None) -> None:
+    (part,) = parts_of(KNOWN)
+    within = regressor(part.family, 1e-3, k=(512.0, 2048.0), n=(512.0, 8192.0), num_tokens=(4.0, 32.0))
+    model = PartsModel(((part, within),), Estimate(KNOWN, DEVICE))
+    assert model.out_of_range(SweepPoint.parse(point)) == line
+    assert model.out_of_range(Work.of([SweepPoint.parse(point)])) == line
+
+
+def test_the_column_that_lies_furthest_outside_is_named() -> None:
+    outside = regressor(Family("gemm", "bf16"), 1e-3, k=(512.0, 1000.0), n=(512.0, 1024.0), num_tokens=(1.0, 32.0))
+    columns = {"k": np.array([1024.0]), "n": np.array([2048.0]), "num_tokens": np.array([33.0])}
+    assert outside.out_of_range(columns) == "n 2,048 is outside of the published 512 to 1,024"
+    assert not outside.spans(parts_of(KNOWN)[0])
+
+
+def test_a_size_in_a_gap_is_not_between_sizes_that_say_much_of_it() -> None:
+    family = Family("gemm", "bf16")
+    known = regressor(family, 1e-3, k=(512.0, 2048.0), n=(512.0, 16_384.0), num_tokens=(1.0, 32.0))
+    known = dataclasses.replace(
+        known, rows={(("k", k), ("n", n)): 4 for k in (512, 1024, 2048) for n in (512, 1024, 16_384)}
+    )
+
+    def spans(n: int, k: int = 1024) -> bool:
+        return known.spans(Part(family, (("k", k), ("n", n))))
+
+    assert spans(1024)
+    assert spans(2048)
+    assert spans(8192, 700)
+    assert not spans(4096)  # two doublings from the next
+    assert not spans(256)
+
+
+def test_part_of_a_prompt_is_within_the_range_of_whole_ones() -> None:
+    family = regressor(Family("prefill", "auto"), 1e-3, batch_size=(1.0, 8.0), prompt_len=(16.0, 1024.0))
+    assert family.out_of_range({"batch_size": np.array([0.2]), "prompt_len": np.array([100.0])}) is None
+    assert family.out_of_range({"batch_size": np.array([9.0]), "prompt_len": np.array([100.0])}) is not None
+
+
+def test_a_fitted_regressor_comes_back_from_json(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    fitted = Grounds(db, DEVICE).regressor(Family("gemm", "bf16"))
+    assert fitted is not None
+    document = json.loads(json.dumps(fitted.to_json(), allow_nan=False))
+    assert FamilyRegressor.from_json(document, family=fitted.family, device=DEVICE, sources=fitted.sources) == fitted
+    assert fitted.ranges["num_tokens"] == (1, 256)
+    assert set(fitted.rows.values()) == {6}
+
+
+def founded(kind: BasisKind, error: float | None) -> Foundation:
+    return Foundation(Estimate(NORM, DEVICE), Basis(kind, 1, (), error))
+
+
+def step_of(latencies_s: Mapping[Signature, float]) -> StepPrediction:
+    operations = tuple(OperationLatency(each.label, each.kind, 1, latency_s) for each, latency_s in latencies_s.items())
+    return StepPrediction(Batch.uniform(1, 1), operations)
+
+
+def test_shares_add_up_to_one_and_errors_count_by_latency() -> None:
+    model = served(*map(uses, (TIMED, KNOWN, BETWEEN, NORM, ADMISSION)))
+    foundations = {
+        TIMED.key: founded("measured", 0.01),
+        KNOWN.key: founded("published", 0.03),
+        BETWEEN.key: founded("across sizes", 0.10),
+        NORM.key: founded("estimate", None),
+        ADMISSION.key: founded("estimate", None),
+    }
+    step = step_of({TIMED: 1e-3, KNOWN: 2e-3, BETWEEN: 3e-3, NORM: 4e-3})
+    shares = shares_of(model, step, foundations)
+    assert dict(shares.by_kind) == pytest.approx(
+        {"measured": 0.1, "published": 0.2, "across sizes": 0.3, "estimate": 0.4}
+    )
+    assert sum(shares.by_kind.values()) == pytest.approx(1)
+    assert shares.error == pytest.approx((1 * 0.01 + 2 * 0.03 + 3 * 0.10) / 6)
+
+
+def test_of_estimates_no_error_is_known() -> None:
+    shares = shares_of(served(uses(NORM)), step_of({NORM: 0.0}), {NORM.key: founded("estimate", None)})
+    assert shares.error is None
+    assert sum(shares.by_kind.values()) == 0
+
+
+def test_a_step_is_predicted_with_models_of_every_kind(db: LatencyDB) -> None:
+    measure(db, TIMED)
+    db.publish(table(linears(GRID)))
+    model = served(*map(uses, (TIMED, KNOWN, BETWEEN, NORM, STEP, ADMISSION)))
+    foundations = Grounds(db, DEVICE).of(model)
+    models = {key: each.model for key, each in foundations.items()}
+    assert {type(each) for each in models.values()} == {Regressor, PartsModel, Estimate}
+    step = predict_step(model, models, Batch.uniform(4, 1, 64))
+    shares = shares_of(model, step, foundations)
+    assert sum(shares.by_kind.values()) == pytest.approx(1)
+    assert min(shares.by_kind.values()) > 0
+    beyond = predict_step(served(uses(KNOWN)), models, Batch.uniform(1, 4096))
+    assert beyond.out_of_range == (f"{KNOWN.label}: num_tokens 4,096 is outside of the published 1 to 256",)
+
+
+def test_a_signature_without_what_only_the_device_decides() -> None:
+    cpu, gpu = attention(32, 8, 128), attention(32, 8, 128, backend="FLASH_ATTN")
+    tensors = tuple(
+        (role, dtype, ("((context_len + query_len + 15) // 16)",)) if role == "block_table" else (role, dtype, shape)
+        for role, dtype, shape in gpu.tensors
+    )
+    gpu = dataclasses.replace(
+        gpu, tensors=tensors, attributes=tuple((n, 16 if n == "block_size" else v) for n, v in gpu.attributes)
+    )
+    assert cpu != gpu
+    assert portable(cpu) == portable(gpu)
+    assert portable(cpu) != portable(attention(32, 8, 128, window=128))
+
+
+def test_what_stands_in_for_missing_regressors(db: LatencyDB) -> None:
+    own = dataclasses.replace(OWN, device="NVIDIA H200")
+    measure(db, TIMED)
+    model = served(*map(uses, (KNOWN, NORM)))
+    assert grounds_of(db, OWN) is None  # a device that we have no data sheet of
+    assert grounds_of(db, own) is None  # one of which nothing is known
+    assert latency_models(model, db, own) == {}
+    db.publish(table(linears(GRID), environment=dataclasses.replace(replayed(), device="NVIDIA H200")))
+    assert grounds_of(db, own) is not None
+    assert set(latency_models(model, db, own)) == {KNOWN.key}
+
+
+def test_limits_decide_the_error_that_is_expected(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    grounds = Grounds(db, DEVICE)
+    small, large = (
+        grounds.foundation(BETWEEN, Limits(max_num_tokens=most, max_num_seqs=1, max_model_len=most)).basis
+        for most in (16, 256)
+    )
+    assert small.error != large.error

@@ -1,0 +1,57 @@
+"""What stays in memory: parameters, and what requests keep."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint
+from tests.samples import served, uses
+from tests.traced import DEVICE, NORM, attention, linear
+
+
+def held(*operations: ModelOperation, num_reqs: int = 1, seq_len: int = 128) -> tuple[float, float]:
+    found = footprint(served(*operations), DEVICE, num_reqs=num_reqs, seq_len=seq_len)
+    return found.weights_bytes, found.cache_bytes
+
+
+def test_parameters_count_as_often_as_layers_have_them_and_activations_do_not() -> None:
+    assert held(uses(linear(100, 10)), uses(linear(7, 10, dtype="fp8_e4m3fn"), 3)) == (2 * 1000 + 3 * 70, 0)
+    ((_, dtype, (size,)),) = (tensor for tensor in NORM.tensors if tensor[0] == "weight")
+    assert held(uses(NORM, 2)) == (2 * dtype_bytes(dtype) * int(size), 0)
+
+
+def test_keys_and_values_count_for_every_token_of_every_request() -> None:
+    a_token = 2 * 2 * (2 * 64)  # keys and values of two bytes
+    assert held(uses(attention(8, 2, 64), 4), num_reqs=3, seq_len=256) == (0, 4 * 3 * 256 * a_token)
+    assert held(uses(attention(8, 2, 64)), seq_len=257) == (0, 257 * a_token)
+
+
+def test_a_window_keeps_no_more_than_it_sees() -> None:
+    assert held(uses(attention(8, 2, 64, window=128)), seq_len=4096) == held(uses(attention(8, 2, 64)), seq_len=128)
+    assert held(uses(attention(8, 2, 64, window=4096)), seq_len=128) == held(uses(attention(8, 2, 64)), seq_len=128)
+
+
+def test_a_state_counts_once_a_request_whatever_its_length() -> None:
+    tensors = (("x", "bf16", ("num_tokens", 8)), ("state0", "fp32", (4, 8)), ("in_proj.weight", "bf16", (8, 8)))
+    mixer = Signature(OperationKind.MIXER, "mamba_mixer2", tensors, (), "batch")
+    assert held(uses(mixer, 2), num_reqs=5, seq_len=1) == held(uses(mixer, 2), num_reqs=5, seq_len=999)
+    assert held(uses(mixer, 2), num_reqs=5) == (2 * 2 * 64, 2 * 5 * 4 * 32)
+
+
+def test_it_fits_up_to_what_the_engine_takes() -> None:
+    model = served(uses(linear(1000, 1000)))
+    just = dataclasses.replace(DEVICE, memory_bytes=2e6 / ENGINE_SHARE)
+    assert footprint(model, just, num_reqs=1, seq_len=1).fits
+    less = dataclasses.replace(just, memory_bytes=0.999 * just.memory_bytes)
+    assert not footprint(model, less, num_reqs=1, seq_len=1).fits
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("bf16", 2), ("fp32", 4), ("fp8_e4m3fn", 1), ("uint8", 1), ("int64", 8), ("bool", 1)]
+)
+def test_the_name_of_a_dtype_says_its_size(dtype: str, size: float) -> None:
+    assert dtype_bytes(dtype) == size
