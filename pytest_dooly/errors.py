@@ -11,6 +11,7 @@ One class per remedy::
      +- DatabaseError          name another latency DB
      +- MissingMeasurements    profile first, or import published latencies
      +- PublishedDataError     install the package of the tables again
+     +- DocumentError          run again what made the document
 
 At the edge (`plugin.py`, `cli.py`) a DoolyError becomes one message, never a traceback.
 """
@@ -18,6 +19,7 @@ At the edge (`plugin.py`, `cli.py`) a DoolyError becomes one message, never a tr
 __all__ = [
     "ConfigurationError",
     "DatabaseError",
+    "DocumentError",
     "DoolyError",
     "EngineError",
     "MissingExtraError",
@@ -64,6 +66,10 @@ class MissingMeasurements(DoolyError):  # noqa: N818 - reads as the state that i
 
 class PublishedDataError(DoolyError):
     """A package of published latencies that is missing, damaged or of another schema."""
+
+
+class DocumentError(DoolyError, ValueError):
+    """A kept JSON document that is damaged or of another version."""
 
 
 class OutOfRangeWarning(UserWarning):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pytest_dooly.core.document import Document
 
 __all__ = ["InSitu", "InSituRow", "InSituStep"]
 
@@ -71,7 +70,7 @@ class InSituStep:
 
 
 @dataclass(frozen=True)
-class InSitu:
+class InSitu(Document):
     """Operations of a model at several batches, alone and within a step.
 
     Attributes:
@@ -88,15 +87,6 @@ class InSitu:
             InSituStep(batch, tuple(sorted((row for row in self.rows if row.batch == batch), key=_cost, reverse=True)))
             for batch in batches
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> InSitu:
-        """The inverse of `to_json`."""
-        return cls(tuple(InSituRow(**row) for row in document["rows"]))
 
 
 def _cost(row: InSituRow) -> float:

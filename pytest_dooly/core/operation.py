@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import sympy
 
+from pytest_dooly.core.document import Document
 from pytest_dooly.errors import TraceError
 
 __all__ = [
@@ -135,7 +135,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(Document):
     """How much of a real forward pass falls inside recorded operations.
 
     Attributes:
@@ -150,15 +150,6 @@ class Coverage:
     def share(self) -> float:
         """Share of the operators inside, 1 for all."""
         return 1 - sum(times for _, times in self.outside) / self.ops
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
-        return {"ops": self.ops, "outside": [list(pair) for pair in self.outside]}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Coverage:
-        """The inverse of `to_json`."""
-        return cls(document["ops"], tuple((name, times) for name, times in document["outside"]))
 
 
 def evaluate(expression: sympy.Expr, values: Mapping[str, int]) -> sympy.Expr:

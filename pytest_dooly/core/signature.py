@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import Environment, content_hash
 from pytest_dooly.core.operation import Operation, OperationKind, TensorSpec, Trace, evaluate, is_request_dependent
 
@@ -56,7 +57,7 @@ _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
 
 
 @dataclass(frozen=True)
-class Signature:
+class Signature(Document):
     """Canonical identity of an operation.
 
     Attributes:
@@ -80,27 +81,6 @@ class Signature:
     @cached_property
     def _hash(self) -> int:
         return hash((self.kind, self.name, self.tensors, self.attributes, self.swept))
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
-        return {
-            "kind": self.kind.value,
-            "name": self.name,
-            "tensors": [[role, dtype, list(shape)] for role, dtype, shape in self.tensors],
-            "attributes": [list(pair) for pair in self.attributes],
-            "swept": self.swept,
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Signature:
-        """The inverse of `to_json`."""
-        return cls(
-            kind=OperationKind(document["kind"]),
-            name=document["name"],
-            tensors=tuple((role, dtype, tuple(shape)) for role, dtype, shape in document["tensors"]),
-            attributes=tuple((name, value) for name, value in document["attributes"]),
-            swept=document["swept"],
-        )
 
     @property
     def key(self) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pytest_dooly.core.document import Document
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.draw import Replacement
 
@@ -115,7 +114,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Document):
     """Workloads, predicted and measured.
 
     Attributes:
@@ -128,22 +127,6 @@ class Validation:
     rows: tuple[ValidationRow, ...]
     replaced: tuple[Replacement, ...] = ()
     drift: tuple[float, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Validation:
-        """The inverse of `to_json`; earlier versions wrote rows alone."""
-        return cls(
-            tuple(ValidationRow(**{**row, "workload": Workload(**row["workload"])}) for row in document["rows"]),
-            tuple(
-                Replacement(*(Workload(**pair[name]) for name in ("asked", "ran")))
-                for pair in document.get("replaced", ())
-            ),
-            tuple(document.get("drift", ())),
-        )
 
     @property
     def ttft(self) -> Accuracy:

@@ -7,14 +7,15 @@ no regressor can predict a negative latency or one that falls as work grows. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.document import Document
 from pytest_dooly.core.work import Features, Work, features_of
 from pytest_dooly.regress.ramps import ramps_of
 
@@ -34,7 +35,7 @@ class LatencyModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Regressor:
+class Regressor(Document):
     """A fitted latency model of one operation in one environment.
 
     Attributes:
@@ -88,21 +89,3 @@ class Regressor:
             f"{self.features[feature]} {values[point, feature]:,.0f} is outside of the measured "
             f"{low[feature]:,.0f} to {high[feature]:,.0f}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads back."""
-        return {name: _plain(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Regressor:
-        """The inverse of `to_json`."""
-        values = {name: _tuples(value) for name, value in document.items()}
-        return cls(**values)
-
-
-def _plain(value: object) -> object:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _tuples(value: object) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
