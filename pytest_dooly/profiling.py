@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
+from pytest_dooly.core.profiled import MachineNoise, Profiled
 from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.grounds import grounds_of, latency_models
@@ -85,7 +87,8 @@ class Profiling:
         self._progress = progress
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
-        self._timed = self._failed = self._unneeded = 0
+        self._timed: list[tuple[str, Measurement]] = []
+        self._failed = self._unneeded = 0
         environment = engine.environment(configurations[0])
         self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
@@ -151,7 +154,7 @@ class Profiling:
         if isinstance(outcome, Failure):
             self._failed += 1
             return outcome
-        self._timed += 1
+        self._timed.append((signature.key, outcome))
         if not held_out:
             self._refinement(signature).add(case.point, outcome)
         return None
@@ -164,14 +167,13 @@ class Profiling:
         workloads, paths = {}, []
         for model in self.plan.models:
             models = latency_models(model, self.db, environment, progress=self._progress)
-            report = model_report(
-                model, self.db, environment, regressors, models=models, plan=self.plan, spent_s=self._spent_s
-            )
+            self.db.save_finding("profiled", model.key, environment, self._profiled(model).to_json())
+            report = model_report(model, self.db, environment, regressors, models=models)
             workloads[model.name] = report.workloads
             paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
         return Summary(
             plan=self.plan,
-            timed=self._timed,
+            timed=len(self._timed),
             failed=self._failed,
             spent_s=self._spent_s,
             unneeded=len(self.plan.unneeded) + self._unneeded,
@@ -180,6 +182,7 @@ class Profiling:
             held_out=unseen_errors(regressors, self.db, environment),
             workloads=workloads,
             reports=paths,
+            machine=self._machine(),
         )
 
     def close(self) -> None:
@@ -198,12 +201,30 @@ class Profiling:
             self._reference = Reference(self._clocks.of_layers, self._clocks.device_name)
         with session.isolate(case.operation, case.point, self._clocks.of(signature)) as isolated:
             call = self._clocks.ready(signature, isolated)
-            self._reference.await_calm()
+            self._reference.await_calm(self._spent_s)
             warm_up(call)
             beside_s = self._reference.samples_s()
             samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)
             beside_s += self._reference.samples_s()
         return samples_s, self._reference.note(beside_s)
+
+    def _profiled(self, model: ServedModel) -> Profiled:
+        """What this run has done for one of its models."""
+        of_model = {operation.signature.key for operation in model.operations}
+        reused = [case for case in self.plan.reused if case.operation.signature.key in of_model]
+        return Profiled(
+            timed=Counter(key for key, _ in self._timed if key in of_model),
+            reused=Counter(case.operation.signature.key for case in reused),
+            spent_s=self._spent_s,
+            saved_s=sum(case.spent_s for case in reused),
+            machine=self._machine(),
+        )
+
+    def _machine(self) -> MachineNoise | None:
+        if self._reference is None:
+            return None
+        outcomes = [outcome for _, outcome in self._timed]
+        return MachineNoise.of(self._reference.levels_s, outcomes, waited_s=self._reference.waited_s)
 
     def _refinement(self, signature: Signature) -> Refinement:
         if signature.key not in self._refinements:

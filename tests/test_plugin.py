@@ -84,6 +84,7 @@ def test_the_main_job_times_once_and_then_reuses(pytester: pytest.Pytester) -> N
             "dooly: starting fake 1 with layers of model ...",
             f"12 operations, * points: {passed} timed in * s, 0 reused, {unneeded(first)} not needed",
             "12 regressors, held-out error: median *%, worst *%",
+            "machine's noise: the same operation differs by *% from case to case *",
             "model: prompt 24, output 8, 1 at once: TTFT *, TPOT *",
             "report: reports/model-fake-cpu/index.html",
         ]

@@ -1,7 +1,7 @@
 """Selective profiling where others have published latencies of the device; the rest is shown through the plugin."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from pytest_dooly.core.signature import Signature
 from pytest_dooly.engine.fake import FakeEngine
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.profiling import Profiling
+from pytest_dooly.report.findings import model_report
+from pytest_dooly.report.page import write_report
 from tests.models import LLAMA, write
 
 
@@ -135,6 +137,39 @@ def test_the_summary_predicts_with_what_stands_in(db: LatencyDB, model: ModelCon
     assert all(workload.ttft_s > 0 for workload in workloads)
     (page,) = summary.reports[0].parent.glob("*.md")
     assert "published latencies of gemm fp32" in page.read_text()
+
+
+def test_a_report_that_is_written_again_says_what_the_run_said(
+    db: LatencyDB, model: ModelConfiguration, tmp_path: Path
+) -> None:
+    def rounds(run: Callable[[], object], before: Callable[[], None], *_: object) -> list[float]:
+        before()
+        run()
+        return [1e-3, 1.1e-3, 1.2e-3]
+
+    with profiling(db, model, share=0) as run:
+        for case in run.plan.new[:7]:
+            assert run.time(case, rounds) is None
+        summary = run.summarise(tmp_path / "reports")
+    assert summary.timed == 7
+    assert summary.machine is not None
+    again = model_report(run.plan.models[0], db, run.plan.environment, summary.regressors)
+    assert sum(operation.new for operation in again.operations) == 7
+    assert (again.spent_s, again.machine) == (summary.spent_s, summary.machine)
+    written = write_report(again, tmp_path / "again")
+    before = summary.reports[0]
+    for text in (written.with_name("summary.md"), before.with_name("summary.md")):
+        assert "; 7 cases timed in " in text.read_text()
+        assert "from case to case" in text.read_text()
+    assert "from case to case" in written.read_text()
+
+    with profiling(db, model, share=0) as second:
+        nothing = second.summarise(tmp_path / "reports")
+    again = model_report(run.plan.models[0], db, run.plan.environment, summary.regressors)
+    assert sum(operation.reused for operation in again.operations) == 7
+    assert sum(operation.new for operation in again.operations) == nothing.timed == 0
+    assert again.saved_s == pytest.approx(sum(case.spent_s for case in second.plan.reused))
+    assert nothing.machine is again.machine is None
 
 
 def test_without_lightgbm_everything_is_timed_and_a_line_says_why(

@@ -1,8 +1,8 @@
-"""What a report shows of a model, as plain data."""
+"""What a report shows of a model, gathered from the latency DB as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.isolation import InSitu
 from pytest_dooly.core.measurement import Failure, Measurement
+from pytest_dooly.core.profiled import MachineNoise, Profiled
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.standard import standard_batches, standard_workloads
@@ -32,8 +33,8 @@ class OperationReport:
         points: what was measured.
         failures: what could not be.
         regressor: fitted to the points; None where they are too few.
-        reused: cases of this run that the latency DB had.
-        new: cases of this run that it had not, those that turned out not to be needed included.
+        reused: cases of the latest run that the latency DB had.
+        new: cases that it timed.
         predicted_from: published latencies that stand in for measurements; empty where none do.
     """
 
@@ -57,9 +58,10 @@ class ModelReport:
         steps: predicted steps, for the breakdown.
         workloads: predicted TTFT and TPOT.
         validation: of the predictions against the engine; None where it was not run.
-        spent_s: seconds that this run spent on timing.
-        saved_s: seconds that reused cases had taken.
+        spent_s: seconds that the latest run spent on timing.
+        saved_s: seconds that the cases it reused had taken.
         in_situ: operations alone beside the same within a real step; None where they were not compared.
+        machine: how noisy the machine was in the latest run; None where nothing was timed.
     """
 
     model: ServedModel
@@ -71,6 +73,7 @@ class ModelReport:
     spent_s: float
     saved_s: float
     in_situ: InSitu | None = None
+    machine: MachineNoise | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Summary:
         held_out: points that no regressor has seen and their mean absolute relative error, by signature key.
         workloads: predictions of the standard workloads by model name.
         reports: path of every report written.
+        machine: how noisy the machine was; None where nothing was timed.
     """
 
     plan: Plan
@@ -100,6 +104,7 @@ class Summary:
     held_out: Mapping[str, tuple[int, float]]
     workloads: Mapping[str, Sequence[WorkloadPrediction]]
     reports: Sequence[Path]
+    machine: MachineNoise | None = None
 
 
 def model_report(
@@ -109,8 +114,6 @@ def model_report(
     regressors: Mapping[str, Regressor],
     *,
     models: Mapping[str, LatencyModel] | None = None,
-    plan: Plan | None = None,
-    spent_s: float = 0.0,
 ) -> ModelReport:
     """Everything that a report shows of a model, as far as the latency DB has it.
 
@@ -120,42 +123,45 @@ def model_report(
         environment: what they are true for.
         regressors: by signature key.
         models: what predicts the operations, by signature key; the regressors where it is None.
-        plan: of the run that is reported; None where nothing was timed.
-        spent_s: seconds that the run spent on timing.
     """
-    outcomes = db.outcomes(environment)
     known = regressors if models is None else models
-    cases = [] if plan is None else [case for case in plan.cases if case.operation in model.operations]
-    operations = []
-    for operation in model.operations:
-        of = outcomes.get(operation.signature.key, {})
-        mine = [case for case in cases if case.operation.signature == operation.signature]
-        operations.append(
-            OperationReport(
-                operation=operation,
-                points=tuple((point, each) for point, each in of.items() if isinstance(each, Measurement)),
-                failures=tuple((point, each) for point, each in of.items() if isinstance(each, Failure)),
-                regressor=regressors.get(operation.signature.key),
-                reused=sum(case.reused for case in mine),
-                new=sum(not case.reused and case.use not in ("unneeded", "predicted") for case in mine),
-                predicted_from=_predicted_from(known.get(operation.signature.key)),
-            )
-        )
-    validation = db.load_finding("validation", model.key, environment)
-    in_situ = db.load_finding("in_situ", model.key, environment)
+    kept = {kind: db.load_finding(kind, model.key, environment) for kind in ("profiled", "validation", "in_situ")}
+    profiled = Profiled({}, {}, 0.0, 0.0) if kept["profiled"] is None else Profiled.from_json(kept["profiled"])
     predictable = all(operation.signature.key in known for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
         model=model,
         environment=environment,
-        operations=tuple(operations),
+        operations=tuple(_operations(model, db.outcomes(environment), regressors, known, profiled)),
         steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
         workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
-        validation=None if validation is None else Validation.from_json(validation),
-        spent_s=spent_s,
-        saved_s=sum(case.spent_s for case in cases if case.reused),
-        in_situ=None if in_situ is None else InSitu.from_json(in_situ),
+        validation=None if kept["validation"] is None else Validation.from_json(kept["validation"]),
+        spent_s=profiled.spent_s,
+        saved_s=profiled.saved_s,
+        in_situ=None if kept["in_situ"] is None else InSitu.from_json(kept["in_situ"]),
+        machine=profiled.machine,
     )
+
+
+def _operations(
+    model: ServedModel,
+    outcomes: Mapping[str, Mapping[SweepPoint, Measurement | Failure]],
+    regressors: Mapping[str, Regressor],
+    known: Mapping[str, LatencyModel],
+    profiled: Profiled,
+) -> Iterator[OperationReport]:
+    for operation in model.operations:
+        key = operation.signature.key
+        of = outcomes.get(key, {})
+        yield OperationReport(
+            operation=operation,
+            points=tuple((point, each) for point, each in of.items() if isinstance(each, Measurement)),
+            failures=tuple((point, each) for point, each in of.items() if isinstance(each, Failure)),
+            regressor=regressors.get(key),
+            reused=profiled.reused.get(key, 0),
+            new=profiled.timed.get(key, 0),
+            predicted_from=_predicted_from(known.get(key)),
+        )
 
 
 def _predicted_from(model: LatencyModel | None) -> str:

@@ -20,6 +20,7 @@ from pytest_dooly.report.text import (
     IN_SITU_COLUMNS,
     details,
     format_latency,
+    format_machine,
     in_situ_cells,
     in_situ_total,
     percent,
@@ -73,6 +74,7 @@ def _page(report: ModelReport) -> str:
     templates.filters.update(latency=format_latency, percent=percent, signed=signed, tensors=tensors, details=details)
     return templates.get_template("page.html.jinja").render(
         report=report,
+        machine="" if report.machine is None else format_machine(report.machine),
         held_out=_held_out(report),
         runners_up={row.operation.signature.key: _runner_up(row.regressor) for row in report.operations},
         verdicts=[] if report.validation is None else [*verdicts(report.validation), *remarks(report.validation)],
@@ -97,6 +99,7 @@ def _summary(report: ModelReport) -> str:
         f"# {_markdown(report.model.name)} on {_markdown(report.environment.device)}",
         _markdown(str(report.environment)),
         _counts(report),
+        *([] if report.machine is None else [_markdown(format_machine(report.machine))]),
     ]
     if report.workloads:
         rows = [

@@ -13,7 +13,7 @@ from pytest_dooly.core.published_latency import PublishedTable
 from pytest_dooly.latency_db.merge import Merged, Outcome
 from pytest_dooly.prediction.workload import WorkloadPrediction
 from pytest_dooly.report.findings import Summary
-from pytest_dooly.report.text import format_latency
+from pytest_dooly.report.text import format_latency, format_machine
 from pytest_dooly.sweep.plan import Case, Plan
 
 __all__ = [
@@ -144,6 +144,8 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
         lines.append(f"{len(summary.regressors)} regressors")
         if errors:
             lines[-1] += f", held-out error: median {statistics.median(errors):.1%}, worst {max(errors):.1%}"
+    if summary.machine is not None:
+        lines.append(format_machine(summary.machine))
     if verbosity >= 0:
         lines += [f"  {line}" for line in _regressor_lines(summary)]
     lines += summary.lacking

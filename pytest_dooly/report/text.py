@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.isolation import InSitu, InSituRow, InSituStep
 from pytest_dooly.core.operation import Coverage
+from pytest_dooly.core.profiled import MachineNoise
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.step import StepPrediction
@@ -30,6 +31,7 @@ __all__ = [
     "format_diff",
     "format_in_situ",
     "format_latency",
+    "format_machine",
     "format_operations",
     "format_step",
     "format_validation",
@@ -127,6 +129,16 @@ def format_validation(validation: Validation) -> str:
     for line in (*verdicts(validation), *remarks(validation)):
         lines += _wrap(line, "", "  ")
     return "\n".join(lines)
+
+
+def format_machine(machine: MachineNoise) -> str:
+    """How noisy the machine was while cases were timed, and what that does to their intervals; one line."""
+    waited = f"; cases waited {machine.waited_s:.1f} s for calm" if machine.waited_s else ""
+    return (
+        f"machine's noise: the same operation differs by {machine.spread:.1%} from case to case (standard deviation), "
+        f"so that a median that its rounds know to ±{machine.precision:.1%} is known to "
+        f"±{machine.reproducibility:.1%} at another time{waited}"
+    )
 
 
 def format_in_situ(in_situ: InSitu) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping
 
@@ -85,7 +84,7 @@ class Refinement:
         known = list(errors)
         distances = np.abs(_coordinates(known) - _coordinates([point])).max(axis=1)
         nearest = [known[i] for i in np.argsort(distances)[:_NEIGHBOURS]]
-        return any(errors[each] > max(self.target, self.noise, _noise(self._outcomes[each])) for each in nearest)
+        return any(errors[each] > max(self.target, self.noise, self._outcomes[each].precision) for each in nearest)
 
     def _held_out(self) -> dict[SweepPoint, float] | None:
         if len(self._outcomes) < _FEWEST:
@@ -98,12 +97,6 @@ class Refinement:
 def grid_key(points: Iterable[SweepPoint]) -> str:
     """Identifies the points among which those to be timed are chosen."""
     return content_hash(sorted(map(str, points)))
-
-
-def _noise(outcome: Measurement) -> float:
-    """Half the width of a 95 % interval of the median, relative to it, if rounds were normal (1.25 sigma / sqrt n)."""
-    sigma_s = outcome.iqr_s / 1.349
-    return 1.96 * 1.253 * sigma_s / math.sqrt(outcome.rounds) / outcome.median_s
 
 
 def _coordinates(points: Iterable[SweepPoint]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +26,15 @@ _FEWEST = 7
 _CASE_S = 1.5
 """Seconds after which a case ends once it has the fewest rounds."""
 
-_USUAL, _SLOW = 5, 1.2
-"""Cases after which it is known how fast the machine usually is, and how many times as long is slow."""
+_USUAL, _RECENT, _SLOW = 5, 15, 1.2
+"""Cases after which it is known how fast the machine usually is, cases that say how fast it is of late, and how many
+times as long is slow: what lasts for longer than these cases is no spell, and not waited for."""
 
 _LONGEST_WAIT_S, _PAUSE_S = 3.0, 0.1
 """Seconds that a case waits for a machine that is slowed down, at most and between two looks."""
+
+_WAITED_SHARE = 0.1
+"""Of the time that a run has spent timing, that all its waiting together may take."""
 
 _WARM_UP, _WARM_UP_S = 3, 0.5
 """Rounds of a warm-up, and seconds after which it ends."""
@@ -62,6 +67,7 @@ class Reference:
 
     Attributes:
         levels_s: its median beside every case so far, in seconds.
+        waited_s: seconds that cases have waited for calm, all together.
     """
 
     def __init__(self, clock: Clock, device: str) -> None:
@@ -72,6 +78,7 @@ class Reference:
             device: of torch.
         """
         self.levels_s: list[float] = []
+        self.waited_s = 0.0
         self._clock = clock
         self._left = torch.ones(64, 512, device=device)
         self._right = torch.ones(512, 512, device=device)
@@ -85,16 +92,23 @@ class Reference:
             samples.append(self._clock.now() - start)
         return samples[1:]
 
-    def await_calm(self) -> None:
-        """Waits while something else slows the machine down, until it is as fast as usual or a limit is reached.
+    def await_calm(self, spent_s: float = math.inf) -> None:
+        """Waits while something else slows the machine down, until it is as fast as of late or a limit is reached.
 
-        Such a spell lasts for a second or so, as long as a case, which would show none of it in its spread.
+        Such a spell lasts for a second or so, as long as a case, which would show none of it in its spread. What is
+        permanent is no spell: the level is that of the last cases, and all waiting together has a budget.
+
+        Args:
+            spent_s: seconds that the run has spent so far, waiting included.
         """
+        if len(self.levels_s) < _USUAL:
+            return
+        left_s = min(_LONGEST_WAIT_S, _WAITED_SHARE * (spent_s - self.waited_s) - self.waited_s)
+        usual_s = statistics.median(self.levels_s[-_RECENT:])
         start_s = time.perf_counter()
-        while len(self.levels_s) >= _USUAL and time.perf_counter() - start_s < _LONGEST_WAIT_S:
-            if statistics.median(self.samples_s()) <= _SLOW * statistics.median(self.levels_s):
-                return
+        while time.perf_counter() - start_s < left_s and statistics.median(self.samples_s()) > _SLOW * usual_s:
             time.sleep(_PAUSE_S)
+        self.waited_s += time.perf_counter() - start_s
 
     def note(self, samples_s: Sequence[float]) -> float:
         """Keeps the level beside a case; returns its noise, the spread of the samples or what sets them off the usual.

@@ -15,13 +15,14 @@ from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.isolation import InSitu
 from pytest_dooly.core.measurement import Failure
 from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.profiled import MachineNoise
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.draw import Replacement
 from pytest_dooly.prediction.step import OperationLatency, StepPrediction
 from pytest_dooly.prediction.validation import Validation
 from pytest_dooly.report.findings import ModelReport
 from pytest_dooly.report.page import ReportError, write_report
-from pytest_dooly.report.text import format_in_situ, format_operations, format_step, format_validation
+from pytest_dooly.report.text import format_in_situ, format_machine, format_operations, format_step, format_validation
 from tests.core.test_isolation import IN_SITU
 from tests.report.test_plots import LINEAR, ROW, TOKENS, report, row, signature
 
@@ -29,6 +30,13 @@ from tests.report.test_plots import LINEAR, ROW, TOKENS, report, row, signature
 @pytest.fixture(scope="module")
 def full() -> ModelReport:
     return report(row(LINEAR, TOKENS))
+
+
+def test_the_machine_s_noise_widens_the_intervals() -> None:
+    text = format_machine(MachineNoise(spread=0.05, precision=0.02, waited_s=1.25))
+    assert "differs by 5.0% from case to case" in text
+    assert "know to ±2.0% is known to ±10.0% at another time; cases waited 1.2 s" in text
+    assert "waited" not in format_machine(MachineNoise(0.05, 0.02, 0.0))
 
 
 def test_a_fit_without_a_held_out_error_says_so(full: ModelReport, tmp_path: Path) -> None:

@@ -116,6 +116,37 @@ def test_it_does_not_wait_for_ever(time: Time) -> None:
     assert 3.0 <= time.now_s - start_s < 3.2
 
 
+def test_all_waiting_together_takes_a_tenth_of_the_time_spent_timing(time: Time) -> None:
+    """A machine that is slowed down at every case, each of which takes a second."""
+    reference, begin_s = Slowed([2.0]), time.now_s
+    reference.levels_s = [1.0] * 5
+    for _ in range(100):
+        reference.await_calm(time.now_s - begin_s)
+        time.now_s += 1.0
+    assert 9.0 <= reference.waited_s <= 10.5
+    assert time.now_s - begin_s == pytest.approx(100.0 + reference.waited_s)
+
+
+def test_no_time_is_spent_on_waiting_before_any_on_timing(time: Time) -> None:
+    reference = Slowed([2.0])
+    reference.levels_s = [1.0] * 5
+    reference.await_calm(0.0)
+    assert (reference.looks, reference.waited_s) == (0, 0.0)
+
+
+def test_what_is_permanent_is_no_spell(time: Time) -> None:
+    """From the fiftieth case on everything takes twice as long: half of the cases that are looked back on know it."""
+    reference, begin_s, waits_s = Slowed([2.0]), time.now_s, []
+    reference.levels_s = [1.0] * 50
+    for _ in range(30):
+        before_s = reference.waited_s
+        reference.await_calm(time.now_s - begin_s + 1000.0)
+        waits_s.append(reference.waited_s - before_s)
+        reference.note([2.0])
+    assert all(wait_s >= 3.0 for wait_s in waits_s[:8])
+    assert waits_s[8:] == [0.0] * 22
+
+
 def test_noise_is_what_sets_a_case_off_the_others() -> None:
     reference = Slowed([1.0])
     assert [reference.note([level] * 3) for level in (1.0, 1.0, 1.0, 1.5)] == [0.0, 0.0, 0.0, 0.5]

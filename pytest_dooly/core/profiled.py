@@ -1,0 +1,70 @@
+"""What a profiling run has done, kept beside what it measured: cases, time, and how noisy the machine was."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_dooly.core.document import Document
+from pytest_dooly.core.measurement import Measurement, relative_spread
+
+__all__ = ["MachineNoise", "Profiled"]
+
+_WIDTH = 1.96
+"""Standard deviations of a normal distribution on either side that hold 95 % of it."""
+
+
+@dataclass(frozen=True)
+class MachineNoise:
+    """How noisy a machine was while it timed cases, and what that does to their intervals.
+
+    Attributes:
+        spread: relative standard deviation of a reference operation from case to case, 0.05 for 5 %.
+        precision: half the width of the median's 95 % interval as a case's own rounds have it, relative to the median;
+            of the cases the median.
+        waited_s: seconds spent on waiting for a calmer moment.
+    """
+
+    spread: float
+    precision: float
+    waited_s: float
+
+    @classmethod
+    def of(cls, levels_s: Sequence[float], outcomes: Sequence[Measurement], *, waited_s: float) -> MachineNoise | None:
+        """The noise of a run; None for fewer than two cases.
+
+        Args:
+            levels_s: of the reference beside each case, in seconds.
+            outcomes: of the cases.
+            waited_s: as in the attribute.
+        """
+        if len(levels_s) < 2 or not outcomes:
+            return None
+        precision = statistics.median(outcome.precision for outcome in outcomes)
+        return cls(relative_spread(levels_s), precision, waited_s)
+
+    @property
+    def reproducibility(self) -> float:
+        """Half the width of a 95 % interval for the same case at another time: both add up as independent errors do."""
+        return math.hypot(self.precision, _WIDTH * self.spread)
+
+
+@dataclass(frozen=True)
+class Profiled(Document):
+    """What a run has done for one model.
+
+    Attributes:
+        timed: number of cases measured, by signature key.
+        reused: number of cases whose measurement was in the latency DB, by signature key.
+        spent_s: seconds that the run spent on timing, its other models included.
+        saved_s: seconds that the reused cases had taken.
+        machine: how noisy it was; None where nothing was timed.
+    """
+
+    timed: Mapping[str, int]
+    reused: Mapping[str, int]
+    spent_s: float
+    saved_s: float
+    machine: MachineNoise | None = None
