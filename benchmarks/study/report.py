@@ -144,9 +144,7 @@ def _summary(study: Study) -> Iterator[str]:
     yield ""
     yield "![GPU-hours of each strategy](savings.png)"
     yield ""
-    yield "![GPU-hours as models are added](hours.png)"
-    yield ""
-    yield "![Operations that models share](sharing.png)"
+    yield "Beside this page: `hours.png`, GPU-hours as models are added; `sharing.png`, operations that models share."
     yield ""
 
 
@@ -260,7 +258,7 @@ def _paper(study: Study) -> Iterator[str]:
         f"The paper reports {PAPER_SHARE:.1%} saved over {PAPER_MODELS} models by timing equal operations once. Here "
         f"exact sharing saves {'; '.join(said)}. The two do not compare one to one. The paper's models are others, and "
         "how many of them have a head configuration and a hidden size in common decides the figure. Its code times a "
-        "fixed grid, 1,657 points of attention for 1,024 tokens and 32 requests (`reports/economy`), ours at most "
+        "fixed grid, 1,657 points of attention for 1,024 tokens and 32 requests (`make economy`), ours at most "
         f"{most:,} for the limits here, so that attention has another weight beside the rest. And it measured, where "
         "latencies here are stand-ins and set-up times assumed. What may be read from this is the order of the rows "
         "above, and how far they lie apart."
