@@ -20,6 +20,10 @@ def linear(n: int, k: int, method: str = "unquantized", dtype: str = "bf16", inp
     return Signature(OperationKind.LINEAR, "linear", tensors, (("method", method),), "num_tokens")
 
 
+TIMED, KNOWN, BETWEEN = linear(1024, 1024), linear(2048, 1024), linear(3072, 1536)
+"""By us; by others; by nobody, between sizes that others have."""
+
+
 def attention(heads: int, kv_heads: int, size: int, *, window: int = 0, backend: str = "CPU_ATTN") -> Signature:
     attributes: dict[str, str | int] = {
         "backend": backend,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +14,26 @@ import pytest
 from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.environment import EAGER, Environment
 from pytest_dooly.core.signature import Signature, portable
-from pytest_dooly.core.work import Work
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.shares import shares_of
-from pytest_dooly.prediction.step import OperationLatency, StepPrediction, predict_step
-from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
-from pytest_dooly.published.basis import Basis, BasisKind, Foundation
+from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.published.across import FEWEST_ROWS
+from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import Family, Part, parts_of
+from pytest_dooly.published.family import Family
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.grounds import Grounds, grounds_of, latency_models
 from pytest_dooly.published.parts import PartsModel
 from pytest_dooly.regress.regressor import Regressor
 from tests.samples import ADMISSION, LIMITS, STEP, measured, served, uses
 from tests.traced import (
+    BETWEEN,
     DEEPSEEK_MOE,
     DEVICE,
     GRID,
+    KNOWN,
     NORM,
+    TIMED,
     attention,
     linear,
     linears,
@@ -44,7 +45,6 @@ from tests.traced import (
 Array = npt.NDArray[np.float64]
 
 OWN = Environment(DEVICE.product, 1, "550", "vllm", "0.26.0", "2.13.0", "cuda_event", "in_pass", "cuda_graph")
-TIMED, KNOWN, BETWEEN = linear(1024, 1024), linear(2048, 1024), linear(3072, 1536)
 
 
 @pytest.fixture
@@ -235,99 +235,6 @@ def test_a_mixture_needs_latencies_of_all_its_parts_and_counts_each_once(db: Lat
     )
 
 
-class Constant:
-    """A learner that always says the same."""
-
-    def __init__(self, latency_s: float, error: float) -> None:
-        self.latency_s, self.error = latency_s, error
-
-    def predict(self, matrix: Array, roofline_s: Array) -> tuple[Array, Array]:
-        return np.full(len(matrix), self.latency_s), np.full(len(matrix), self.error)
-
-
-def regressor(family: Family, latency_s: float, error: float = 0.1, **ranges: tuple[float, float]) -> FamilyRegressor:
-    return FamilyRegressor(family, DEVICE, cast("AcrossSizes", Constant(latency_s, error)), ranges, {}, ())
-
-
-def parts(first_s: float, second_s: float, *, sign: int = 1) -> PartsModel:
-    (part,) = parts_of(KNOWN)
-    other = dataclasses.replace(part, sign=sign)
-    first, second = (regressor(part.family, latency_s) for latency_s in (first_s, second_s))
-    return PartsModel(((part, first), (other, second)), Estimate(KNOWN, DEVICE))
-
-
-def test_parts_add_up_and_their_errors_are_independent() -> None:
-    latencies_s, errors = parts(3e-9, 4e-9).predict([SweepPoint(num_tokens=n) for n in (1, 2)])
-    assert latencies_s.tolist() == pytest.approx([7e-9, 7e-9])  # less than half the estimate, but nothing is taken off
-    assert errors.tolist() == pytest.approx([0.1 * 5 / 7] * 2)
-
-
-def test_where_a_part_is_taken_off_half_the_estimate_is_left() -> None:
-    points = [SweepPoint(num_tokens=1)]
-    assert parts(5e-3, 2e-3, sign=-1).predict_s(points)[0] == pytest.approx(3e-3)
-    none_left = parts(2e-3, 5e-3, sign=-1)
-    half_s = none_left.estimate.predict_s(points)[0] / 2
-    latency_s, error = none_left.predict(points)
-    assert latency_s[0] == pytest.approx(half_s)
-    assert error[0] == pytest.approx(0.1 * 1e-3 * np.hypot(2, 5) / half_s)
-
-
-def test_a_part_that_a_step_does_not_run_costs_nothing() -> None:
-    prefill, decode = parts_of(attention(32, 8, 128))
-    model = PartsModel(
-        ((prefill, regressor(prefill.family, 3e-3)), (decode, regressor(decode.family, 5e-4))), Estimate(KNOWN, DEVICE)
-    )
-    work = Work.of([SweepPoint(batch=Batch.parse(text)) for text in ("8", "1+8", "8,1+8")])
-    assert model.predict_s(work).tolist() == pytest.approx([3e-3, 5e-4, 3.5e-3])
-    assert model.predict_s([SweepPoint(batch=Batch.parse("8"))])[0] == pytest.approx(3e-3)
-
-
-@pytest.mark.parametrize(
-    ("point", "line"),
-    [
-        ("T8", None),
-        ("T2", "num_tokens 2 is outside of the published 4 to 32"),
-        ("T1000", "num_tokens 1,000 is outside of the published 4 to 32"),
-    ],
-)
-def test_what_lies_outside_of_the_published_latencies_is_named(point: str, line: str | None) -> None:
-    (part,) = parts_of(KNOWN)
-    within = regressor(part.family, 1e-3, k=(512.0, 2048.0), n=(512.0, 8192.0), num_tokens=(4.0, 32.0))
-    model = PartsModel(((part, within),), Estimate(KNOWN, DEVICE))
-    assert model.out_of_range(SweepPoint.parse(point)) == line
-    assert model.out_of_range(Work.of([SweepPoint.parse(point)])) == line
-
-
-def test_the_column_that_lies_furthest_outside_is_named() -> None:
-    outside = regressor(Family("gemm", "bf16"), 1e-3, k=(512.0, 1000.0), n=(512.0, 1024.0), num_tokens=(1.0, 32.0))
-    columns = {"k": np.array([1024.0]), "n": np.array([2048.0]), "num_tokens": np.array([33.0])}
-    assert outside.out_of_range(columns) == "n 2,048 is outside of the published 512 to 1,024"
-    assert not outside.spans(parts_of(KNOWN)[0])
-
-
-def test_a_size_in_a_gap_is_not_between_sizes_that_say_much_of_it() -> None:
-    family = Family("gemm", "bf16")
-    known = regressor(family, 1e-3, k=(512.0, 2048.0), n=(512.0, 16_384.0), num_tokens=(1.0, 32.0))
-    known = dataclasses.replace(
-        known, rows={(("k", k), ("n", n)): 4 for k in (512, 1024, 2048) for n in (512, 1024, 16_384)}
-    )
-
-    def spans(n: int, k: int = 1024) -> bool:
-        return known.spans(Part(family, (("k", k), ("n", n))))
-
-    assert spans(1024)
-    assert spans(2048)
-    assert spans(8192, 700)
-    assert not spans(4096)  # two doublings from the next
-    assert not spans(256)
-
-
-def test_part_of_a_prompt_is_within_the_range_of_whole_ones() -> None:
-    family = regressor(Family("prefill", "auto"), 1e-3, batch_size=(1.0, 8.0), prompt_len=(16.0, 1024.0))
-    assert family.out_of_range({"batch_size": np.array([0.2]), "prompt_len": np.array([100.0])}) is None
-    assert family.out_of_range({"batch_size": np.array([9.0]), "prompt_len": np.array([100.0])}) is not None
-
-
 def test_a_fitted_regressor_comes_back_from_json(db: LatencyDB) -> None:
     db.publish(table(linears(GRID)))
     fitted = Grounds(db, DEVICE).regressor(Family("gemm", "bf16"))
@@ -336,39 +243,6 @@ def test_a_fitted_regressor_comes_back_from_json(db: LatencyDB) -> None:
     assert FamilyRegressor.from_json(document, family=fitted.family, device=DEVICE, sources=fitted.sources) == fitted
     assert fitted.ranges["num_tokens"] == (1, 256)
     assert set(fitted.rows.values()) == {6}
-
-
-def founded(kind: BasisKind, error: float | None) -> Foundation:
-    return Foundation(Estimate(NORM, DEVICE), Basis(kind, 1, (), error))
-
-
-def step_of(latencies_s: Mapping[Signature, float]) -> StepPrediction:
-    operations = tuple(OperationLatency(each.label, each.kind, 1, latency_s) for each, latency_s in latencies_s.items())
-    return StepPrediction(Batch.uniform(1, 1), operations)
-
-
-def test_shares_add_up_to_one_and_errors_count_by_latency() -> None:
-    model = served(*map(uses, (TIMED, KNOWN, BETWEEN, NORM, ADMISSION)))
-    foundations = {
-        TIMED.key: founded("measured", 0.01),
-        KNOWN.key: founded("published", 0.03),
-        BETWEEN.key: founded("across sizes", 0.10),
-        NORM.key: founded("estimate", None),
-        ADMISSION.key: founded("estimate", None),
-    }
-    step = step_of({TIMED: 1e-3, KNOWN: 2e-3, BETWEEN: 3e-3, NORM: 4e-3})
-    shares = shares_of(model, step, foundations)
-    assert dict(shares.by_kind) == pytest.approx(
-        {"measured": 0.1, "published": 0.2, "across sizes": 0.3, "estimate": 0.4}
-    )
-    assert sum(shares.by_kind.values()) == pytest.approx(1)
-    assert shares.error == pytest.approx((1 * 0.01 + 2 * 0.03 + 3 * 0.10) / 6)
-
-
-def test_of_estimates_no_error_is_known() -> None:
-    shares = shares_of(served(uses(NORM)), step_of({NORM: 0.0}), {NORM.key: founded("estimate", None)})
-    assert shares.error is None
-    assert sum(shares.by_kind.values()) == 0
 
 
 def test_a_step_is_predicted_with_models_of_every_kind(db: LatencyDB) -> None:

@@ -1,0 +1,106 @@
+"""`dooly predict`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly import cli
+from pytest_dooly.engine.fake import _FakeSession
+from tests.cli import SMALL
+
+
+@pytest.mark.parametrize("asked", [["predict", "--batch=1+8"], ["validate"], ["validate", "--prompt", "8"]])
+def test_predictions_need_measurements_first(
+    place: Path, capsys: pytest.CaptureFixture[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_FakeSession, "generate", lambda *_: pytest.fail("the engine ran in vain"))
+    assert cli.main([asked[0], "model", *asked[1:], *SMALL]) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "run pytest --dooly-model=model with the same options first" in streams.err
+
+
+def test_predict_a_step_and_a_workload(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=1+8,4", *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("step of 2 requests, 5 tokens: ")
+    assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--concurrency=2", *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("prompt 16, output 8, 2 at once: TTFT ")
+    assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--routing=zipf:1.2", "--json", *SMALL]) == 0
+    skewed = json.loads(capsys.readouterr().out)
+    assert cli.main(["predict", "model", "--prompt=16", "--output=8", "--json", *SMALL]) == 0
+    uniform = json.loads(capsys.readouterr().out)
+    assert uniform["tpot_s"] > 0
+    assert uniform == skewed  # a model without experts
+
+
+def test_a_request_out_of_range_is_answered_with_a_warning(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=4000", "--json", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["out_of_range"]
+    assert "OutOfRangeWarning: linear-64x96-fp32: size 4,000 is outside of the measured 1 to 16" in streams.err
+
+
+def test_predict_a_step_on_a_gpu_that_is_not_here(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--device=h200_sxm", "--batch=1+8,4", *SMALL]
+    assert cli.main(asked) == 0
+    streams = capsys.readouterr()
+    assert streams.out.startswith("step of 2 requests, 5 tokens: ")
+    (known,) = (line for line in streams.out.splitlines() if "linear-64x96-fp32" in line)
+    assert "published, 6 rows" in known
+    (between,) = (line for line in streams.out.splitlines() if "linear-96x64-fp32" in line)
+    assert "across sizes, 342 rows" in between
+    assert "tables 1, 342.parquet" in streams.out
+    assert "fitting gemm fp32 on NVIDIA H200 to 342 published latencies" in streams.err
+    assert "every figure is an estimate" not in streams.err
+    assert cli.main([*asked, "--json"]) == 0
+    streams = capsys.readouterr()
+    assert "fitting" not in streams.err  # known from before
+    document = json.loads(streams.out)
+    assert document["device"] == "h200_sxm"
+    assert sum(document["shares"]["by_kind"].values()) == pytest.approx(1)
+    assert document["shares"]["by_kind"]["published"] > 0 < document["shares"]["by_kind"]["across sizes"]
+    assert sum(o["latency_s"] for o in document["operations"]) == pytest.approx(document["latency_s"])
+    assert {o["basis"]["kind"] for o in document["operations"]} == {"published", "across sizes", "estimate"}
+
+
+def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--device=h200_sxm", "--prompt=16", "--output=8", *SMALL]
+    assert cli.main(asked) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("prompt 16, output 8, 1 at once: TTFT ")
+    assert re.match(r"a decode step rests on: [\d.]+% published, [\d.]+% across sizes, [\d.]+% estimate; ", second)
+    assert re.fullmatch(r"memory: 0\.0 GB of weights and 0\.0 GB of caches, of 130 GB that the engine takes", third)
+    assert cli.main([*asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["tp"], document["device"], document["workload"]["output_len"]) == (1, "h200_sxm", 8)
+    assert 0 < document["tpot_s"] < document["ttft_s"] < document["duration_s"]
+    assert document["expected_error"] > 0
+    assert document["memory"]["fits"]
+    assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=4000", *SMALL]) == 0
+    assert "OutOfRangeWarning: linear-64x96-fp32: num_tokens 4,000 is outside of the published 1 to 1,024" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "estimated"),
+    [
+        (["predict", "model", "--batch=1+8"], "rests on: 100.0% estimate"),
+        (["predict", "model", "--prompt=8", "--output=8"], "a decode step rests on: 100.0% estimate"),
+        (["compare", "model", "--prompt=8", "--output=8"], "0%      0%      100%"),
+        (["plan", "model"], "to time"),
+    ],
+    ids=["step", "workload", "compare", "plan"],
+)
+def test_a_gpu_of_which_nothing_is_known_is_estimated_and_warned_of(
+    published: Path, capsys: pytest.CaptureFixture[str], command: list[str], estimated: str
+) -> None:
+    assert cli.main([*command, "--device=a100_sxm", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert estimated in streams.out
+    warning = "nothing of NVIDIA A100-SXM4-80GB is in the latency DB: every figure is an estimate; run dooly import"
+    assert [warning in line for line in streams.err.splitlines()].count(True) == 1

@@ -1,0 +1,67 @@
+"""`dooly trace`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly import cli
+from pytest_dooly.engine.fake import FakeEngine
+from pytest_dooly.errors import EngineError
+from tests.cli import SMALL
+from tests.models import LLAMA, write
+
+
+def test_trace_prints_every_operation_with_its_origins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", "model", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "model (FakeForCausalLM)" in out
+    assert "weight fp32 [intermediate_size, hidden_size]" in out
+    assert "input fp32 [num_reqs, hidden_size]" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_trace_as_json_is_one_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", "model", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["limits"]["max_model_len"] == 32
+    up = next(o for o in document["operations"] if o["label"] == "linear-64x96-fp32")
+    assert up["multiplicity"] == 2
+    assert up["origins"][1] == {"tensor": "weight", "dtype": "fp32", "shape": ["intermediate_size", "hidden_size"]}
+
+
+def test_trace_says_what_share_of_a_real_forward_pass_it_covers(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["trace", "model", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert re.search(r"covers 100\.0% of \d+ operators of a real forward pass in small; outside: nothing", streams.out)
+    assert "running FakeForCausalLM in small" in streams.err
+    assert cli.main(["trace", "model", "--json", *SMALL]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["coverage"]["share"] == 1
+    assert "in small" not in streams.err  # known from before
+
+    def breaks(*_: object, **__: object) -> None:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr(FakeEngine, "open", breaks)
+    assert cli.main(["trace", "model", "--db=other.db", *SMALL]) == 0
+    assert "coverage not counted: no memory" in capsys.readouterr().out
+    assert cli.main(["trace", "model", "--db=other.db", "--no-coverage", *SMALL]) == 0
+    assert capsys.readouterr().out.endswith("coverage not counted\n")
+
+
+def test_trace_compares_two_models(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place / "other", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=256)
+    assert cli.main(["trace", "model", "--diff=other", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "differing (3)\n  embedding-64x128-fp32 -> embedding-64x256-fp32" in out
+    assert cli.main(["trace", "model", "--diff=other", "--json", *SMALL]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["models"] == ["model", "other"]
+    assert len(document["shared"]) == 9
+    assert 0 < document["share_saved"] < 1
