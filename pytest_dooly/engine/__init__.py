@@ -1,4 +1,4 @@
-"""Serving engines behind one protocol; the only room that imports them."""
+"""Serving engines behind one protocol, the only room that imports one. Imports `core`."""
 
 from __future__ import annotations
 

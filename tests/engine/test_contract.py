@@ -150,7 +150,7 @@ def test_generate_reports_every_request(session: Session) -> None:
 def batches_of(session: Any) -> Iterator[list[Batch]]:
     """What every step of a session works on, requests in the order in which they were admitted."""
     batches: list[Batch] = []
-    if not hasattr(session, "_scheduler"):  # the fake
+    if not hasattr(session, "_requests"):  # the fake
         step = session._step
 
         def run(batch: Batch) -> None:
@@ -160,7 +160,8 @@ def batches_of(session: Any) -> Iterator[list[Batch]]:
         with mock.patch.object(session, "_step", run):
             yield batches
         return
-    schedule_ = session._scheduler.schedule
+    scheduler = session._requests.scheduler
+    schedule_ = scheduler.schedule
 
     def schedule_one(*args: Any) -> Any:
         scheduled = schedule_(*args)
@@ -172,7 +173,7 @@ def batches_of(session: Any) -> Iterator[list[Batch]]:
             batches.append(Batch.of((query_len[each], computed[each]) for each in sorted(query_len, key=_admitted)))
         return scheduled
 
-    with mock.patch.object(session._scheduler, "schedule", schedule_one):
+    with mock.patch.object(scheduler, "schedule", schedule_one):
         yield batches
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import dis
 import inspect
-import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +12,7 @@ import torch
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
 
-__all__ = ["LayerCatalogue", "decoder_layers", "greedy_sampling", "layer_identity", "outermost_leaves"]
+__all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
 
 _KIND_OF_MODULE = (
     ("vllm.model_executor.layers.activation", OperationKind.ACTIVATION),
@@ -171,95 +168,6 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
         if isinstance(group, torch.nn.ModuleList) and path.rpartition(".")[2] == "layers"
         for name, layer in group.named_children()
     ]
-
-
-def layer_identity(path: str, layer: torch.nn.Module) -> Hashable:
-    """Everything that what a decoder layer does may depend on, but for its place among the others.
-
-    Args:
-        path: of the layer, whose last part is its index.
-        layer: a decoder layer.
-    """
-    return tuple((name, type(module), *_facts(path, module)) for name, module in layer.named_modules())
-
-
-def _facts(path: str, module: torch.nn.Module) -> Iterator[Hashable]:
-    for name, weight in module.named_parameters(recurse=False):
-        yield name, weight.dtype, tuple(map(str, weight.shape))
-    index = path.rpartition(".")[2]
-    # Modules of Hugging Face take their index to look into a cache of their own, which vLLM never hands them.
-    looks_up = type(module).__module__.startswith("transformers.")
-    for name, value in vars(module).items():
-        if name.startswith("_") or re.fullmatch(r"prefix|layer_name", name):
-            continue
-        if re.search(r"layer|idx|index", name) and str(value) == index:
-            yield name, () if looks_up else _asked_of(type(module), name, value)
-        else:
-            plain = isinstance(value, bool | int | float | str | list | tuple | dict | torch.dtype | None)
-            yield name, repr(value).replace(path, "*") if plain else type(value)
-
-
-_COMPARISONS = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-
-
-def _asked_of(cls: type, name: str, value: Any) -> Hashable:
-    """What the methods of a class can find out of an attribute: how it compares with constants, or all of it."""
-    answers: list[Hashable] = []
-    for method in _methods(cls):
-        steps = list(dis.get_instructions(method))
-        for step, constant, comparison in zip(steps, steps[1:], steps[2:], strict=False):
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == name:
-                if (constant.opname, comparison.opname) != ("LOAD_CONST", "COMPARE_OP"):
-                    return str(value)
-                answers.append(_COMPARISONS[comparison.argval](value, constant.argval))
-    return tuple(answers)
-
-
-def _methods(cls: type) -> Iterator[Callable[..., Any]]:
-    """The class's forward and the methods that it may call."""
-    found, names = set[str](), ["forward"]
-    while names:
-        name = names.pop()
-        method = inspect.unwrap(getattr(cls, name, None) or cls)
-        if name not in found and inspect.isfunction(method):
-            found.add(name)
-            names += [each for each in method.__code__.co_names if inspect.isfunction(getattr(cls, each, None))]
-            yield method
-
-
-def greedy_sampling(device: torch.device) -> Any:
-    """VLLM's sampling metadata of temperature 0 without penalties."""
-    from vllm.v1.sample.logits_processor import LogitsProcessors
-    from vllm.v1.sample.metadata import SamplingMetadata
-
-    none = torch.empty(0, device=device)
-    values: dict[str, Any] = {
-        "temperature": None,
-        "all_greedy": True,
-        "all_random": False,
-        "top_p": None,
-        "top_k": None,
-        "generators": {},
-        "max_num_logprobs": None,
-        "no_penalties": True,
-        "prompt_token_ids": None,
-        "frequency_penalties": none,
-        "presence_penalties": none,
-        "repetition_penalties": none,
-        "output_token_ids": [],
-        "allowed_token_ids_mask": None,
-        "bad_words_token_ids": {},
-        "logitsprocs": LogitsProcessors(),
-    }
-    known = {field.name for field in dataclasses.fields(SamplingMetadata)}
-    return SamplingMetadata(**{name: value for name, value in values.items() if name in known})
 
 
 def _experts(layer: Any) -> Layer:

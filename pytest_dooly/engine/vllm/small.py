@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["at_depth", "in_small"]
+__all__ = ["at_depth", "in_small", "written"]
 
 _DEPTH = 4
 """Layers that show every kind: alternating windows come in periods of up to four, dense layers first."""
@@ -59,3 +63,11 @@ def in_small(document: Mapping[str, Any]) -> dict[str, Any]:
         small["mamba_n_heads"] = 4
         small["mamba_d_ssm"] = 4 * document.get("mamba_d_head", _HEAD)
     return small
+
+
+@contextmanager
+def written(document: Mapping[str, Any]) -> Iterator[Path]:
+    """A directory that holds the config.json, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="dooly-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(document), encoding="utf-8")
+        yield Path(folder)

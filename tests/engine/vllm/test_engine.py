@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +16,8 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions, aliases, resolve
-from pytest_dooly.core.operation import LAUNCH, REQUEST_SYMBOLS, Operation, OperationKind, TensorSpec, Trace, evaluate
+from pytest_dooly.core.operation import REQUEST_SYMBOLS, Operation, OperationKind, TensorSpec, Trace, evaluate
 from pytest_dooly.core.signature import model_operations
-from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.errors import ConfigurationError, TraceError, UntestedEngineWarning
 from pytest_dooly.tracing.trace import cover, observe, trace
@@ -34,12 +31,6 @@ MODELS = (
     *("gemma2-9b", "phi4", "command-r7b", "gpt-oss-20b", "falcon-h1-7b"),
 )
 """One alias of every architecture that is shipped."""
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return load_engine("vllm")
-
 
 NO_TRACE, REAL = frozenset({"deepseek-v2-lite"}), frozenset({"deepseek-v2-lite", "falcon-h1-7b"})
 """What vLLM 0.26 cannot build on a CPU, and what it cannot run there: latent attention, state-space kernels."""
@@ -277,7 +268,7 @@ def test_an_architecture_that_cannot_be_traced_is_named(engine: Engine, monkeypa
 def test_an_untested_version_is_named(monkeypatch: pytest.MonkeyPatch, version: str, warned: bool) -> None:
     from pytest_dooly.engine.vllm import engine as vllm_engine
 
-    monkeypatch.setattr(vllm_engine, "_version", lambda: version)
+    monkeypatch.setattr(vllm_engine, "installed_version", lambda: version)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         vllm_engine.VllmEngine()
@@ -315,68 +306,3 @@ def test_graphs_are_refused_on_a_cpu(engine: Engine, tmp_path: Path) -> None:
     else:
         with pytest.raises(ConfigurationError, match="execution cuda_graph needs device cuda"):
             engine.environment(configuration)
-
-
-@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
-def test_a_step_on_a_gpu_has_launches_unless_it_replays_graphs(execution: str, tmp_path: Path) -> None:
-    """What is between layers costs a CPU a gap, a GPU launches that may hide, and a graph nothing."""
-    from pytest_dooly.engine.vllm.engine import _between_layers
-
-    on_gpu = configured(tmp_path, LLAMA, device="cuda", execution=execution)
-    assert _between_layers(on_gpu) == {"eager": LAUNCH, "cuda_graph": None}[execution]
-    assert _between_layers(configured(tmp_path, LLAMA)) == "layer_gap"
-
-
-@pytest.mark.parametrize(
-    ("longest_decode", "ordered"),
-    [(None, "64,1+9,32+16,2x1+30"), (1, "1+9,2x1+30,32+16,64"), (32, "1+9,32+16,2x1+30,64")],
-)
-def test_batches_are_ordered_as_the_attention_backend_wants_them(longest_decode: int | None, ordered: str) -> None:
-    from pytest_dooly.engine.vllm.session import VllmSession
-
-    session = SimpleNamespace(_runner=SimpleNamespace(reorder_batch_threshold=longest_decode))
-    batch = VllmSession._ordered(session, Batch.parse("64,1+9,32+16,2x1+30"))  # type: ignore[arg-type]
-    assert batch == Batch.parse(ordered)
-
-
-@pytest.mark.parametrize("backend", ["flash_attn", "triton_attn", "flashinfer"])
-def test_builders_of_attention_metadata_find_what_they_read(engine: Engine, backend: str) -> None:
-    """They run on a GPU only, so what they read is read off their source."""
-    from pytest_dooly.engine.vllm.session import _attention_metadata
-
-    built: list[Any] = []
-    builder = SimpleNamespace(build=lambda common_prefix_len, common_attn_metadata: built.append(common_attn_metadata))
-    group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16), get_metadata_builder=lambda: builder)
-    _attention_metadata(group, Batch.parse("2x1+30,40"), torch.device("cpu"))
-    package = importlib.util.find_spec("vllm.v1.attention.backends")
-    assert package is not None
-    assert package.submodule_search_locations
-    source = Path(package.submodule_search_locations[0], f"{backend}.py").read_text(encoding="utf-8")
-    read = set(re.findall(r"\bcommon_attn_metadata\.(\w+)", source))
-    # Of multimodal prompts, of reference windows and of contexts that ranks share: a builder copes without.
-    optional = {"mm_req_doc_ranges", "rswa_prefix_lens", "dcp_local_seq_lens"}
-    assert {"query_start_loc", "block_table_tensor", "slot_mapping"} <= read
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        assert [name for name in sorted(read - optional) if getattr(built[0], name) is None] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            "1 validation error\n  Value error, 32 heads by 3 [type=value_error, input_value=Args()]\n  more",
-            "32 heads by 3",
-        ),
-        (
-            "Class validation error for 'x':\n    ValueError: no multiple",
-            "Class validation error for 'x': ValueError: no multiple",
-        ),
-        ("plain\nand more", "plain"),
-        ("", "ValueError"),
-    ],
-)
-def test_a_refusal_is_the_line_that_says_why(text: str, reason: str) -> None:
-    from pytest_dooly.engine.vllm.engine import _reason
-
-    assert _reason(ValueError(text)) == reason

@@ -1,0 +1,48 @@
+"""The device that vLLM runs on: which one, its name, what its kernels can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.environment import EAGER
+from pytest_dooly.core.operation import LAUNCH
+
+__all__ = ["between_layers", "cpu_name", "cuda_driver", "device_of", "runs_here"]
+
+
+def device_of(configuration: ModelConfiguration) -> str:
+    """Where the configuration is served: the device asked for, else the best that is here."""
+    return configuration.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel says it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def cuda_driver() -> str:
+    """The version of the CUDA driver, of the runtime where torch does not say."""
+    return str(torch.cuda.driver_version()) if hasattr(torch.cuda, "driver_version") else str(torch.version.cuda)
+
+
+def runs_here(document: Mapping[str, Any]) -> bool:
+    """Whether this processor has the kernels of the weights' format; MXFP4 experts need AMX on a CPU."""
+    method = (document.get("quantization_config") or {}).get("quant_method")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return method != "mxfp4" or torch.cuda.is_available() or bool(amx())
+
+
+def between_layers(configuration: ModelConfiguration) -> str | None:
+    """The overhead of a decoder layer: a CPU's gaps add up, a GPU's launches hide behind its work, a graph has none."""
+    device = device_of(configuration)
+    if device == "cpu":
+        return "layer_gap"
+    return LAUNCH if configuration.options.execution_on(device) == EAGER else None

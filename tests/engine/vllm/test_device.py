@@ -1,0 +1,21 @@
+"""What a step costs between its layers, on each device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.core.configuration import ServingOptions, resolve
+from pytest_dooly.core.operation import LAUNCH
+from pytest_dooly.engine.vllm.device import between_layers
+from tests.models import LLAMA, write
+
+
+@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
+def test_a_step_on_a_gpu_has_launches_unless_it_replays_graphs(execution: str, tmp_path: Path) -> None:
+    """What is between layers costs a CPU a gap, a GPU launches that may hide, and a graph nothing."""
+    folder = str(write(tmp_path, LLAMA))
+    on_gpu = resolve(folder, ServingOptions(device="cuda", execution=execution))
+    assert between_layers(on_gpu) == {"eager": LAUNCH, "cuda_graph": None}[execution]
+    assert between_layers(resolve(folder, ServingOptions(device="cpu"))) == "layer_gap"
