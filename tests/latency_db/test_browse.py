@@ -28,7 +28,7 @@ from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingExtraE
 from pytest_dooly.latency_db.browse import HOST, browse, queries, served
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.merge import merge
-from tests.latency_db.test_db import contents
+from tests.latency_db.samples import contents
 from tests.samples import ATTENTION, ENVIRONMENT, LINEAR, SAMPLER, TOKENS, measured, published, uses
 from tests.samples import served as model
 

@@ -22,10 +22,11 @@ from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingExtraError
-from pytest_dooly.latency_db import db as latency_db
+from pytest_dooly.latency_db import rows as rows_of_latencies
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.export import COLUMNS, ExportError, export
-from tests.latency_db.test_db import contents
+from pytest_dooly.latency_db.tables import Tables
+from tests.latency_db.samples import contents
 from tests.samples import ATTENTION, ENVIRONMENT, LINEAR, PUBLISHED, TOKENS, measured, published
 
 NEWER = dataclasses.replace(ENVIRONMENT, engine_version="2")
@@ -52,7 +53,7 @@ def record(db: LatencyDB, *, order: int = 1) -> None:
 
 @pytest.fixture
 def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LatencyDB]:
-    monkeypatch.setattr(latency_db, "_now", lambda: "2025-01-01T00:00:00.000000+00:00")
+    monkeypatch.setattr(Tables, "_now", staticmethod(lambda: "2025-01-01T00:00:00.000000+00:00"))
     with LatencyDB.open(tmp_path / "db" / "latency.db") as opened:
         record(opened)
         yield opened
@@ -126,7 +127,7 @@ def test_parquet_of_several_row_groups_is_complete(
     db: LatencyDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_dooly.latency_db.export._BATCH_ROWS", 2)
-    monkeypatch.setattr(latency_db, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(rows_of_latencies, "_BATCH_ROWS", 3)
     path = export(db, tmp_path, file_format="parquet").path
     assert parquet.ParquetFile(path).num_row_groups == 4
     assert parquet.read_table(path).num_rows == 7

@@ -15,22 +15,7 @@ from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db import file as db_file
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.migrations import APPLICATION_ID, MIGRATIONS
-from tests.latency_db.test_db import (
-    ATTENTION,
-    CPU,
-    GPU,
-    MEASUREMENT,
-    POINT,
-    contents,
-    linear,
-    path,
-    recorded,
-    row,
-    sqlite,
-    table,
-)
-
-__all__ = ["path", "recorded"]
+from tests.latency_db.samples import ATTENTION, CPU, GPU, MEASUREMENT, POINT, contents, linear, row, sqlite, table
 
 
 def refusal(path: Path, *, create: bool = True) -> str:

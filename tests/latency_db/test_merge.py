@@ -29,12 +29,12 @@ from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.published_latency import PublishedTable
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.errors import ConfigurationError, DatabaseError
-from pytest_dooly.latency_db import db as latency_db
 from pytest_dooly.latency_db import file as db_file
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.merge import Merged, merge
 from pytest_dooly.latency_db.migrations import APPLICATION_ID, MIGRATIONS
-from tests.latency_db.test_db import contents
+from pytest_dooly.latency_db.tables import Tables
+from tests.latency_db.samples import contents
 from tests.latency_db.test_file import ordinary_user
 from tests.samples import (
     ATTENTION,
@@ -70,7 +70,9 @@ def new(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / name / f"{name}.db"
         with LatencyDB.open(path) as db:
             for second, recording in enumerate(recordings, start=at):
-                with mock.patch.object(latency_db, "_now", lambda second=second: f"2025-01-01T00:00:{second:02}"):
+                with mock.patch.object(
+                    Tables, "_now", staticmethod(lambda second=second: f"2025-01-01T00:00:{second:02}")
+                ):
                     recording(db)
         return path
 
@@ -142,9 +144,6 @@ def only(merged: Sequence[Merged]) -> Merged:
     return one
 
 
-# Outcomes
-
-
 Row = tuple[Measurement | Failure, int, bool]
 """Outcome, second of recording, and whether it is held out."""
 
@@ -159,7 +158,7 @@ recordings = st.dictionaries(cases, st.tuples(outcomes, st.integers(0, 2), st.bo
 def record_all(path: Path, recording: Mapping[tuple[Signature, Environment, SweepPoint], Row]) -> Path:
     with LatencyDB.open(path) as db:
         for (signature, environment, point), (outcome, second, held_out) in recording.items():
-            with mock.patch.object(latency_db, "_now", return_value=f"2025-01-01T00:00:0{second}"):
+            with mock.patch.object(Tables, "_now", return_value=f"2025-01-01T00:00:0{second}"):
                 db.record(signature, environment, point, outcome, spent_s=1.0, held_out=held_out)
     return path
 
@@ -360,9 +359,6 @@ def test_the_model_that_was_saved_last_stays_and_findings_of_both(new: Callable[
             assert db.load_finding("validation", short.key, ENVIRONMENT) == {"value": 2}
             assert db.load_finding("coverage", short.key, ENVIRONMENT) == {"value": 1}
     assert only(merge(into, [source])).changes == {}
-
-
-# Published latencies
 
 
 def publish(*files: PublishedTable) -> list[Recording]:
