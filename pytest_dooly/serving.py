@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.signature import ServedModel, model_operations, served_key
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def coverage_of(
     """
     known = db.load_finding("coverage", model.key, environment)
     if known is not None:
-        return Coverage.from_json(known)
+        with suppress(DocumentError):  # counted again
+            return Coverage.from_json(known)
     progress(f"running {model.architecture} in small, to count what the trace covers")
     from pytest_dooly.tracing.trace import cover
 

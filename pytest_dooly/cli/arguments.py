@@ -15,21 +15,34 @@ if TYPE_CHECKING:
 
 __all__ = ["parser", "serving_flags"]
 
+_Commands = Any
+"""What argparse makes of `add_subparsers`, a class that it keeps to itself."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; what was given stands in the attributes of the namespace."""
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_trace, _predict, _compare, _plan, _validate, _report, _import, _models, _export, _merge, _browse):
+        add(commands)
+    return top
+
+
+def _trace(commands: _Commands) -> None:
     trace = _command(commands, "trace", "the operations of a model, with the origin of every dimension")
     trace.add_argument("--diff", metavar="MODEL", help="which operations another model shares with this one")
     trace.add_argument("--no-coverage", action="store_true", help="do not run the architecture in small to count")
 
+
+def _predict(commands: _Commands) -> None:
     predict = _command(commands, "predict", "a step's latency, or TTFT and TPOT of a workload")
     asked = predict.add_mutually_exclusive_group(required=True)
     asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     _workload_options(predict)
 
+
+def _compare(commands: _Commands) -> None:
     compare = _command(
         commands, "compare", "a workload on several models, GPUs and tensor-parallel sizes", several=True
     )
@@ -37,12 +50,16 @@ def parser() -> argparse.ArgumentParser:
     _workload_options(compare)
     compare.add_argument("--png", metavar="FILE", help="a picture as well")
 
+
+def _plan(commands: _Commands) -> None:
     plan = _command(commands, "plan", "what profiling models on a GPU would take, before it is rented", several=True)
     plan.add_argument(
         "--target", type=_share, default=0.05, help="error up to which other sizes may predict one (0.05)"
     )
     plan.add_argument("--price", type=_positive_number, help="of one GPU for an hour, in any currency")
 
+
+def _validate(commands: _Commands) -> None:
     validate = _command(commands, "validate", "predictions against the real engine, over many workloads")
     validate.add_argument("--points", type=_positive, default=24, help="workloads to draw (24)")
     validate.add_argument(
@@ -61,10 +78,14 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
 
+
+def _report(commands: _Commands) -> None:
     report = _command(commands, "report", "the report of what the latency DB has of a model")
     report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     report.add_argument("--png", metavar="FILE", help="an overview picture as well")
 
+
+def _import(commands: _Commands) -> None:
     imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
     imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
     imported.add_argument(
@@ -74,25 +95,32 @@ def parser() -> argparse.ArgumentParser:
     imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
     _common(imported)
 
+
+def _models(commands: _Commands) -> None:
     models = commands.add_parser("models", help="the models that are shipped, and those in the latency DB")
     _common(models)
 
+
+def _export(commands: _Commands) -> None:
     export = commands.add_parser("export", help="every latency of the latency DB, as CSV or Parquet")
     export.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
     export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for latencies.csv (.)")
     export.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
     _common(export)
 
+
+def _merge(commands: _Commands) -> None:
     merge = commands.add_parser("merge", help="other latency DBs into one")
     merge.add_argument("into", metavar="INTO", help="latency DB to add to")
     merge.add_argument("sources", metavar="FROM", nargs="+", help="latency DB to add, which is only read")
     _json(merge)
 
+
+def _browse(commands: _Commands) -> None:
     browse = commands.add_parser("browse", help="the latency DB in a browser, with queries and charts")
     browse.add_argument("--port", type=_port, default=8001, help="to listen at, 0 for any that is free (8001)")
     browse.add_argument("--no-open", action="store_true", help="do not open a browser")
     _common(browse)
-    return top
 
 
 class _Distinct(argparse.Action):
