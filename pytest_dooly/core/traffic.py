@@ -1,0 +1,98 @@
+"""Traffic: requests with arrival times and lengths, and what their prompts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pytest_dooly.errors import ConfigurationError
+
+__all__ = ["Segment", "Traffic", "TrafficRequest"]
+
+Segment = tuple[int, int]
+"""Identity and length in tokens of a stretch of a prompt: prompts that begin with equal segments begin with equal
+tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRequest:
+    """One request.
+
+    Attributes:
+        arrival_s: seconds after the beginning; for one that follows another, seconds after the end of that one.
+        prompt_len: tokens of the prompt.
+        output_len: tokens generated.
+        segments: of the prompt, whose lengths add up to prompt_len; empty for a prompt that shares nothing with others.
+        output: identity of the generated tokens, where a later prompt contains them; None where none does.
+        priority: smaller is served first, where the scheduler heeds it.
+        follows: place of the request that this one waits for, as a later turn of its session; None for most.
+        stage: which part of the traffic it belongs to, as in a series of rates.
+    """
+
+    arrival_s: float
+    prompt_len: int
+    output_len: int
+    segments: tuple[Segment, ...] = ()
+    output: int | None = None
+    priority: int = 0
+    follows: int | None = None
+    stage: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Requests in the order of their arrival.
+
+    Attributes:
+        requests: those that follow another stand behind it; all others ascend in time.
+        concurrency: most of them that the client has under way at once, the others wait at the client (`vllm bench
+            serve --max-concurrency`); None for as many as arrive.
+    """
+
+    requests: Sequence[TrafficRequest]
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise ConfigurationError("traffic needs at least one request")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigurationError(f"concurrency must be at least 1, got {self.concurrency}")
+        before_s = 0.0
+        for place, request in enumerate(self.requests):
+            _check(place, request)
+            if request.follows is None:
+                if request.arrival_s < before_s:
+                    raise ConfigurationError(
+                        f"requests must be in the order of arrival: number {place} arrives at {request.arrival_s:g} s, "
+                        f"after one at {before_s:g} s"
+                    )
+                before_s = request.arrival_s
+
+    @property
+    def num_stages(self) -> int:
+        """Parts of the traffic."""
+        return 1 + max(request.stage for request in self.requests)
+
+    def longest(self) -> int:
+        """Most tokens of a request, prompt and output."""
+        return max(request.prompt_len + request.output_len for request in self.requests)
+
+    def capped(self, concurrency: int | None) -> Traffic:
+        """The same requests with at most so many under way at once."""
+        return replace(self, concurrency=concurrency)
+
+
+def _check(place: int, request: TrafficRequest) -> None:
+    if not 0 <= request.arrival_s < float("inf"):
+        raise ConfigurationError(
+            f"request {place} arrives at {request.arrival_s:g} s: name a time that is not negative"
+        )
+    if request.prompt_len < 1 or request.output_len < 1:
+        raise ConfigurationError(
+            f"request {place} has {request.prompt_len} tokens of prompt and {request.output_len} of output: "
+            "each needs at least 1"
+        )
+    if request.segments and sum(tokens for _, tokens in request.segments) != request.prompt_len:
+        raise ConfigurationError(f"request {place}: its segments do not add up to its {request.prompt_len} tokens")
+    if request.follows is not None and not 0 <= request.follows < place:
+        raise ConfigurationError(f"request {place} follows number {request.follows}, which does not stand before it")

@@ -1,0 +1,3 @@
+"""Traffic through a scheduler on a virtual clock: latencies of every request. Imports `prediction` and below."""
+
+__all__ = ()
