@@ -24,7 +24,7 @@ from pytest_dooly.prediction.step import (
 )
 from pytest_dooly.regress.regressor import LatencyModel
 
-__all__ = ["WorkloadPrediction", "predict_workload"]
+__all__ = ["WorkloadPrediction", "predict_steps", "predict_workload"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def predict_workload(
         MissingMeasurements: an operation has no regressor; names all of them.
     """
     runs = list(scheduled_runs(workload, model.limits))
-    latencies_s, out_of_range = _predict_steps(model, regressors, _steps(runs), routing)
+    latencies_s, out_of_range = predict_steps(model, regressors, _steps(runs), routing)
     admission_s = _admission_s(model, regressors, workload)
     admitted = [tuple(range(workload.concurrency)), *(run.arriving for run in runs[:-1])]
     bounds = np.cumsum([0, *(run.steps for run in runs)])
@@ -102,10 +102,20 @@ def _steps(runs: Sequence[Run]) -> Work:
     return Work.of_batches(np.concatenate(queries), np.concatenate(contexts), starts, counts=np.concatenate(counts))
 
 
-def _predict_steps(
+def predict_steps(
     model: ServedModel, regressors: Mapping[str, LatencyModel], steps: Work, routing: RoutingDistribution
 ) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
-    """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range."""
+    """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range.
+
+    Args:
+        model: what is served.
+        regressors: by signature key.
+        steps: the batches.
+        routing: how a mixture's router spreads tokens over experts.
+
+    Raises:
+        MissingMeasurements: an operation has no regressor; names all of them.
+    """
     operations = step_operations(model)
     check_regressors(model, operations, regressors)
     total, forward, launched = (np.zeros(len(steps)) for _ in range(3))

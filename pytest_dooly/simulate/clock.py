@@ -1,0 +1,248 @@
+"""A virtual clock: requests arrive, a scheduler makes steps of them, a device takes its time over each.
+
+How vLLM's engine goes on (`EngineCore.step_with_batch_queue`, 0.14 and later): with asynchronous scheduling the next
+step is made as soon as one begins, so that two are under way; a request that comes in meanwhile joins the one after,
+and what a step has generated is handed on while the next one runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.scheduling import Scheduled, Scheduler
+from pytest_dooly.core.traffic import Traffic
+
+__all__ = ["Server", "Simulated", "StepLatency", "StepRecord", "run"]
+
+Array = npt.NDArray[np.float64]
+
+
+class StepLatency(Protocol):
+    """Seconds of a step; see `StepTimes.latency_s`."""
+
+    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
+        """Seconds."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What lies between the client and the engine.
+
+    Attributes:
+        request_s: seconds from a request's sending to its arrival at the engine.
+        token_s: seconds from a step's end to the client's receipt of its tokens.
+        async_scheduling: whether two steps are under way at once.
+    """
+
+    request_s: float = 0.0
+    token_s: float = 0.0
+    async_scheduling: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step as it ran.
+
+    Attributes:
+        begin_s: when the device began it.
+        latency_s: how long it took.
+        num_tokens: of the step.
+        num_decodes: requests that got one more token.
+        num_running: requests admitted.
+        num_waiting: requests that waited.
+        used_blocks: KV blocks held.
+        preempted: requests thrown out.
+    """
+
+    begin_s: float
+    latency_s: float
+    num_tokens: int
+    num_decodes: int
+    num_running: int
+    num_waiting: int
+    used_blocks: int
+    preempted: int
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Every request of a traffic, by its place; times in seconds since the beginning.
+
+    Attributes:
+        traffic: what was asked.
+        sent_s: when the client sent it, shape (requests,).
+        first_s: when the client had the first token.
+        last_s: when it had the last token.
+        cached_tokens: of the prompt, found in the prefix cache.
+        preemptions: how often it was thrown out.
+        steps: as they ran.
+    """
+
+    traffic: Traffic
+    sent_s: Array
+    first_s: Array
+    last_s: Array
+    cached_tokens: npt.NDArray[np.int64]
+    preemptions: npt.NDArray[np.int64]
+    steps: Sequence[StepRecord]
+
+    @property
+    def ttft_s(self) -> Array:
+        """Time to first token of each request."""
+        return self.first_s - self.sent_s
+
+    @property
+    def latency_s(self) -> Array:
+        """End-to-end latency of each request."""
+        return self.last_s - self.sent_s
+
+    @property
+    def tpot_s(self) -> Array:
+        """Time per output token of each request; not a number where it generates one."""
+        tokens = np.array([request.output_len for request in self.traffic.requests], dtype=np.float64)
+        return np.where(tokens > 1, (self.last_s - self.first_s) / np.maximum(tokens - 1, 1), np.nan)
+
+
+def run(traffic: Traffic, scheduler: Scheduler, times: StepLatency, server: Server | None = None) -> Simulated:
+    """Serves all requests.
+
+    Args:
+        traffic: that arrives.
+        scheduler: idle.
+        times: of the steps.
+        server: around the engine; nothing is lost there where it is None.
+
+    Raises:
+        ConfigurationError: the scheduler refuses a request.
+    """
+    return _Run(traffic, scheduler, times, server or Server()).result()
+
+
+class _Run:
+    """One simulation under way."""
+
+    def __init__(self, traffic: Traffic, scheduler: Scheduler, times: StepLatency, server: Server) -> None:
+        self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
+        number = len(traffic.requests)
+        self._sent_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(3))
+        self._preemptions = np.zeros(number, dtype=np.int64)
+        self._steps: list[StepRecord] = []
+        self._turns: dict[int, list[int]] = {}
+        self._due: list[tuple[float, int]] = []  # at the client, by time
+        for place, request in enumerate(traffic.requests):
+            if request.follows is None:
+                self._due.append((request.arrival_s, place))
+            else:
+                self._turns.setdefault(request.follows, []).append(place)
+        heapq.heapify(self._due)
+        self._seats = traffic.concurrency
+        self._freed_s: deque[float] = deque()
+        self._arriving: deque[tuple[float, int]] = deque()  # on the way to the engine
+        self._unserved: set[int] = set()  # without a first token
+        self._under_way: deque[tuple[Scheduled, float]] = deque()
+        self._idle_from_s = 0.0
+
+    def result(self) -> Simulated:
+        now_s, most = 0.0, 2 if self._server.async_scheduling else 1
+        while True:
+            self._send(now_s)
+            self._receive(now_s)
+            if len(self._under_way) < most:
+                step = self._scheduler.schedule()
+                if step is not None:
+                    self._begin(step, now_s)
+                    continue
+            if self._under_way:
+                now_s = self._finish()
+            elif self._arriving:
+                now_s = max(now_s, self._arriving[0][0])
+            elif self._due:
+                now_s = max(now_s, self._next_s())
+            else:
+                break
+        cached = [self._scheduler.cached_tokens(place) for place in range(len(self._sent_s))]
+        return Simulated(
+            self._traffic,
+            self._sent_s,
+            self._first_s,
+            self._last_s,
+            np.array(cached, dtype=np.int64),
+            self._preemptions,
+            self._steps,
+        )
+
+    def _send(self, now_s: float) -> None:
+        """Sends what is due at the client, as far as it may have more under way."""
+        while self._due and self._due[0][0] <= now_s:
+            at_s, place = self._due[0]
+            if self._seats is not None:
+                if self._seats == 0 and not (self._freed_s and self._freed_s[0] <= now_s):
+                    return
+                if self._seats:
+                    self._seats -= 1
+                else:
+                    at_s = max(at_s, self._freed_s.popleft())
+            heapq.heappop(self._due)
+            self._sent_s[place] = at_s
+            self._arriving.append((at_s + self._server.request_s, place))
+
+    def _next_s(self) -> float:
+        """When the client sends again, with nothing under way."""
+        at_s = self._due[0][0]
+        return at_s if self._seats or self._seats is None else max(at_s, self._freed_s[0])
+
+    def _receive(self, now_s: float) -> None:
+        while self._arriving and self._arriving[0][0] <= now_s:
+            _, place = self._arriving.popleft()
+            self._scheduler.add(place, self._traffic.requests[place])
+            self._unserved.add(place)
+
+    def _begin(self, step: Scheduled, now_s: float) -> None:
+        begin_s = max(now_s, self._idle_from_s)
+        decode_tokens, chunks = 0, list[tuple[int, int]]()
+        for query_len, context_len in zip(step.query_lens, step.context_lens, strict=True):
+            if query_len == 1 and context_len:
+                decode_tokens += context_len
+            else:
+                chunks.append((query_len, context_len))
+        num_decodes = len(step.requests) - len(chunks)
+        latency_s = self._times.latency_s(num_decodes, decode_tokens, chunks)
+        self._idle_from_s = begin_s + latency_s
+        self._under_way.append((step, self._idle_from_s))
+        for place in step.preempted:
+            self._preemptions[place] += 1
+        scheduler = self._scheduler
+        self._steps.append(
+            StepRecord(
+                begin_s,
+                latency_s,
+                num_decodes + sum(query_len for query_len, _ in chunks),
+                num_decodes,
+                scheduler.num_running,
+                scheduler.num_waiting,
+                scheduler.used_blocks,
+                len(step.preempted),
+            )
+        )
+
+    def _finish(self) -> float:
+        """Ends the step that began first; returns when that is."""
+        step, end_s = self._under_way.popleft()
+        at_client_s = end_s + self._server.token_s
+        for place in self._unserved.intersection(step.sampling):
+            self._first_s[place] = at_client_s
+            self._unserved.discard(place)
+        for place in self._scheduler.update(step):
+            self._last_s[place] = at_client_s
+            if self._traffic.concurrency is not None:
+                self._freed_s.append(at_client_s)
+            for turn in self._turns.get(place, ()):
+                heapq.heappush(self._due, (at_client_s + self._traffic.requests[turn].arrival_s, turn))
+        return end_s
