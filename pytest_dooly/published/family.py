@@ -169,6 +169,8 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
         if "batch_size" in columns:
             prompts = Features(work, None).prompts
             kept = work.sum(prompts if family.kernel.endswith("decode") else 1 - prompts) == 0
+        if "context_len" in columns:
+            kept &= columns["context_len"] > 0  # one token with nothing before it is a prompt's, and runs its kernel
         if not kept.any():
             continue
         group = sizes.setdefault(part.sizes, len(sizes))
