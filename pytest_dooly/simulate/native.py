@@ -228,11 +228,11 @@ class NativeScheduler:
             state.generated += 1
             if state.placeholders:
                 state.placeholders -= 1
+            if state.running and self._options.prefix_caching:
+                self._remember(state, state.computed - state.placeholders)
             if state.generated == state.output_len:
                 self._end(state)
                 ended.append(place)
-            elif state.running and self._options.prefix_caching:
-                self._remember(state, state.computed - state.placeholders)
         return ended
 
     @property

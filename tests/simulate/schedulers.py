@@ -1,0 +1,80 @@
+"""Drives a scheduler as the engine does, and writes down what it says."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from hypothesis import strategies as st
+
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.scheduling import Scheduled, Scheduler, SchedulerOptions
+from pytest_dooly.core.traffic import TrafficRequest
+
+Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], tuple[int, ...], frozenset[int]]
+"""Tokens and context of each request, those that sample, those thrown out, those that ended after it."""
+
+BLOCK = 4
+
+
+@st.composite
+def options(draw: st.DrawFn) -> SchedulerOptions:
+    """Small engines, in which everything runs short: tokens, seats, blocks."""
+    limits = Limits(
+        max_num_tokens=draw(st.integers(1, 40)),
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_model_len=draw(st.integers(8, 60)),
+    )
+    least = 1 + -(-limits.max_model_len // BLOCK)
+    return SchedulerOptions(
+        limits,
+        num_blocks=least + draw(st.integers(0, 30)),
+        block_size=BLOCK,
+        prefix_caching=draw(st.booleans()),
+        priority=draw(st.booleans()),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3, 10])),
+        async_scheduling=draw(st.booleans()),
+    )
+
+
+@st.composite
+def arrivals(draw: st.DrawFn, longest: int) -> dict[int, list[TrafficRequest]]:
+    """Requests by the number of the step before which they come; many of them begin alike."""
+    coming: dict[int, list[TrafficRequest]] = {}
+    for _ in range(draw(st.integers(1, 12))):
+        prompt_len = draw(st.integers(1, longest - 1))
+        output_len = draw(st.integers(1, min(12, longest - prompt_len)))
+        shared = draw(st.integers(0, prompt_len))
+        segments: tuple[tuple[int, int], ...] = ()
+        if shared:
+            own = (draw(st.integers(10, 12)), prompt_len - shared)
+            segments = ((draw(st.integers(1, 2)), shared), *([own] if own[1] else []))
+        step = draw(st.integers(0, 20))
+        request = TrafficRequest(float(step), prompt_len, output_len, segments, priority=draw(st.integers(0, 2)))
+        coming.setdefault(step, []).append(request)
+    return coming
+
+
+def drive(
+    scheduler: Scheduler, options: SchedulerOptions, coming: Mapping[int, Sequence[TrafficRequest]]
+) -> list[Said]:
+    """Every step until all requests have ended."""
+    under_way: deque[Scheduled] = deque()
+    left, said, ended = sum(map(len, coming.values())), list[Said](), list[frozenset[int]]()
+    place, turn = 0, 0
+    while left:
+        for request in coming.get(turn, ()):
+            scheduler.add(place, request)
+            place += 1
+        step = scheduler.schedule() if len(under_way) <= options.async_scheduling else None
+        if step is not None:
+            under_way.append(step)
+            parts = zip(step.requests, zip(step.query_lens, step.context_lens, strict=True), strict=True)
+            said.append((dict(parts), frozenset(step.sampling), tuple(step.preempted), frozenset()))
+        if under_way and (step is None or len(under_way) > options.async_scheduling):
+            done = frozenset(scheduler.update(under_way.popleft()))
+            left -= len(done)
+            ended.append(done)
+        turn += 1
+        assert turn < 5_000, "the scheduler does not come to an end"
+    return [(*parts[:3], done) for parts, done in zip(said, ended, strict=True)]
