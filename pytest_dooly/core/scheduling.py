@@ -53,7 +53,7 @@ class Scheduled:
         query_lens: new tokens of each.
         context_lens: tokens of each in the KV cache before the step.
         sampling: those of the requests that get a token at the end of the step.
-        preempted: those that were thrown out to make room.
+        preempted: those that were thrown out to make room since the step before, in ascending order.
     """
 
     requests: Sequence[int]

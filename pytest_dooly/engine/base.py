@@ -17,6 +17,7 @@ from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Operation, OperationKind
+from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 
 if TYPE_CHECKING:
@@ -262,4 +263,12 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the engine does not start, out of memory for one.
+        """
+
+    def scheduler(self, options: SchedulerOptions) -> Scheduler:
+        """The engine's own scheduler over virtual requests, without weights and without a GPU.
+
+        Raises:
+            ConfigurationError: the engine refuses the options.
+            EngineError: it has no scheduler of its own, or cannot be imported.
         """

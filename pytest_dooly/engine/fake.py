@@ -19,6 +19,7 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.operation import Operation, OperationKind
 from pytest_dooly.core.schedule import schedule
+from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
@@ -70,6 +71,10 @@ class FakeEngine:
         """A running model; see `Engine.open`."""
         depth = configuration.document["num_hidden_layers"]
         return _FakeSession(_Model(_sizes(configuration), depth), _limits(configuration))
+
+    def scheduler(self, options: SchedulerOptions) -> Scheduler:
+        """None; see `Engine.scheduler`."""
+        raise EngineError("the fake engine has no scheduler of its own: use the native one, or the engine vllm")
 
 
 class _FakeSkeleton:

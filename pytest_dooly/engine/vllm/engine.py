@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
+from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config
@@ -110,3 +111,9 @@ class VllmEngine:
         with quiet():
             check_import()
             return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
+
+    def scheduler(self, options: SchedulerOptions) -> Scheduler:
+        """VLLM's own scheduler over virtual requests; see `Engine.scheduler`."""
+        from pytest_dooly.engine.vllm.scheduler import VllmScheduler
+
+        return VllmScheduler(options)
