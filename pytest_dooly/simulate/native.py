@@ -186,6 +186,7 @@ class NativeScheduler:
         self._running: list[_State] = []
         self._states: dict[int, _State] = {}
         self._cached: dict[int, int] = {}
+        self._thrown_out: list[int] = []  # by a step that came to nothing
 
     def add(self, place: int, request: TrafficRequest) -> None:
         """Lets a request wait; see `Scheduler.add`.
@@ -211,6 +212,8 @@ class NativeScheduler:
         self._serve_running(step, bound)
         if not step.preempted and len(self._waiting):
             self._admit(step, bound)
+        step.preempted[:0] = self._thrown_out
+        self._thrown_out = [] if step.states else step.preempted
         if not step.states:
             return None
         return self._advance(step)
@@ -228,7 +231,7 @@ class NativeScheduler:
             state.generated += 1
             if state.placeholders:
                 state.placeholders -= 1
-            if state.running and self._options.prefix_caching:
+            if state.running:
                 self._remember(state, state.computed - state.placeholders)
             if state.generated == state.output_len:
                 self._end(state)
@@ -277,6 +280,7 @@ class NativeScheduler:
                 at -= self._shifted(state, at, before)
                 state.blocks += blocks.take(needed)
             step.add(state, query_len)
+            self._remember(state, computed + query_len)
 
     def _shifted(self, state: _State, at: int, before: int) -> int:
         """How far the running request has moved to the front, where others before it were preempted."""
@@ -328,26 +332,26 @@ class NativeScheduler:
         self._cached.setdefault(state.place, state.computed)
         self._running.append(state)
         step.add(state, query_len)
+        self._remember(state, state.computed + query_len)
 
     def _advance(self, step: _Step) -> Scheduled:
         """The step as it is handed over; its tokens count as computed from now on."""
         sampling = []
-        remembering, pending = self._options.prefix_caching, self._options.async_scheduling
+        pending = self._options.async_scheduling
         for state, query_len in zip(step.states, step.queries, strict=True):
             state.computed += query_len
             state.in_flight += query_len
-            num_tokens = state.prompt_len + state.generated
-            if remembering:
-                self._remember(state, min(state.computed, num_tokens))
-            if state.computed >= num_tokens + state.placeholders:
+            if state.computed >= state.prompt_len + state.generated + state.placeholders:
                 sampling.append(state.place)
                 state.placeholders += pending
         places = [state.place for state in step.states]
         return Scheduled(places, step.queries, step.contexts, sampling, step.preempted)
 
     def _remember(self, state: _State, num_tokens: int) -> None:
-        """Makes full blocks findable."""
-        full = num_tokens // self._block_size
+        """Makes full blocks findable, of what is computed by the end of the step: a request beside it finds them."""
+        if not self._options.prefix_caching:
+            return
+        full = min(num_tokens, state.num_tokens) // self._block_size
         while state.kept < full:
             self._blocks.keep(state.blocks[state.kept], state.keys[state.kept])
             state.kept += 1

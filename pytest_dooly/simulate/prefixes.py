@@ -8,8 +8,8 @@ from pytest_dooly.core.traffic import TrafficRequest
 
 __all__ = ["PrefixKeys"]
 
-_Piece = tuple[int, int]
-"""Identity of a stretch of tokens, and where in it the block's part begins."""
+_Piece = tuple[int, int, int]
+"""Identity of a stretch of tokens, where in it the block's part begins, and how long that is."""
 
 
 class PrefixKeys:
@@ -67,10 +67,10 @@ def _pieces(stretches: tuple[tuple[int, int], ...], block_size: int) -> Iterator
     for identity, tokens in stretches:
         offset = 0
         while tokens - offset >= left:
-            pieces.append((identity, offset))
+            pieces.append((identity, offset, left))
             offset += left
             yield tuple(pieces)
             pieces, left = [], block_size
         if offset < tokens:
-            pieces.append((identity, offset))
+            pieces.append((identity, offset, tokens - offset))
             left -= tokens - offset

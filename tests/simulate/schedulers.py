@@ -11,7 +11,7 @@ from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.scheduling import Scheduled, Scheduler, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 
-Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], tuple[int, ...], frozenset[int]]
+Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], frozenset[int], frozenset[int]]
 """Tokens and context of each request, those that sample, those thrown out, those that ended after it."""
 
 BLOCK = 4
@@ -20,9 +20,10 @@ BLOCK = 4
 @st.composite
 def options(draw: st.DrawFn) -> SchedulerOptions:
     """Small engines, in which everything runs short: tokens, seats, blocks."""
+    max_num_seqs = draw(st.integers(1, 6))
     limits = Limits(
-        max_num_tokens=draw(st.integers(1, 40)),
-        max_num_seqs=draw(st.integers(1, 6)),
+        max_num_tokens=draw(st.integers(max_num_seqs, 40)),  # vLLM refuses fewer
+        max_num_seqs=max_num_seqs,
         max_model_len=draw(st.integers(8, 60)),
     )
     least = 1 + -(-limits.max_model_len // BLOCK)
@@ -32,7 +33,7 @@ def options(draw: st.DrawFn) -> SchedulerOptions:
         block_size=BLOCK,
         prefix_caching=draw(st.booleans()),
         priority=draw(st.booleans()),
-        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3, 10])),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3, 8])),
         async_scheduling=draw(st.booleans()),
     )
 
@@ -70,7 +71,7 @@ def drive(
         if step is not None:
             under_way.append(step)
             parts = zip(step.requests, zip(step.query_lens, step.context_lens, strict=True), strict=True)
-            said.append((dict(parts), frozenset(step.sampling), tuple(step.preempted), frozenset()))
+            said.append((dict(parts), frozenset(step.sampling), frozenset(step.preempted), frozenset()))
         if under_way and (step is None or len(under_way) > options.async_scheduling):
             done = frozenset(scheduler.update(under_way.popleft()))
             left -= len(done)

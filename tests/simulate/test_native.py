@@ -86,7 +86,7 @@ def test_what_does_not_fit_beside_others_is_preempted_and_comes_back() -> None:
     """Two requests of 40 tokens at the end, in a cache for 15 blocks of four: one of them has to go."""
     asked = SchedulerOptions(Limits(64, 4, 60), 16, block_size=BLOCK, prefix_caching=False, async_scheduling=False)
     said = drive(NativeScheduler(asked), asked, {0: [TrafficRequest(0.0, 20, 20)] * 2})
-    assert [preempted for *_, preempted, _ in said if preempted] == [(1,)]
+    assert [preempted for *_, preempted, _ in said if preempted] == [{1}]
     again = [parts[1] for parts, *_ in said if 1 in parts and parts[1][1] == 0]
     assert again[0] == (20, 0)
     assert again[1][0] > 20  # what it had generated is computed again
