@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from pytest_dooly.core.traffic import Segment
-from pytest_dooly.simulate.lengths import MOST_TOKENS
-from pytest_dooly.simulate.trace_rows import FORMATS, LONGEST_LINE_BYTES, TraceRow, unreadable
+from pytest_dooly.simulation.lengths import MOST_TOKENS
+from pytest_dooly.simulation.trace_rows import FORMATS, LONGEST_LINE_BYTES, TraceRow, unreadable
 
 __all__ = ["line_format", "llmservingsim_rows", "mooncake_rows"]
 

@@ -12,8 +12,8 @@ from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.native import NativeScheduler
-from tests.simulate.schedulers import BLOCK, arrivals, drive, options
+from pytest_dooly.simulation.native import NativeScheduler
+from tests.simulation.schedulers import BLOCK, arrivals, drive, options
 
 
 @given(st.data())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate import arrivals
-from pytest_dooly.simulate.arrivals import AT_ONCE, Arrivals, RateStage, Times
+from pytest_dooly.simulation import arrivals
+from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals, RateStage, Times
 
 KINDS = ["constant", "poisson", "gamma:1.5", "gamma:0.3", "burstiness:0.5"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.clock import Simulated
+from pytest_dooly.simulation.clock import Simulated
 
 __all__ = ["PERCENTILES", "Slo", "overloaded", "summary"]
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate import trace_rows, trace_tables, traces
-from pytest_dooly.simulate.arrivals import Arrivals
-from pytest_dooly.simulate.prefixes import PrefixKeys
-from pytest_dooly.simulate.traces import TraceFile, TraceOptions, read_lengths, read_trace
+from pytest_dooly.simulation import trace_rows, trace_tables, traces
+from pytest_dooly.simulation.arrivals import Arrivals
+from pytest_dooly.simulation.prefixes import PrefixKeys
+from pytest_dooly.simulation.traces import TraceFile, TraceOptions, read_lengths, read_trace
 
 AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens\r
 2023-11-16 18:17:03.9799600,4808,10\r
@@ -310,7 +310,7 @@ def test_prompts_share_the_full_blocks_of_equal_tokens(common: int, one: int, ot
 def _llmservingsim(text: str) -> list[trace_rows.TraceRow]:
     import io
 
-    from pytest_dooly.simulate.trace_lines import llmservingsim_rows
+    from pytest_dooly.simulation.trace_lines import llmservingsim_rows
 
     return list(llmservingsim_rows(Path("trace"), io.BytesIO(text.encode()), time_unit_s=1e-9))
 
@@ -412,7 +412,7 @@ def test_binary_files_are_told_apart(write: Write, data: bytes, message: str) ->
 
 
 def test_a_line_without_end_is_not_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_dooly.simulate import trace_lines
+    from pytest_dooly.simulation import trace_lines
 
     monkeypatch.setattr(trace_lines, "LONGEST_LINE_BYTES", 1 << 20)
     with pytest.raises(ConfigurationError, match="trace, line 4: longer than 1 MiB: write one request in a line"):

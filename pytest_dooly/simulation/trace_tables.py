@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.lengths import MOST_TOKENS
-from pytest_dooly.simulate.trace_rows import FORMATS, TraceRow, unreadable
+from pytest_dooly.simulation.lengths import MOST_TOKENS
+from pytest_dooly.simulation.trace_rows import FORMATS, TraceRow, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ import numpy as np
 
 from pytest_dooly.core.traffic import Segment, Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.arrivals import MOST_REQUESTS, Arrivals
-from pytest_dooly.simulate.lengths import LengthPairs, Lengths
+from pytest_dooly.simulation.arrivals import MOST_REQUESTS, Arrivals
+from pytest_dooly.simulation.lengths import LengthPairs, Lengths
 
 __all__ = ["Sessions", "SharedPrefix", "SyntheticTraffic"]
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate import synthetic
-from pytest_dooly.simulate.arrivals import AT_ONCE, Arrivals
-from pytest_dooly.simulate.lengths import Lengths, LengthTable, PromptAndOutput
-from pytest_dooly.simulate.synthetic import Sessions, SharedPrefix, SyntheticTraffic
+from pytest_dooly.simulation import synthetic
+from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
+from pytest_dooly.simulation.lengths import Lengths, LengthTable, PromptAndOutput
+from pytest_dooly.simulation.synthetic import Sessions, SharedPrefix, SyntheticTraffic
 
 VARIED = PromptAndOutput(Lengths.parse("uniform:20,40"), Lengths.parse("uniform:1,9"))
 FIXED = PromptAndOutput(Lengths.fixed(30), Lengths.fixed(5))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.lengths import Lengths, LengthTable, PromptAndOutput, Tokens
+from pytest_dooly.simulation.lengths import Lengths, LengthTable, PromptAndOutput, Tokens
 
 
 def drawn(lengths: Lengths, number: int = 20_000) -> Tokens:

@@ -14,8 +14,8 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.footprint import footprint
-from pytest_dooly.simulate.clock import Server, Simulated, StepLatency, run
-from pytest_dooly.simulate.native import NativeScheduler
+from pytest_dooly.simulation.clock import Server, Simulated, StepLatency, run
+from pytest_dooly.simulation.native import NativeScheduler
 
 __all__ = ["Deployment", "Router", "kv_blocks"]
 

@@ -14,8 +14,8 @@ from typing import Protocol
 from pytest_dooly.core.scheduling import Scheduled, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.blocks import BlockPool, Blocks, CountedBlocks
-from pytest_dooly.simulate.prefixes import PrefixKeys
+from pytest_dooly.simulation.blocks import BlockPool, Blocks, CountedBlocks
+from pytest_dooly.simulation.prefixes import PrefixKeys
 
 __all__ = ["NativeScheduler"]
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulate.arrivals import MOST_REQUESTS, Arrivals
-from pytest_dooly.simulate.lengths import LengthTable
-from pytest_dooly.simulate.trace_lines import line_format, llmservingsim_rows, mooncake_rows
-from pytest_dooly.simulate.trace_rows import TraceRow, first_line, opened, unreadable
-from pytest_dooly.simulate.trace_tables import Table
+from pytest_dooly.simulation.arrivals import MOST_REQUESTS, Arrivals
+from pytest_dooly.simulation.lengths import LengthTable
+from pytest_dooly.simulation.trace_lines import line_format, llmservingsim_rows, mooncake_rows
+from pytest_dooly.simulation.trace_rows import TraceRow, first_line, opened, unreadable
+from pytest_dooly.simulation.trace_tables import Table
 
 __all__ = ["TraceFile", "TraceOptions", "read_lengths", "read_trace"]
 
