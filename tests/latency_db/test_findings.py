@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    CPU,
-    GPU,
-    served_model,
-)
+from tests.latency_db.samples import CPU, GPU, served_model
 
 
 def test_a_finding_is_read_back_and_replaced_and_goes_with_its_model(db: LatencyDB) -> None:

@@ -8,13 +8,7 @@ import pytest
 
 from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    CPU,
-    GPU,
-    MEASUREMENT,
-    POINT,
-    linear,
-)
+from tests.latency_db.samples import CPU, GPU, MEASUREMENT, POINT, linear
 
 
 def test_a_regressor_is_read_back_and_replaced(db: LatencyDB) -> None:
