@@ -208,6 +208,8 @@ class DoolyPlugin:
         self.profiling.close()
         try:
             self._summary = self.profiling.summarise(Path(_setting(self._config, "reports") or "reports"))
+            if self._summary.unwritten:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         except DoolyError as error:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self._error = str(error)

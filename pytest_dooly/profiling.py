@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.grounds import grounds_of, latency_models
 from pytest_dooly.regress.stored import fit_regressors, unseen_errors
 from pytest_dooly.report.findings import Summary, model_report
-from pytest_dooly.report.page import write_report
+from pytest_dooly.report.page import ReportError, write_report
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import kv_tokens, refinements
 from pytest_dooly.sweep.plan import Case, make_plan
@@ -88,6 +88,7 @@ class Profiling:
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
         self._timed: list[tuple[str, Measurement]] = []
+        self._spent_on: defaultdict[str, float] = defaultdict(float)
         self._failed = self._unneeded = 0
         environment = engine.environment(configurations[0])
         self._clocks = Clocks(environment)
@@ -151,6 +152,7 @@ class Profiling:
         signature, held_out = case.operation.signature, case.use == "held out"
         self.db.record(signature, self.plan.environment, case.point, outcome, spent_s=spent_s, held_out=held_out)
         self._spent_s += spent_s
+        self._spent_on[signature.key] += spent_s
         if isinstance(outcome, Failure):
             self._failed += 1
             return outcome
@@ -164,13 +166,17 @@ class Profiling:
         environment = self.plan.environment
         self._settle()
         regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
-        workloads, paths = {}, []
+        for model in self.plan.models:
+            self.db.save_finding("profiled", model.key, environment, self._profiled(model).to_json())
+        workloads, paths, unwritten = {}, list[Path](), list[str]()
         for model in self.plan.models:
             models = latency_models(model, self.db, environment, progress=self._progress)
-            self.db.save_finding("profiled", model.key, environment, self._profiled(model).to_json())
             report = model_report(model, self.db, environment, regressors, models=models)
             workloads[model.name] = report.workloads
-            paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
+            try:
+                paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
+            except ReportError as error:
+                unwritten.append(str(error))
         return Summary(
             plan=self.plan,
             timed=len(self._timed),
@@ -183,6 +189,7 @@ class Profiling:
             workloads=workloads,
             reports=paths,
             machine=self._machine(),
+            unwritten=unwritten,
         )
 
     def close(self) -> None:
@@ -212,12 +219,13 @@ class Profiling:
         """What this run has done for one of its models."""
         of_model = {operation.signature.key for operation in model.operations}
         reused = [case for case in self.plan.reused if case.operation.signature.key in of_model]
+        timed = Counter(key for key, _ in self._timed if key in of_model)
         return Profiled(
-            timed=Counter(key for key, _ in self._timed if key in of_model),
+            timed=timed,
             reused=Counter(case.operation.signature.key for case in reused),
-            spent_s=self._spent_s,
+            spent_s=sum(self._spent_on[key] for key in of_model),
             saved_s=sum(case.spent_s for case in reused),
-            machine=self._machine(),
+            machine=self._machine() if timed else None,
         )
 
     def _machine(self) -> MachineNoise | None:

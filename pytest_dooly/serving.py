@@ -67,9 +67,9 @@ def coverage_of(
     Raises:
         EngineError: the engine cannot run a small model of the architecture here.
     """
-    known = db.load_finding("coverage", model.key, environment)
-    if known is not None:
-        with suppress(DocumentError):  # counted again
+    with suppress(DocumentError):  # counted again
+        known = db.load_finding("coverage", model.key, environment)
+        if known is not None:
             return Coverage.from_json(known)
     progress(f"running {model.architecture} in small, to count what the trace covers")
     from pytest_dooly.tracing.trace import cover

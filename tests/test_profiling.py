@@ -172,6 +172,36 @@ def test_a_report_that_is_written_again_says_what_the_run_said(
     assert nothing.machine is again.machine is None
 
 
+def test_every_record_is_kept_and_every_line_said_where_a_report_cannot_be_written(
+    db: LatencyDB, model: ModelConfiguration, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    other = resolve(str(write(tmp_path / "other", LLAMA, intermediate_size=512)))
+    run = Profiling(OnH200(), [model, other], db, share=0)
+    run.close()
+    summary = run.summarise(tmp_path / "file" / "reports")
+    assert not summary.reports
+    assert [line.startswith("cannot write the report to") for line in summary.unwritten] == [True, True]
+    assert all(db.load_finding("profiled", each.key, run.plan.environment) for each in run.plan.models)
+
+
+def test_a_damaged_finding_is_left_out_of_the_report_and_named(
+    db: LatencyDB, model: ModelConfiguration, tmp_path: Path
+) -> None:
+    with profiling(db, model, share=0) as run:
+        run.summarise(tmp_path)
+    served, environment = run.plan.models[0], run.plan.environment
+    for kind in ("profiled", "validation", "in_situ"):
+        db.save_finding(kind, served.key, environment, {"rows": 3, "timed": 3})
+    report = model_report(served, db, environment, {})
+    assert (report.validation, report.in_situ, report.spent_s) == (None, None, 0.0)
+    remedies = ["pytest --dooly-model", "dooly validate", "dooly validate"]
+    assert all(remedy in line for remedy, line in zip(remedies, report.unread, strict=True))
+    page = write_report(report, tmp_path / "again")
+    for text in (page.read_text(), page.with_name("summary.md").read_text()):
+        assert "a kept Validation cannot be read" in text.replace("\\", "")
+
+
 def test_without_lightgbm_everything_is_timed_and_a_line_says_why(
     db: LatencyDB, model: ModelConfiguration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

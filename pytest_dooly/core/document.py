@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import msgspec
 
-from pytest_dooly.errors import DocumentError
+from pytest_dooly.errors import DocumentError, DoolyError
 
-__all__ = ["Document"]
+__all__ = ["Document", "parsed"]
 
 
 class Document:
@@ -34,11 +34,27 @@ class Document:
         """
         try:
             return msgspec.convert(document, cls)
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
+        except (msgspec.ValidationError, DoolyError, TypeError, ValueError) as error:
             raise DocumentError(
                 f"a kept {cls.__name__} cannot be read ({error}): it is damaged, or of another version of "
                 "pytest-dooly; run what made it again"
             ) from error
+
+
+def parsed(text: str, what: str) -> Any:
+    """A kept JSON text as plain data; numbers that are none, or beyond a float, are refused.
+
+    Args:
+        text: as it was kept.
+        what: it is, for people.
+
+    Raises:
+        DocumentError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        raise DocumentError(f"a kept {what} cannot be read ({error}): it is damaged; run what made it again") from error
 
 
 def _plain(value: object) -> int | float:

@@ -146,6 +146,10 @@ class Coverage(Document):
     ops: int
     outside: tuple[tuple[str, int], ...]
 
+    def __post_init__(self) -> None:
+        if self.ops < 1:
+            raise ValueError(f"a forward pass runs operators, got {self.ops}")
+
     @property
     def share(self) -> float:
         """Share of the operators inside, 1 for all."""

@@ -12,6 +12,9 @@ from pytest_dooly.core.measurement import Measurement, relative_spread
 
 __all__ = ["MachineNoise", "Profiled"]
 
+_FEWEST = 5
+"""Cases below which one that was disturbed would speak for the machine."""
+
 _WIDTH = 1.96
 """Standard deviations of a normal distribution on either side that hold 95 % of it."""
 
@@ -33,14 +36,14 @@ class MachineNoise:
 
     @classmethod
     def of(cls, levels_s: Sequence[float], outcomes: Sequence[Measurement], *, waited_s: float) -> MachineNoise | None:
-        """The noise of a run; None for fewer than two cases.
+        """The noise of a run; None for too few cases to know it from.
 
         Args:
             levels_s: of the reference beside each case, in seconds.
             outcomes: of the cases.
             waited_s: as in the attribute.
         """
-        if len(levels_s) < 2 or not outcomes:
+        if len(levels_s) < _FEWEST or not outcomes:
             return None
         precision = statistics.median(outcome.precision for outcome in outcomes)
         return cls(relative_spread(levels_s), precision, waited_s)
@@ -58,7 +61,7 @@ class Profiled(Document):
     Attributes:
         timed: number of cases measured, by signature key.
         reused: number of cases whose measurement was in the latency DB, by signature key.
-        spent_s: seconds that the run spent on timing, its other models included.
+        spent_s: seconds that the run spent on timing its operations.
         saved_s: seconds that the reused cases had taken.
         machine: how noisy it was; None where nothing was timed.
     """

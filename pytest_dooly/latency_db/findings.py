@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pytest_dooly.core.document import parsed
 from pytest_dooly.core.environment import Environment, content_hash
 from pytest_dooly.latency_db.tables import Tables
 
@@ -26,7 +27,11 @@ class FindingTables(Tables):
             )
 
     def load_finding(self, kind: str, model_key: str, environment: Environment) -> dict[str, Any] | None:
-        """The latest finding of a kind about a model, or None."""
+        """The latest finding of a kind about a model, or None.
+
+        Raises:
+            DocumentError: it is damaged; find out again.
+        """
         key = content_hash([environment.key, model_key])
         rows = self._rows("SELECT document FROM finding WHERE model_configuration = ? AND kind = ?", [key, kind])
-        return json.loads(rows[0]["document"]) if rows else None
+        return parsed(rows[0]["document"], kind) if rows else None

@@ -1,6 +1,6 @@
 """The statements that bring one latency DB into another, which is attached as `other`; see `merge`.
 
-They read two latency DBs at once and move whole tables, which no other room does, and only make sense together, in
+They read two latency DBs at once and move whole tables, which no other module does, and only make sense together, in
 their order.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
@@ -40,28 +40,7 @@ class PublishedTables(Tables):
                 [(source_key, reason, num_rows) for reason, num_rows in table.unmapped.items()],
             )
             for environment, rows in table.rows.items():
-                self._keep_environment(environment)
-                environment_key = environment.key
-                signatures = {signature: signature.key for signature in dict.fromkeys(row.signature for row in rows)}
-                for signature in signatures:
-                    self._keep_signature(signature)
-                points = {point: self._keep_sweep_point(point) for point in dict.fromkeys(row.point for row in rows)}
-                self._db.conn.executemany(
-                    "INSERT INTO published_measurement VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    # In the order of the primary key, so that the tree grows at its end.
-                    sorted(
-                        (
-                            environment_key,
-                            signatures[row.signature],
-                            points[row.point],
-                            source_key,
-                            row.kernel,
-                            row.variant,
-                            row.latency_s,
-                        )
-                        for row in rows
-                    ),
-                )
+                self._keep_published(environment, source_key, rows)
         return table.num_rows
 
     def published(
@@ -140,3 +119,27 @@ class PublishedTables(Tables):
         for row in rows:
             files.setdefault(row["file"], {})[row["reason"]] = row["num_rows"]
         return files
+
+    def _keep_published(self, environment: Environment, source_key: str, rows: Sequence[PublishedLatency]) -> None:
+        self._keep_environment(environment)
+        environment_key = environment.key
+        signatures = {signature: signature.key for signature in dict.fromkeys(row.signature for row in rows)}
+        for signature in signatures:
+            self._keep_signature(signature)
+        points = {point: self._keep_sweep_point(point) for point in dict.fromkeys(row.point for row in rows)}
+        self._db.conn.executemany(
+            "INSERT INTO published_measurement VALUES (?, ?, ?, ?, ?, ?, ?)",
+            # In the order of the primary key, so that the tree grows at its end.
+            sorted(
+                (
+                    environment_key,
+                    signatures[row.signature],
+                    points[row.point],
+                    source_key,
+                    row.kernel,
+                    row.variant,
+                    row.latency_s,
+                )
+                for row in rows
+            ),
+        )

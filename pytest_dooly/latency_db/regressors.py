@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
+from pytest_dooly.core.document import parsed
 from pytest_dooly.core.environment import Environment
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.tables import Tables
 
 __all__ = ["RegressorTables"]
@@ -38,9 +41,16 @@ class RegressorTables(Tables):
             )
 
     def load_regressors(self, environment: Environment) -> dict[str, dict[str, Any]]:
-        """Parameters of the regressors that were fitted in the environment, by signature key."""
+        """Parameters of the regressors that were fitted in the environment, by signature key.
+
+        One that is damaged is left out: what asks for it says that it is missing, and the next run fits it again.
+        """
         rows = self._rows("SELECT signature, document FROM regressor WHERE environment = ?", [environment.key])
-        return {row["signature"]: json.loads(row["document"]) for row in rows}
+        documents = {}
+        for row in rows:
+            with suppress(DocumentError):
+                documents[row["signature"]] = parsed(row["document"], "regressor")
+        return documents
 
     def save_family_regressor(
         self,
@@ -71,9 +81,13 @@ class RegressorTables(Tables):
             )
 
     def load_family_regressor(self, family_key: str, environment: Environment, fitted_to: str) -> dict[str, Any] | None:
-        """Parameters of a family's regressor, or None where there is none that was fitted to these latencies."""
+        """Parameters of a family's regressor, or None where there is none that was fitted to these latencies.
+
+        Raises:
+            DocumentError: it is damaged; fit it again.
+        """
         rows = self._rows(
             "SELECT document FROM family_regressor WHERE family = ? AND environment = ? AND fitted_to = ?",
             [family_key, environment.key, fitted_to],
         )
-        return json.loads(rows[0]["document"]) if rows else None
+        return parsed(rows[0]["document"], "regressor of a family") if rows else None

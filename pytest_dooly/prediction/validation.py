@@ -49,6 +49,10 @@ class ValidationRow:
     measured_tpot_s: float | None
     tpot_noise: float | None
 
+    def __post_init__(self) -> None:
+        if min(self.measured_ttft_s, 1.0 if self.measured_tpot_s is None else self.measured_tpot_s) <= 0:
+            raise ValueError(f"measured latencies are above 0, got {self.measured_ttft_s} and {self.measured_tpot_s}")
+
     @property
     def ttft_error(self) -> float:
         """Signed relative error of TTFT, positive where the prediction is too high."""
@@ -127,6 +131,10 @@ class Validation(Document):
     rows: tuple[ValidationRow, ...]
     replaced: tuple[Replacement, ...] = ()
     drift: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("a validation has at least one workload")
 
     @property
     def ttft(self) -> Accuracy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.device import Device
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.published.across import AcrossSizes
 from pytest_dooly.published.family import Columns, Family, Part
 from pytest_dooly.published.kernels import describe
@@ -51,7 +53,20 @@ class FamilyRegressor:
     def from_json(
         cls, document: Mapping[str, Any], *, family: Family, device: Device, sources: tuple[str, ...]
     ) -> FamilyRegressor:
-        """The inverse of `to_json`, given what the latency DB knows besides."""
+        """The inverse of `to_json`, given what the latency DB knows besides.
+
+        Raises:
+            DocumentError: it is damaged, or of another version; fit it again.
+        """
+        try:
+            return cls._read(document, family=family, device=device, sources=sources)
+        except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
+            raise DocumentError(f"a kept regressor of {family} cannot be read ({error!r}): fit it again") from error
+
+    @classmethod
+    def _read(
+        cls, document: Mapping[str, Any], *, family: Family, device: Device, sources: tuple[str, ...]
+    ) -> FamilyRegressor:
         return cls(
             family=family,
             device=device,

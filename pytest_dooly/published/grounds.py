@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytest_dooly.core.environment import CUDA_GRAPH, Environment, content_hash
 from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import ServedModel, Signature, portable
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
@@ -139,9 +141,10 @@ class Grounds:
         sources = (*(source.name for source in found), *([str(environment)] if own else []))
         state = sorted(source.key for source in found), len(own), sum(row.latency_s for row in own)
         fitted_to = content_hash([FEATURES_VERSION, self.device.name, *state])
-        document = self._db.load_family_regressor(family.key, environment, fitted_to)
-        if document is not None:
-            return FamilyRegressor.from_json(document, family=family, device=self.device, sources=sources)
+        with suppress(DocumentError):  # fitted again
+            document = self._db.load_family_regressor(family.key, environment, fitted_to)
+            if document is not None:
+                return FamilyRegressor.from_json(document, family=family, device=self.device, sources=sources)
         table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
         if len(table) < FEWEST_ROWS:
             return None

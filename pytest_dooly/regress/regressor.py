@@ -7,6 +7,8 @@ no regressor can predict a negative latency or one that falls as work grows. The
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.document import Document
-from pytest_dooly.core.work import Features, Work, features_of
+from pytest_dooly.core.work import FEATURES, Features, Work, features_of
 from pytest_dooly.regress.ramps import ramps_of
 
 __all__ = ["LatencyModel", "Regressor"]
@@ -61,6 +63,17 @@ class Regressor(Document):
     error: float | None
     candidates: tuple[tuple[str, float], ...]
     num_points: int
+
+    def __post_init__(self) -> None:
+        of_features = (self.knots, self.coefficients, self.ranges)
+        if not self.features or any(len(each) != len(self.features) for each in of_features):
+            raise ValueError("knots, coefficients and ranges are of every feature, of which there is at least one")
+        if list(map(len, self.knots)) != list(map(len, self.coefficients)):
+            raise ValueError("every knot has a coefficient")
+        if not set(self.features) <= set(FEATURES):
+            raise ValueError(f"unknown features: {', '.join(sorted(set(self.features) - set(FEATURES)))}")
+        if not all(0 <= value < math.inf for value in (self.intercept, *itertools.chain(*self.coefficients))):
+            raise ValueError("intercept and coefficients are not negative")
 
     def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
         """Latencies in seconds, shape (points,); millions of them a second where the points are a Work."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.errors import DocumentError, MissingMeasurements
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.regressor import Regressor
@@ -16,8 +17,12 @@ __all__ = ["fit_regressors", "regressors_of", "unseen_errors"]
 
 
 def regressors_of(db: LatencyDB, environment: Environment) -> dict[str, Regressor]:
-    """Every regressor of an environment, by signature key."""
-    return {key: Regressor.from_json(document) for key, document in db.load_regressors(environment).items()}
+    """Every regressor of an environment that can be read, by signature key; the next run fits the others again."""
+    regressors = {}
+    for key, document in db.load_regressors(environment).items():
+        with suppress(DocumentError):
+            regressors[key] = Regressor.from_json(document)
+    return regressors
 
 
 def fit_regressors(

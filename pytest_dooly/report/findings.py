@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.isolation import InSitu
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.profiled import MachineNoise, Profiled
 from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.standard import standard_batches, standard_workloads
 from pytest_dooly.prediction.step import StepPrediction, predict_step
@@ -22,6 +25,11 @@ from pytest_dooly.regress.regressor import LatencyModel, Regressor
 from pytest_dooly.sweep.plan import Plan
 
 __all__ = ["ModelReport", "OperationReport", "Summary", "model_report"]
+
+D = TypeVar("D", bound=Document)
+
+_MAKES = {"profiled": "pytest --dooly-model", "validation": "dooly validate", "in_situ": "dooly validate"}
+"""What finds out again."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class ModelReport:
         saved_s: seconds that the cases it reused had taken.
         in_situ: operations alone beside the same within a real step; None where they were not compared.
         machine: how noisy the machine was in the latest run; None where nothing was timed.
+        unread: one line for each finding that is damaged, and what makes it again.
     """
 
     model: ServedModel
@@ -74,6 +83,7 @@ class ModelReport:
     saved_s: float
     in_situ: InSitu | None = None
     machine: MachineNoise | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Summary:
         workloads: predictions of the standard workloads by model name.
         reports: path of every report written.
         machine: how noisy the machine was; None where nothing was timed.
+        unwritten: one line for each report that could not be written.
     """
 
     plan: Plan
@@ -105,6 +116,7 @@ class Summary:
     workloads: Mapping[str, Sequence[WorkloadPrediction]]
     reports: Sequence[Path]
     machine: MachineNoise | None = None
+    unwritten: Sequence[str] = ()
 
 
 def model_report(
@@ -125,8 +137,17 @@ def model_report(
         models: what predicts the operations, by signature key; the regressors where it is None.
     """
     known = regressors if models is None else models
-    kept = {kind: db.load_finding(kind, model.key, environment) for kind in ("profiled", "validation", "in_situ")}
-    profiled = Profiled({}, {}, 0.0, 0.0) if kept["profiled"] is None else Profiled.from_json(kept["profiled"])
+    unread: list[str] = []
+
+    def kept(kind: str, of: type[D]) -> D | None:
+        try:
+            document = db.load_finding(kind, model.key, environment)
+            return None if document is None else of.from_json(document)
+        except DocumentError as error:
+            unread.append(f"{error}: {_MAKES[kind]} {model.name}")
+            return None
+
+    profiled = kept("profiled", Profiled) or Profiled({}, {}, 0.0, 0.0)
     predictable = all(operation.signature.key in known for operation in model.operations)
     steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
     return ModelReport(
@@ -135,11 +156,12 @@ def model_report(
         operations=tuple(_operations(model, db.outcomes(environment), regressors, known, profiled)),
         steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
         workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
-        validation=None if kept["validation"] is None else Validation.from_json(kept["validation"]),
+        validation=kept("validation", Validation),
         spent_s=profiled.spent_s,
         saved_s=profiled.saved_s,
-        in_situ=None if kept["in_situ"] is None else InSitu.from_json(kept["in_situ"]),
+        in_situ=kept("in_situ", InSitu),
         machine=profiled.machine,
+        unread=tuple(unread),
     )
 
 

@@ -101,6 +101,7 @@ def _summary(report: ModelReport) -> str:
         _counts(report),
         *([] if report.machine is None else [_markdown(format_machine(report.machine))]),
     ]
+    blocks += [f"- {_markdown(line)}" for line in report.unread]
     if report.workloads:
         rows = [
             (w.workload.prompt_len, w.workload.output_len, w.workload.at_once, format_latency(w.ttft_s), tpot)

@@ -151,7 +151,7 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
     lines += summary.lacking
     for name, predictions in summary.workloads.items():
         lines += [f"{name}: {workload_line(prediction)}" for prediction in predictions]
-    return [*lines, *(f"report: {path}" for path in summary.reports)]
+    return [*lines, *(f"report: {path}" for path in summary.reports), *summary.unwritten]
 
 
 def workload_line(prediction: WorkloadPrediction) -> str:

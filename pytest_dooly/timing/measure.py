@@ -105,10 +105,14 @@ class Reference:
             return
         left_s = min(_LONGEST_WAIT_S, _WAITED_SHARE * (spent_s - self.waited_s) - self.waited_s)
         usual_s = statistics.median(self.levels_s[-_RECENT:])
-        start_s = time.perf_counter()
-        while time.perf_counter() - start_s < left_s and statistics.median(self.samples_s()) > _SLOW * usual_s:
+        if left_s < _PAUSE_S:  # no use in beginning
+            return
+        while left_s > 0 and statistics.median(self.samples_s()) > _SLOW * usual_s:
+            start_s = time.perf_counter()
             time.sleep(_PAUSE_S)
-        self.waited_s += time.perf_counter() - start_s
+            waited_s = time.perf_counter() - start_s
+            self.waited_s += waited_s
+            left_s -= waited_s
 
     def note(self, samples_s: Sequence[float]) -> float:
         """Keeps the level beside a case; returns its noise, the spread of the samples or what sets them off the usual.

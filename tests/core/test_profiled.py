@@ -25,12 +25,12 @@ def test_noise_from_case_to_case_adds_to_what_the_rounds_know() -> None:
 
 
 def test_a_quiet_machine_leaves_the_interval_as_it_is() -> None:
-    noise = MachineNoise.of([1.0, 1.0, 1.0], [outcome(0.1)], waited_s=0.0)
+    noise = MachineNoise.of([1.0] * 5, [outcome(0.1)], waited_s=0.0)
     assert noise is not None
     assert noise.reproducibility == noise.precision > 0
 
 
-@pytest.mark.parametrize(("levels_s", "outcomes"), [([], []), ([1.0], [outcome(0.1)]), ([1.0, 1.0], [])])
+@pytest.mark.parametrize(("levels_s", "outcomes"), [([], []), ([1.0] * 4, [outcome(0.1)]), ([1.0] * 5, [])])
 def test_nothing_is_said_of_too_few_cases(levels_s: list[float], outcomes: list[Measurement]) -> None:
     assert MachineNoise.of(levels_s, outcomes, waited_s=0.0) is None
 

@@ -9,11 +9,7 @@ import pytest
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    CPU,
-    MEASUREMENT,
-    linear,
-)
+from tests.latency_db.samples import CPU, MEASUREMENT, linear
 
 
 @pytest.fixture

@@ -17,15 +17,11 @@ from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 
 CPU = Environment("AMD EPYC", 2, "avx512", "vllm", "0.32.0", "2.13.0+cpu", "perf_counter", "rotated", "eager")
-
-
 GPU = dataclasses.replace(CPU, device="NVIDIA H200", device_count=1, clock="cuda_event")
-
-
 POINT = SweepPoint(num_tokens=128)
-
-
+OTHER_POINT = SweepPoint(batch=Batch.parse("8x1+512"))
 MEASUREMENT = Measurement(rounds=10, min_s=0.1, median_s=0.2, mean_s=0.3, iqr_s=0.05)
+SOURCE = Source("tables", "1.0", "MIT", "h200/gemm.parquet", "abc", 1)
 
 
 def linear(columns: int = 4096) -> Signature:
@@ -72,12 +68,6 @@ def sqlite(path: Path) -> Iterator[sqlite3.Connection]:
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below the directory, so that a comparison sees a changed byte and a file left behind."""
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-SOURCE = Source("tables", "1.0", "MIT", "h200/gemm.parquet", "abc", 1)
-
-
-OTHER_POINT = SweepPoint(batch=Batch.parse("8x1+512"))
 
 
 def row(latency_s: float = 1e-3, signature: Signature | None = None, **changes: Any) -> PublishedLatency:

@@ -12,7 +12,6 @@ import pytest
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.measurement import Failure
-from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.tables import Tables
 from tests.latency_db.samples import (
@@ -26,18 +25,9 @@ from tests.latency_db.samples import (
     contents,
     linear,
     row,
-    served_model,
     sqlite,
     table,
 )
-
-
-def test_signatures_and_environments_come_in_the_order_of_recording(db: LatencyDB) -> None:
-    for signature, environment in [(ATTENTION, GPU), (linear(8), CPU), (linear(2), CPU), (linear(8), GPU)]:
-        db.record(signature, environment, POINT, MEASUREMENT, spent_s=1.0)
-    assert list(db.signatures().values()) == [ATTENTION, linear(8), linear(2)]
-    assert db.environments() == [GPU, CPU]
-
 
 # What people browse
 
@@ -88,15 +78,6 @@ def test_keys_are_equal_in_every_db(tmp_path: Path) -> None:
 
 
 # Killed and interrupted
-
-
-def test_a_signature_of_a_later_version_is_explained(db: LatencyDB, path: Path) -> None:
-    db.save_model(served_model(), CPU)
-    with sqlite(path) as connection:
-        connection.execute("""UPDATE signature SET document = replace(document, '"linear"', '"telepathy"')""")
-    for read in (db.signatures, db.models):
-        with pytest.raises(DatabaseError, match=r"cannot read \(Invalid enum value 'telepathy' .*upgrade pytest-dooly"):
-            read()
 
 
 KILLED = """

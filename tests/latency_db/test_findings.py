@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    CPU,
-    GPU,
-    served_model,
-)
+from tests.latency_db.samples import CPU, GPU, served_model, sqlite
 
 
 def test_a_finding_is_read_back_and_replaced_and_goes_with_its_model(db: LatencyDB) -> None:
@@ -22,3 +23,12 @@ def test_a_finding_is_read_back_and_replaced_and_goes_with_its_model(db: Latency
     assert db.load_finding("coverage", model.key, CPU) is None
     db.save_model(model, CPU)
     assert db.load_finding("validation", model.key, CPU) is None
+
+
+def test_a_damaged_finding_is_named(db: LatencyDB, path: Path) -> None:
+    db.save_model(served_model(), CPU)
+    db.save_finding("coverage", "aa", CPU, {"ops": 1})
+    with sqlite(path) as connection:
+        connection.execute("UPDATE finding SET document = '{'")
+    with pytest.raises(DocumentError, match="a kept coverage cannot be read .*damaged; run what made it again"):
+        db.load_finding("coverage", "aa", CPU)

@@ -17,14 +17,7 @@ from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    ATTENTION,
-    CPU,
-    GPU,
-    MEASUREMENT,
-    POINT,
-    linear,
-)
+from tests.latency_db.samples import ATTENTION, CPU, GPU, MEASUREMENT, POINT, linear
 
 points = (
     st.builds(SweepPoint, num_tokens=st.integers(1, 100_000))
@@ -33,16 +26,10 @@ points = (
         lambda pairs: SweepPoint(batch=Batch.of(pairs))
     )
 )
-
-
 seconds = st.floats(0, allow_nan=False, allow_infinity=False)
-
-
 outcomes = st.builds(Measurement, st.integers(3, 10_000), seconds, seconds, seconds, seconds) | st.builds(
     Failure, st.text()
 )
-
-
 cases = st.tuples(st.sampled_from([linear(), ATTENTION]), st.sampled_from([CPU, GPU]), points)
 
 

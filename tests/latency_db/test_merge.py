@@ -144,6 +144,9 @@ def only(merged: Sequence[Merged]) -> Merged:
     return one
 
 
+# Outcomes
+
+
 Row = tuple[Measurement | Failure, int, bool]
 """Outcome, second of recording, and whether it is held out."""
 
@@ -359,6 +362,9 @@ def test_the_model_that_was_saved_last_stays_and_findings_of_both(new: Callable[
             assert db.load_finding("validation", short.key, ENVIRONMENT) == {"value": 2}
             assert db.load_finding("coverage", short.key, ENVIRONMENT) == {"value": 1}
     assert only(merge(into, [source])).changes == {}
+
+
+# Published latencies
 
 
 def publish(*files: PublishedTable) -> list[Recording]:

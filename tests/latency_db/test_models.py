@@ -5,13 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    ATTENTION,
-    CPU,
-    GPU,
-    linear,
-    served_model,
-)
+from tests.latency_db.samples import ATTENTION, CPU, GPU, linear, served_model
 
 
 def test_a_model_is_read_back(db: LatencyDB) -> None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from pytest_dooly.errors import DatabaseError
+from pytest_dooly.errors import DatabaseError, DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.latency_db.samples import (
-    CPU,
-    GPU,
-    MEASUREMENT,
-    POINT,
-    linear,
-)
+from tests.latency_db.samples import CPU, GPU, MEASUREMENT, POINT, linear, sqlite
 
 
 def test_a_regressor_is_read_back_and_replaced(db: LatencyDB) -> None:
@@ -54,3 +49,16 @@ def test_a_regressor_across_sizes_is_read_back_and_replaced(db: LatencyDB) -> No
     with pytest.raises(ValueError, match="JSON"):
         db.save_family_regressor("gemm", GPU, {"trees": [math.nan]}, **kept)  # type: ignore[arg-type]
     assert db.load_family_regressor("gemm", GPU, "new") == {"trees": [2.5]}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "NaN", '{"a": 1e400}', '{"a": NaN}'])
+def test_a_damaged_document_is_as_good_as_none(db: LatencyDB, path: Path, damage: str) -> None:
+    db.record(linear(), CPU, POINT, MEASUREMENT, spent_s=1.0)
+    db.save_regressor(linear().key, CPU, {}, error=None)
+    db.save_family_regressor("family", CPU, {}, name="f", error=None, fitted_to="rows")
+    with sqlite(path) as connection:
+        connection.execute("UPDATE regressor SET document = ?", [damage])
+        connection.execute("UPDATE family_regressor SET document = ?", [damage])
+    assert db.load_regressors(CPU) == {}
+    with pytest.raises(DocumentError, match="a kept regressor of a family cannot be read .*run what made it again"):
+        db.load_family_regressor("family", CPU, "rows")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
+from pytest_dooly.errors import DocumentError
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.regressor import Regressor
 from pytest_dooly.sweep.grid import sweep
@@ -62,3 +66,23 @@ def test_out_of_range_says_what_and_how_far() -> None:
 def test_beyond_the_range_the_last_slope_goes_on() -> None:
     regressor = fitted(LINEAR, roofline, TOKENS)
     assert regressor.predict_s([SweepPoint(num_tokens=2048)])[0] == pytest.approx(2048 * 10e-6, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"intercept": -1.0},
+        {"intercept": math.inf},
+        {"features": ["tokens of luck"]},
+        {"features": [], "knots": [], "coefficients": [], "ranges": []},
+        {"coefficients": []},
+        {"coefficients": [[1.0, 2.0]]},
+        {"coefficients": [[-1.0]]},
+        {"ranges": []},
+    ],
+)
+def test_a_document_that_no_fit_can_have_made_is_refused(damage: Mapping[str, Any]) -> None:
+    document = fit(LINEAR, {point: measured(1e-3) for point in TOKENS[:2]}).to_json()
+    assert Regressor.from_json(document).num_points == 2
+    with pytest.raises(DocumentError, match="a kept Regressor cannot be read"):
+        Regressor.from_json({**document, **damage})
