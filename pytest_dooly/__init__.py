@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_dooly.core.batch import Batch, Request
     from pytest_dooly.core.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.core.traffic import Traffic, TrafficRequest
     from pytest_dooly.core.workload import Workload
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
     from pytest_dooly.latency_db.db import LatencyDB
     from pytest_dooly.prediction.forecast import predict
     from pytest_dooly.prediction.step import StepPrediction
     from pytest_dooly.prediction.workload import WorkloadPrediction
+    from pytest_dooly.simulation.simulate import Simulation, simulate
 
 __all__ = [
     "Batch",
@@ -25,12 +27,16 @@ __all__ = [
     "OutOfRangeWarning",
     "Request",
     "ServingOptions",
+    "Simulation",
     "StepPrediction",
+    "Traffic",
+    "TrafficRequest",
     "Workload",
     "WorkloadPrediction",
     "aliases",
     "predict",
     "resolve",
+    "simulate",
 ]
 
 _ROOMS = {
@@ -40,12 +46,16 @@ _ROOMS = {
     "OutOfRangeWarning": "errors",
     "Request": "core.batch",
     "ServingOptions": "core.configuration",
+    "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
+    "Traffic": "core.traffic",
+    "TrafficRequest": "core.traffic",
     "Workload": "core.workload",
     "WorkloadPrediction": "prediction.workload",
     "aliases": "core.configuration",
     "predict": "prediction.forecast",
     "resolve": "core.configuration",
+    "simulate": "simulation.simulate",
 }
 
 

@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     """Every command with its options; what was given stands in the attributes of the namespace."""
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_trace, _predict, _compare, _plan, _validate, _report, _import, _models, _export, _merge, _browse):
+    on_models = (_trace, _predict, _simulate, _compare, _plan, _validate, _report)
+    for add in (*on_models, _import, _models, _export, _merge, _browse):
         add(commands)
     return top
 
@@ -40,6 +41,35 @@ def _predict(commands: _Commands) -> None:
     asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     _workload_options(predict)
+
+
+def _simulate(commands: _Commands) -> None:
+    simulate = _command(commands, "simulate", "traffic through the scheduler: TTFT, TPOT and latency to p99")
+    what = simulate.add_argument_group("traffic")
+    what.add_argument("--rate", help="requests a second, as in 8; stages as in 5@600,10@600 (seconds after the @)")
+    what.add_argument("--arrivals", default="poisson", help="poisson (default), constant, or gamma:CV")
+    what.add_argument("--duration", type=_positive_number, metavar="SECONDS", help="of the arrivals")
+    what.add_argument("--requests", type=_positive, help="most of them (10 for each at once in a closed loop)")
+    what.add_argument("--concurrency", type=_positive, help="most under way at once; without --rate, a closed loop")
+    what.add_argument("--prompt", help="tokens: 512, uniform:A,B, normal:MEAN,SD[,MIN,MAX] or lognormal:…")
+    what.add_argument("--output", default="64", help="tokens that each request generates, likewise (64)")
+    what.add_argument("--range-ratio", type=float, help="draw lengths from this share of them to all, as in 0.8")
+    what.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts, as in 10x10x100")
+    what.add_argument("--trace", metavar="FILE", help="of requests: Azure, BurstGPT, Mooncake, Vidur, CSV, JSONL")
+    what.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    how = simulate.add_argument_group("deployment")
+    how.add_argument("--kv-blocks", type=_positive, help="of the KV cache (what the device's memory leaves)")
+    how.add_argument("--no-prefix-caching", action="store_true", help="prompts that begin alike share nothing")
+    how.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")
+    how.add_argument("--long-prefill-token-threshold", type=_natural, default=0, help="as vLLM's (0)")
+    how.add_argument("--scheduler", choices=["native", "vllm"], default="native", help="ours (default), or vLLM's own")
+    how.add_argument("--replicas", type=_positive, default=1, help="engines behind a router (1)")
+    how.add_argument("--router", choices=["round_robin", "least_outstanding", "prefix"], default="round_robin")
+    how.add_argument("--server-ms", type=_natural_number, default=0.0, help="that server and client add to each (0)")
+    how.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    simulate.add_argument("--slo", help="for the goodput, as in ttft:300ms,tpot:40ms,e2el:10s")
+    simulate.add_argument("--out", metavar="FILE", help="every request, as .parquet or .csv")
+    simulate.add_argument("--png", metavar="FILE", help="a picture as well")
 
 
 def _compare(commands: _Commands) -> None:
@@ -143,7 +173,7 @@ def _command(commands: Any, name: str, description: str, *, several: bool = Fals
     for field in dataclasses.fields(ServingOptions):
         how = repeated if several and field.name in ("device", "tensor_parallel_size") else {}
         about = field.metadata["help"]
-        if field.name == "device" and (several or name == "predict"):
+        if field.name == "device" and (several or name in ("predict", "simulate")):
             about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
         command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
     return command
@@ -225,6 +255,20 @@ def _positive(text: str) -> int:
     value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def _natural_number(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number that is not negative, got {text}")
     return value
 
 

@@ -18,7 +18,7 @@ from pytest_dooly.errors import ConfigurationError, DoolyError, MissingExtraErro
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.rows import LatencyRow
 
-__all__ = ["COLUMNS", "Export", "ExportError", "Format", "export"]
+__all__ = ["COLUMNS", "Export", "ExportError", "Format", "export", "written_whole"]
 
 Format = Literal["csv", "parquet"]
 
@@ -65,13 +65,8 @@ def export(db: LatencyDB, out: Path, *, file_format: Format | None = None, envir
     path, chosen = _file(out, file_format)
     write = {"csv": _write_csv, "parquet": _write_parquet}[chosen]
     environments = _environments(db, environment)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            rows = write(temporary, db.latencies(environments))
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ExportError(f"cannot write {path}: {reason}; name another file, or free some disk space") from error
+    with written_whole(path) as temporary:
+        rows = write(temporary, db.latencies(environments))
     return Export(path, rows, environments)
 
 
@@ -98,8 +93,23 @@ def _environments(db: LatencyDB, part: str | None) -> tuple[Environment, ...]:
 
 
 @contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place once it is complete and on the disk; directories are made.
+
+    Raises:
+        ExportError: it cannot be written; one that was there before is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ExportError(f"cannot write {path}: {reason}; name another file, or free some disk space") from error
+
+
+@contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place once it is complete and on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

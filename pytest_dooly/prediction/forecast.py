@@ -22,7 +22,7 @@ from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workloa
 from pytest_dooly.published.grounds import Grounds, latency_models
 from pytest_dooly.regress.regressor import LatencyModel
 
-__all__ = ["predict"]
+__all__ = ["known", "predict"]
 
 
 @overload
@@ -86,10 +86,7 @@ def predict(
     if (batch is None) == (workload is None):
         raise ConfigurationError("name either a batch or a workload")
     with LatencyDB.open(Path(db), create=False) as opened:
-        if device is not None:
-            served, models = _founded(opened, model, options, device_named(device))
-        else:
-            served, models = _profiled(opened, model, options, environment)
+        served, models = known(opened, model, options, device=device, environment=environment)
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     prediction: StepPrediction | WorkloadPrediction
     if workload is not None:
@@ -101,6 +98,32 @@ def predict(
     for line in prediction.out_of_range:
         warnings.warn(line, OutOfRangeWarning, stacklevel=2)
     return prediction
+
+
+def known(
+    db: LatencyDB,
+    name: str,
+    options: ServingOptions | None,
+    *,
+    device: str | None = None,
+    environment: Environment | None = None,
+) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
+    """A model in a latency DB, and what predicts its operations, by signature key.
+
+    Args:
+        db: where they are.
+        name: that the model was profiled by.
+        options: as in `predict`.
+        device: as in `predict`.
+        environment: as in `predict`.
+
+    Raises:
+        ConfigurationError: the device is unknown.
+        MissingMeasurements: as in `predict`.
+    """
+    if device is not None:
+        return _founded(db, name, options, device_named(device))
+    return _profiled(db, name, options, environment)
 
 
 def _founded(

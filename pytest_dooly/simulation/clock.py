@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from pytest_dooly.core.traffic import Traffic
 __all__ = ["Server", "Simulated", "StepLatency", "StepRecord", "run"]
 
 Array = npt.NDArray[np.float64]
+
+_STEPS_BETWEEN = 1000
+"""Steps from one report of progress to the next."""
 
 
 class StepLatency(Protocol):
@@ -110,7 +113,14 @@ class Simulated:
         return np.where(tokens > 1, (self.last_s - self.first_s) / np.maximum(tokens - 1, 1), np.nan)
 
 
-def run(traffic: Traffic, scheduler: Scheduler, times: StepLatency, server: Server | None = None) -> Simulated:
+def run(
+    traffic: Traffic,
+    scheduler: Scheduler,
+    times: StepLatency,
+    server: Server | None = None,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Simulated:
     """Serves all requests.
 
     Args:
@@ -118,17 +128,26 @@ def run(traffic: Traffic, scheduler: Scheduler, times: StepLatency, server: Serv
         scheduler: idle.
         times: of the steps.
         server: around the engine; nothing is lost there where it is None.
+        progress: called now and then with the number of requests that have ended.
 
     Raises:
         ConfigurationError: the scheduler refuses a request.
     """
-    return _Run(traffic, scheduler, times, server or Server()).result()
+    return _Run(traffic, scheduler, times, server or Server(), progress).result()
 
 
 class _Run:
     """One simulation under way."""
 
-    def __init__(self, traffic: Traffic, scheduler: Scheduler, times: StepLatency, server: Server) -> None:
+    def __init__(
+        self,
+        traffic: Traffic,
+        scheduler: Scheduler,
+        times: StepLatency,
+        server: Server,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._progress, self._ended = progress, 0
         self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
         number = len(traffic.requests)
         self._sent_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(3))
@@ -239,7 +258,10 @@ class _Run:
         for place in self._unserved.intersection(step.sampling):
             self._first_s[place] = at_client_s
             self._unserved.discard(place)
+        if not len(self._steps) % _STEPS_BETWEEN:
+            self._progress(self._ended)
         for place in self._scheduler.update(step):
+            self._ended += 1
             self._last_s[place] = at_client_s
             if self._traffic.concurrency is not None:
                 self._freed_s.append(at_client_s)

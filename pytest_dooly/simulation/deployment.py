@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -53,25 +54,31 @@ class Deployment:
         if self.router not in get_args(Router):
             raise ConfigurationError(f"unknown router {self.router!r}: name one of {', '.join(get_args(Router))}")
 
-    def simulate(self, traffic: Traffic) -> list[Simulated]:
+    def simulate(self, traffic: Traffic, *, progress: Callable[[int], None] = lambda _: None) -> list[Simulated]:
         """Each replica with its share of the traffic; a replica that gets none is left out.
+
+        Args:
+            traffic: that arrives.
+            progress: called now and then with the number of requests that have ended.
 
         Raises:
             ConfigurationError: a request is longer than max_model_len, or a closed loop or a session meets several
                 replicas, whose ends would decide over others' arrivals.
         """
         if self.replicas == 1:
-            return [run(traffic, self.scheduler(self.options), self.times, self.server)]
+            return [run(traffic, self.scheduler(self.options), self.times, self.server, progress=progress)]
         if traffic.concurrency is not None or any(request.follows is not None for request in traffic.requests):
             raise ConfigurationError("several replicas take open arrivals alone: drop --concurrency and sessions")
         shares: list[list[TrafficRequest]] = [[] for _ in range(self.replicas)]
         for request, replica in zip(traffic.requests, self._routed(traffic.requests), strict=True):
             shares[replica].append(request)
-        return [
-            run(replace(traffic, requests=tuple(share)), self.scheduler(self.options), self.times, self.server)
-            for share in shares
-            if share
-        ]
+        simulated: list[Simulated] = []
+        for share in filter(None, shares):
+            done = sum(len(each.sent_s) for each in simulated)
+            scheduler, part = self.scheduler(self.options), replace(traffic, requests=tuple(share))
+            told = partial(_told, progress, done)
+            simulated.append(run(part, scheduler, self.times, self.server, progress=told))
+        return simulated
 
     def _routed(self, requests: Sequence[TrafficRequest]) -> Iterator[int]:
         """The replica of each request."""
@@ -95,6 +102,10 @@ class Deployment:
         prefill_s = self.times.latency_s(0, 0, [(min(request.prompt_len, self.options.limits.max_num_tokens), 0)])
         step_s = self.times.latency_s(at_once, at_once * (request.prompt_len + request.output_len // 2), [])
         return prefill_s + request.output_len * step_s
+
+
+def _told(progress: Callable[[int], None], before: int, ended: int) -> None:
+    progress(before + ended)
 
 
 def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:

@@ -187,6 +187,7 @@ class NativeScheduler:
         self._states: dict[int, _State] = {}
         self._cached: dict[int, int] = {}
         self._thrown_out: list[int] = []  # by a step that came to nothing
+        self._under_way = 0
 
     def add(self, place: int, request: TrafficRequest) -> None:
         """Lets a request wait; see `Scheduler.add`.
@@ -205,6 +206,17 @@ class NativeScheduler:
 
     def schedule(self) -> Scheduled | None:
         """The next step; see `Scheduler.schedule`."""
+        while True:
+            step = self._made()
+            # A step that only threw a request out is none, and the engine goes on to the next unless one is under way.
+            if step.states or not step.preempted or self._under_way:
+                break
+            self._thrown_out += step.preempted
+        step.preempted[:0] = self._thrown_out
+        self._thrown_out = [] if step.states else step.preempted
+        return self._advance(step) if step.states else None
+
+    def _made(self) -> _Step:
         step = _Step(self._options.limits.max_num_tokens)
         bound = self._options.long_prefill_token_threshold
         if len(self._running) + len(self._waiting) <= 1:
@@ -212,14 +224,11 @@ class NativeScheduler:
         self._serve_running(step, bound)
         if not step.preempted and len(self._waiting):
             self._admit(step, bound)
-        step.preempted[:0] = self._thrown_out
-        self._thrown_out = [] if step.states else step.preempted
-        if not step.states:
-            return None
-        return self._advance(step)
+        return step
 
     def update(self, step: Scheduled) -> Sequence[int]:
         """Takes note of a step's end; see `Scheduler.update`."""
+        self._under_way -= 1
         for place, query_len in zip(step.requests, step.query_lens, strict=True):
             state = self._states[place]
             state.in_flight -= query_len
@@ -344,8 +353,9 @@ class NativeScheduler:
             if state.computed >= state.prompt_len + state.generated + state.placeholders:
                 sampling.append(state.place)
                 state.placeholders += pending
+        self._under_way += 1
         places = [state.place for state in step.states]
-        return Scheduled(places, step.queries, step.contexts, sampling, step.preempted)
+        return Scheduled(places, step.queries, step.contexts, sampling, sorted(step.preempted))
 
     def _remember(self, state: _State, num_tokens: int) -> None:
         """Makes full blocks findable, of what is computed by the end of the step: a request beside it finds them."""

@@ -35,11 +35,7 @@ _PER_DOUBLING = 3
 
 
 class StepTimes:
-    """Seconds of any step of one model on one device.
-
-    Attributes:
-        out_of_range: one line for each operation that a table asked outside of its known range.
-    """
+    """Seconds of any step of one model on one device."""
 
     def __init__(
         self,
@@ -63,8 +59,9 @@ class StepTimes:
         by_tokens = _only(model, (o for o in operations if o.signature.swept in ("num_tokens", "routing")))
         by_reqs = _only(model, (o for o in operations if o.signature.swept == "num_reqs"))
         by_batch = _only(model, (o for o in operations if o.signature.swept == "batch"))
-        self._models, self._routing = models, routing
-        self.out_of_range: tuple[str, ...] = ()
+        self._model, self._models, self._routing = model, models, routing
+        # The widest steps that were asked for: most decodes, longest contexts, longest chunk, chunk furthest in.
+        self._most, self._longest, self._chunk, self._furthest = (0, 0.0), (0, 0.0), (0, 0), (0, 0)
         self._of_tokens = self._line(by_tokens, limits.max_num_tokens, lambda sizes: Work.of_sizes(sizes))
         self._of_reqs = self._line(
             by_reqs,
@@ -91,10 +88,30 @@ class StepTimes:
         total_s = self._of_tokens[num_tokens] + self._of_reqs[min(num_decodes + len(chunks), len(self._of_reqs) - 1)]
         attended_s = self._least_s
         if num_decodes:
-            attended_s += self._decodes.at(num_decodes, decode_tokens / num_decodes) - self._least_s
+            mean = decode_tokens / num_decodes
+            attended_s += self._decodes.at(num_decodes, mean) - self._least_s
+            self._most = max(self._most, (num_decodes, mean))
+            self._longest = max(self._longest, (num_decodes, mean), key=lambda each: each[1])
         for query_len, context_len in chunks:
+            self._chunk = max(self._chunk, (query_len, context_len))
+            self._furthest = max(self._furthest, (query_len, context_len), key=lambda each: each[1])
             attended_s += self._chunks.at(query_len, context_len) - self._least_s
         return total_s + max(attended_s, self._least_s)
+
+    def out_of_range(self) -> tuple[str, ...]:
+        """One line for each operation that the widest steps asked for lie outside of the known range of."""
+        lines: dict[str, None] = {}
+        for count, mean in {self._most, self._longest}:
+            if count:
+                lines |= dict.fromkeys(self._outside([1], [mean], [count]))
+        for query_len, context_len in {self._chunk, self._furthest}:
+            if query_len:
+                lines |= dict.fromkeys(self._outside([query_len], [context_len], [1]))
+        return tuple(lines)
+
+    def _outside(self, queries: Sequence[float], contexts: Sequence[float], counts: Sequence[float]) -> tuple[str, ...]:
+        work = Work.of_batches(queries, contexts, [0], counts=counts)
+        return predict_steps(self._model, self._models, work, self._routing)[1]
 
     def _line(self, part: ServedModel, longest: int, work: Callable[[Array], Work]) -> list[float]:
         """Seconds at every size up to the longest, by size; no step has none."""
@@ -119,9 +136,7 @@ class StepTimes:
         return self._predict(part, work).reshape(len(first), len(second))
 
     def _predict(self, part: ServedModel, work: Work) -> Array:
-        latencies_s, outside = predict_steps(part, self._models, work, self._routing)
-        self.out_of_range += outside
-        return latencies_s
+        return predict_steps(part, self._models, work, self._routing)[0]
 
 
 class _Table:

@@ -148,7 +148,9 @@ def _intervals(simulated: Simulated) -> tuple[Array, Array]:
     """Time between the ends of consecutive steps, and how many requests got a further token in the later one."""
     ends_s = np.array([step.begin_s + step.latency_s for step in simulated.steps])
     decodes = np.array([step.num_decodes for step in simulated.steps], dtype=np.float64)
-    return np.diff(ends_s), decodes[1:]
+    # Where the steps of the next replica follow, their time starts anew.
+    onwards = np.diff(ends_s) > 0
+    return np.diff(ends_s)[onwards], decodes[1:][onwards]
 
 
 def _most_at_once(begin_s: Array, end_s: Array) -> int:

@@ -1,0 +1,144 @@
+"""`dooly simulate`: traffic through a scheduler, on a device that need not be here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytest_dooly.cli.answer import Answer, progress, warn
+from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
+from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
+from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.published.grounds import latency_models
+from pytest_dooly.report.figure import png_path
+from pytest_dooly.report.simulation_report import format_simulation, save_requests, save_simulation
+from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
+from pytest_dooly.simulation.clock import Server, Simulated
+from pytest_dooly.simulation.deployment import Deployment
+from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
+from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.simulation.simulate import Engine, Simulation, joined
+from pytest_dooly.simulation.step_times import StepTimes
+from pytest_dooly.simulation.summary import Slo
+from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
+from pytest_dooly.simulation.traces import TraceOptions, read_trace
+
+__all__ = ["simulate"]
+
+_SILENT_S = 2.0
+"""Seconds of simulation that go without a word."""
+
+
+def simulate(arguments: argparse.Namespace) -> Answer:
+    """TTFT, TPOT and latency of every request, as means and percentiles."""
+    png = None if arguments.png is None else png_path(arguments.png)
+    slo = None if arguments.slo is None else Slo.parse(arguments.slo)
+    device = other_gpu(arguments)
+    with opened(arguments) as work:
+        model = work.served()
+        scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
+        traffic = _traffic(arguments, model.limits.max_model_len)
+        if device is None:
+            models = latency_models(model, work.db, work.environment, progress=progress)
+        else:
+            models = {key: each.model for key, each in grounds_on(device, work.db).of(model).items()}
+    times = StepTimes(model, models, routing=arguments.routing)
+    engine = Engine(
+        kv_blocks=arguments.kv_blocks,
+        prefix_caching=not arguments.no_prefix_caching,
+        long_prefill_token_threshold=arguments.long_prefill_token_threshold,
+        async_scheduling=not arguments.no_async_scheduling,
+    )
+    options = engine.options(model, None if device is None else device.name)
+    simulation = Simulation(_served(arguments, traffic, times, options, scheduler), times.out_of_range())
+    warn(simulation.out_of_range)
+    if png is not None:
+        save_simulation(simulation.simulated, png)
+    if arguments.out is not None:
+        save_requests(simulation.simulated, Path(arguments.out))
+    document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
+    document |= {"num_kv_blocks": options.num_blocks, **simulation.summary(slo)}
+    where = "here" if device is None else f"on {device.name}"
+    title = f"{model.name} {where}, {options.num_blocks:,} KV blocks of {options.block_size} tokens"
+    return Answer(document, [format_simulation(document, title=title), *_verdict(document)])
+
+
+def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
+    """What the options ask for: a file's requests, or synthetic ones.
+
+    Raises:
+        ConfigurationError: the options do not go together.
+    """
+    rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
+    if arguments.trace is not None:
+        options = TraceOptions(limit=arguments.requests, max_model_len=max_model_len)
+        file = read_trace(Path(arguments.trace), options, arrivals=rates, seed=arguments.seed)
+        for reason, number in file.rejected.items():
+            progress(f"{number:,} requests of {arguments.trace} left out: {reason}")
+        if file.late:
+            progress(
+                f"{file.late:,} requests of {arguments.trace} have a time before the one above, and follow at once"
+            )
+        return file.traffic.capped(arguments.concurrency)
+    if arguments.prompt is None:
+        raise ConfigurationError("name the tokens of each prompt with --prompt, or a file with --trace")
+    if rates is None and arguments.concurrency is None:
+        raise ConfigurationError("name a rate (--rate 8), a closed loop (--concurrency 8) or a file (--trace)")
+    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, arguments.output))
+    prefix = None if arguments.shared_prefix is None else SharedPrefix.parse(arguments.shared_prefix)
+    synthetic = SyntheticTraffic(
+        rates or AT_ONCE, PromptAndOutput(prompt, output), prefix, concurrency=arguments.concurrency
+    )
+    requests = arguments.requests or (None if rates is not None else 10 * arguments.concurrency)
+    return synthetic.draw(arguments.seed, num_requests=requests, duration_s=arguments.duration)
+
+
+def _lengths(text: str, ratio: float | None) -> Lengths:
+    lengths = Lengths.parse(text)
+    if ratio is None:
+        return lengths
+    if lengths.only is None:
+        raise ConfigurationError(f"--range-ratio goes with a number of tokens, not with {text!r}")
+    return Lengths.below(lengths.only, ratio)
+
+
+def _served(
+    arguments: argparse.Namespace,
+    traffic: Traffic,
+    times: StepTimes,
+    options: SchedulerOptions,
+    scheduler: Callable[[SchedulerOptions], Scheduler],
+) -> Simulated:
+    server_s = arguments.server_ms / 1e3 / 2  # half on the way in, half on the way out: only their sum shows
+    server = Server(server_s, server_s, options.async_scheduling)
+    deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
+    return joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
+
+
+def _bar(number: int) -> Callable[[int], None]:
+    """Writes how far a simulation has come, where that takes long enough for somebody to wonder."""
+    start_s = time.perf_counter()
+
+    def told(ended: int) -> None:
+        if sys.stderr.isatty() and time.perf_counter() - start_s > _SILENT_S:
+            sys.stderr.write(f"\rdooly: {ended:,} of {number:,} requests ({ended / number:.0%}) ")
+            sys.stderr.flush()
+
+    return told
+
+
+def _verdict(document: dict[str, Any]) -> list[str]:
+    """What a load beyond capacity comes to."""
+    sustained = document["sustained_throughput"]
+    if sustained is None:
+        return []
+    return [
+        "",
+        f"OVERLOADED: requests come faster than they are served, so that the queue grows for as long as they do; "
+        f"about {sustained:.3g} requests/s would be sustained",
+    ]
