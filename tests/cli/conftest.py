@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,24 @@ from tests.test_profiling import linears
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
+    _write_model(tmp_path)
     return tmp_path
 
 
-@pytest.fixture
-def profiled(place: Path) -> Path:
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one profiling run of the model leaves: it takes seconds, and a copy of it none."""
+    folder = tmp_path_factory.mktemp("profile")
+    _write_model(folder)
     flags = [f"--dooly-{flag.removeprefix('--')}" for flag in SMALL]
     command = [sys.executable, "-m", "pytest", "-p", "no:cov", "--dooly-model=model", "-q", *flags]
-    subprocess.run(command, check=True, cwd=place, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def profiled(place: Path, profile: Path) -> Path:
+    shutil.copytree(profile, place, dirs_exist_ok=True)
     return place
 
 
@@ -36,3 +46,7 @@ def published(place: Path) -> Path:
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         db.publish(linears([(96, 64), *around]))
     return place
+
+
+def _write_model(folder: Path) -> None:
+    write(folder / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)

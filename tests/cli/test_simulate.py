@@ -1,0 +1,95 @@
+"""`dooly simulate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly import cli
+from tests.cli import SMALL
+
+LOAD = ("--rate=20", "--prompt=12", "--output=6", "--duration=20")
+
+
+def simulated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert cli.main(["simulate", "model", "--json", *arguments, *SMALL]) == 0
+    document: dict[str, object] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_a_load_on_what_was_profiled_here(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = simulated(capsys, *LOAD)
+    assert document["completed"] == 400
+    assert document["total_input_tokens"] == 400 * 12
+    assert document["total_output_tokens"] == 400 * 6
+    assert document["mean_ttft_ms"] > 0  # type: ignore[operator]
+    assert document["p99_e2el_ms"] >= document["median_e2el_ms"]  # type: ignore[operator]
+    assert document == simulated(capsys, *LOAD)
+    assert document != simulated(capsys, *LOAD, "--seed=1")
+    assert cli.main(["simulate", "model", *LOAD, *SMALL]) == 0
+    assert "Mean TTFT (ms):" in capsys.readouterr().out
+
+
+def test_stages_closed_loops_prefixes_and_goodput(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    staged = simulated(capsys, "--rate=2@10,5@10", "--prompt=12", "--arrivals=constant", "--slo=ttft:1s", "--output=4")
+    assert [stage["completed"] for stage in staged["stages"]] == [20, 50]  # type: ignore[attr-defined]
+    assert staged["request_goodput"] is not None
+    loop = simulated(capsys, "--concurrency=2", "--requests=10", "--prompt=12", "--output=4", "--range-ratio=0.5")
+    assert (loop["completed"], loop["max_concurrent_requests"]) == (10, 2)
+    assert loop["total_input_tokens"] < 120  # type: ignore[operator]
+    shared = simulated(capsys, "--rate=1", "--requests=30", "--prompt=4", "--output=2", "--shared-prefix=1x2x16")
+    assert shared["prefix_cache_hit_rate"] > 0.5  # type: ignore[operator]
+    apart = simulated(
+        capsys, "--rate=1", "--requests=30", "--prompt=4", "--output=2", "--shared-prefix=1x2x16", "--no-prefix-caching"
+    )
+    assert apart["prefix_cache_hit_rate"] == 0
+
+
+def test_a_trace_is_served_and_what_is_too_long_is_counted(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (profiled / "trace.csv").write_text("arrival_s,prompt_len,output_len\n0,8,4\n1,8,4\n2,800,4\n")
+    assert cli.main(["simulate", "model", "--json", "--trace=trace.csv", "--out=requests.csv", *SMALL]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["completed"] == 2
+    assert "1 requests of trace.csv left out" in captured.err
+    assert len((profiled / "requests.csv").read_text().splitlines()) == 3
+
+
+def test_a_load_beyond_capacity_is_called_so(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["simulate", "model", "--rate=100000", "--requests=2000", "--prompt=12", "--output=4", *SMALL]) == 0
+    assert "OVERLOADED" in capsys.readouterr().out
+
+
+def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulated(capsys, *LOAD, "--png=load.png")
+    assert (profiled / "load.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate=1"], "name the tokens of each prompt with --prompt"),
+        (["--prompt=8"], "name a rate"),
+        (["--prompt=8", "--rate=fast"], "fast"),
+        (["--prompt=8", "--rate=1", "--requests=3", "--slo=soon"], "of the SLO"),
+        (["--prompt=800", "--rate=1", "--requests=3"], "exceeds max_model_len 32"),
+        (["--trace=missing.csv"], "missing.csv"),
+        (["--prompt=8", "--rate=1", "--requests=3", "--kv-blocks=2"], "do not hold one request"),
+        (
+            ["--prompt=8", "--concurrency=2", "--requests=4", "--replicas=2"],
+            "several replicas take open arrivals",
+        ),
+        (["--prompt=uniform:4,8", "--rate=1", "--requests=3", "--range-ratio=0.8"], "goes with a number of tokens"),
+    ],
+)
+def test_wrong_usage_is_one_message(
+    profiled: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert cli.main(["simulate", "model", *arguments, *SMALL]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_fake_engine_has_no_scheduler_of_its_own(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["simulate", "model", *LOAD, "--scheduler=vllm", *SMALL]) == 1
+    assert "scheduler of its own" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""Step times from tables beside what the predictor says of the very step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.simulation.step_times import StepTimes
+from tests.samples import model_and_regressors
+
+MODEL, REGRESSORS = model_and_regressors()
+
+
+@pytest.fixture(scope="module")
+def times() -> StepTimes:
+    return StepTimes(MODEL, REGRESSORS)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_takes_what_the_predictor_says(times: StepTimes, seed: int) -> None:
+    draw = random.Random(seed)
+    contexts = [draw.randint(1, 900) for _ in range(draw.randint(0, 6))]
+    chunks = [(draw.randint(2, 200), draw.choice([0, draw.randint(1, 500)])) for _ in range(draw.randint(0, 2))]
+    if not contexts and not chunks:
+        chunks = [(5, 0)]
+    exact_s = predict_step(MODEL, REGRESSORS, Batch.of([*((1, context) for context in contexts), *chunks])).latency_s
+    assert times.latency_s(len(contexts), sum(contexts), chunks) == pytest.approx(exact_s, rel=0.02)
+
+
+def test_what_lies_outside_of_the_measured_is_told_only_where_it_was_asked_for() -> None:
+    times = StepTimes(MODEL, REGRESSORS)
+    times.latency_s(4, 100, [(50, 0)])
+    assert times.out_of_range() == ()
+    times.latency_s(4, 4 * 1000, [])
+    assert any("attention" in line and "is outside of the measured" in line for line in times.out_of_range())
+
+
+def test_a_model_without_latencies_is_refused() -> None:
+    with pytest.raises(MissingMeasurements, match="has no regressor for"):
+        StepTimes(MODEL, {})

@@ -1,0 +1,71 @@
+"""The summary says what vLLM's benchmark would say of the same requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_dooly.core.traffic import Traffic, TrafficRequest
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.simulation.clock import Simulated, StepRecord
+from pytest_dooly.simulation.summary import Slo, overloaded, summary
+
+
+def simulated(ttft_s: list[float], tpot_s: list[float], *, output_len: int = 11, every_s: float = 1.0) -> Simulated:
+    sent_s = every_s * np.arange(len(ttft_s), dtype=np.float64)
+    first_s = sent_s + np.array(ttft_s)
+    requests = [TrafficRequest(at, 100, output_len) for at in sent_s.tolist()]
+    nothing = np.zeros(len(ttft_s), dtype=np.int64)
+    steps = [StepRecord(float(i), 1.0, 1, 1 + i, 1, 0, 1, 0) for i in range(4)]
+    last_s = first_s + (output_len - 1) * np.array(tpot_s)
+    return Simulated(Traffic(requests), sent_s, first_s, last_s, nothing + 25, nothing, steps)
+
+
+def test_means_percentiles_and_rates() -> None:
+    document = summary(simulated([0.1, 0.2, 0.3, 0.4], [0.01, 0.01, 0.02, 0.04]))
+    assert document["completed"] == 4
+    assert document["duration"] == pytest.approx(3 + 0.4 + 0.4)
+    assert document["total_input_tokens"] == 400
+    assert document["total_output_tokens"] == 44
+    assert document["request_throughput"] == pytest.approx(4 / 3.8)
+    assert document["output_throughput"] == pytest.approx(44 / 3.8)
+    assert document["mean_ttft_ms"] == pytest.approx(250)
+    assert document["median_ttft_ms"] == document["p50_ttft_ms"] == pytest.approx(250)
+    assert document["p99_ttft_ms"] == pytest.approx(397)
+    assert document["mean_tpot_ms"] == pytest.approx(20)
+    assert document["mean_e2el_ms"] == pytest.approx(450)
+    assert document["prefix_cache_hit_rate"] == 0.25
+    assert document["request_goodput"] is None
+
+
+def test_intervals_count_as_often_as_tokens_come_after_them() -> None:
+    document = summary(simulated([0.1, 0.1], [0.01, 0.01]))
+    assert document["mean_itl_ms"] == document["p99_itl_ms"] == pytest.approx(1000)
+
+
+def test_goodput_counts_those_that_meet_every_bound() -> None:
+    of = simulated([0.1, 0.2, 0.3, 0.4], [0.01, 0.01, 0.02, 0.04])
+    assert summary(of, slo=Slo(ttft_s=0.25))["request_goodput"] == pytest.approx(2 / 3.8)
+    assert summary(of, slo=Slo.parse("ttft:400ms,tpot:30ms"))["request_goodput"] == pytest.approx(3 / 3.8)
+    assert summary(of, slo=Slo.parse("e2el:0.25s"))["request_goodput"] == pytest.approx(1 / 3.8)
+
+
+def test_one_token_each_has_no_tpot_and_misses_none() -> None:
+    document = summary(simulated([0.1, 0.2], [0.0, 0.0], output_len=1), slo=Slo(tpot_s=1e-9))
+    assert document["mean_tpot_ms"] is None
+    assert document["request_goodput"] == pytest.approx(2 / 1.2)
+
+
+@pytest.mark.parametrize("text", ["", "ttft", "ttft:", "ttft:fast", "ttft:-1ms", "latency:3s", "ttft:inf"])
+def test_a_bound_that_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s"):
+        Slo.parse(text)
+
+
+def test_a_load_beyond_capacity_is_told_with_what_would_be_sustained() -> None:
+    """Ten arrive in a second, five are served."""
+    growing = simulated([0.1 * place for place in range(200)], [0.0] * 200, every_s=0.1)
+    assert overloaded(growing) == pytest.approx(5.0, rel=0.1)
+    steady = simulated([0.5] * 200, [0.01] * 200, every_s=0.1)
+    assert overloaded(steady) is None
+    assert overloaded(simulated([0.1] * 10, [0.01] * 10)) is None
