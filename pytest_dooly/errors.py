@@ -13,7 +13,7 @@ One class per remedy::
      +- PublishedDataError     install the package of the tables again
      +- DocumentError          run again what made the document
 
-At the edge (`plugin.py`, `cli.py`) a DoolyError becomes one message, never a traceback.
+At the edge (`plugin.py`, `cli/`) a DoolyError becomes one message, never a traceback.
 """
 
 __all__ = [

@@ -64,8 +64,20 @@ def test_commands_of_the_readme_can_be_parsed() -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    named = set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", TEXTS, flags=re.M))
-    assert {first or second for first, second in named} <= set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.M))
+    named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", TEXTS, flags=re.M))
+    assert {first or second for first, second in named} <= set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.M))
+
+
+def test_every_path_that_is_named_is_there() -> None:
+    """But for what a run writes."""
+    pages = [TEXTS, *(page.read_text(encoding="utf-8") for page in (ROOT / "benchmarks/results").rglob("*.md"))]
+    named = {
+        path for page in pages for path in re.findall(r"`((?:benchmarks|docs|pytest_dooly|tests)/[\w./-]+)`", page)
+    }
+    assert len(named) >= 5
+    assert not [path for path in named if not (ROOT / path).exists()]
+    modules = {name for page in pages for name in re.findall(r"python -m ([\w.]+)", page)}
+    assert all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in modules)
 
 
 def test_the_readme_shows_a_picture_that_is_there() -> None:

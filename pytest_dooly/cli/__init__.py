@@ -1,4 +1,4 @@
-"""The command line `dooly`: parses, wires and prints; decides nothing. Imports every room.
+"""The command line `dooly`: parses, wires and prints; decides nothing. Imports any room.
 
 Exits 0 when it did what was asked, 2 for wrong usage, 1 for the rest. With --json, standard output holds one document.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_dooly.cli.answer import FAILED, OK, Answer, progress
 from pytest_dooly.cli.opening import Opened, opened
-from pytest_dooly.core.isolation import InSitu
+from pytest_dooly.core.in_situ import InSitu
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError

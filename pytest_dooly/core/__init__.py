@@ -1,3 +1,3 @@
-"""The field's words as data: batch, operation, signature, environment, measurement. Imports `errors` alone."""
+"""The field's words as data, and the arithmetic that both halves need. Imports `errors` alone, as every room may."""
 
 __all__ = ()

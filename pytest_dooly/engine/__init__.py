@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_dooly.engine.collection import without_collection
 from pytest_dooly.errors import EngineError
 
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
 
-__all__ = ["ENGINES", "load_engine", "without_collection"]
+__all__ = ["ENGINES", "load_engine"]
 
 ENGINES = ("vllm", "fake")
 """Names that `load_engine` knows."""
@@ -34,15 +32,3 @@ def load_engine(name: str = "vllm") -> Engine:
 
         return FakeEngine()
     raise EngineError(f"unknown engine {name!r}: name one of {', '.join(ENGINES)}")
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No garbage collection: imports and traces make millions of objects that stay, and a fifth of their time goes."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

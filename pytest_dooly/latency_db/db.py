@@ -12,18 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pytest_dooly.latency_db.all_latencies import AllLatencies
 from pytest_dooly.latency_db.file import explained, open_file, transaction
 from pytest_dooly.latency_db.findings import FindingTables
 from pytest_dooly.latency_db.measurements import MeasurementTables
 from pytest_dooly.latency_db.models import ModelTables
 from pytest_dooly.latency_db.published import PublishedTables
 from pytest_dooly.latency_db.regressors import RegressorTables
-from pytest_dooly.latency_db.rows import LatencyRows
 
 __all__ = ["LatencyDB"]
 
 
-class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, LatencyRows):
+class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, AllLatencies):
     """Latencies by signature, environment and sweep point, with the models and regressors that belong to them.
 
     A context manager that closes itself. Every method raises DatabaseError when the file is damaged, locked by another

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.errors import ConfigurationError, DoolyError, MissingExtraError
+from pytest_dooly.latency_db.all_latencies import LatencyRow
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.latency_db.rows import LatencyRow
 
 __all__ = ["COLUMNS", "Export", "ExportError", "Format", "export", "written_whole"]
 

@@ -10,14 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from pytest_dooly.regress.regressor import LatencyModel
 
 __all__ = ["Basis", "BasisKind", "Foundation"]
-
-Array = npt.NDArray[np.float64]
 
 BasisKind = Literal["measured", "published", "across sizes", "estimate"]
 """Best first."""

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.roofline import bytes_of, bytes_sent, flops, window_of
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
+from pytest_dooly.sweep.roofline import bytes_of, bytes_sent, flops, window_of
 
 __all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "STEP_S", "Estimate"]
 
@@ -32,7 +32,6 @@ MEMORY_SHARE, PEAK_SHARE = 0.8, 0.7
 
 STEP_S, ADMISSION_S = 5e-4, 1e-4
 """The engine's own share of a step (scheduling, inputs, outputs), and of a request's admission: assumed, not known."""
-
 
 _OVERHEADS_S = {"step": STEP_S, "admission": ADMISSION_S}
 """What lies between layers and what launches them takes a replayed graph no time."""

@@ -36,10 +36,8 @@ __all__ = ["Grounds", "grounds_of", "latency_models"]
 _FEWEST = 5
 """Measurements of our own below which published latencies say more."""
 
-
 _ENGINES = ("vllm", "nccl")
 """Whose latencies come before those of other engines: what is traced is vLLM, which leaves some collectives to NCCL."""
-
 
 _FEWEST_SIZES = 50
 """Of a family, from which on the error to be expected of new sizes held in the mean at every choice of them (`make

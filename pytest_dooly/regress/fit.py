@@ -25,14 +25,11 @@ Array = npt.NDArray[np.float64]
 
 _FOLDS = 5
 
-
 _MIN_POINTS = 3
 """Fewer leave none to hold out: the two that are always in the fit are the extremes."""
 
-
 _INDEPENDENT_ROUNDS = 10
 """Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
-
 
 _POINTS_PER_NUMBER = 4
 """Measurements for each number that ramps over several features are fitted with."""

@@ -17,14 +17,11 @@ Array = npt.NDArray[np.float64]
 _Parameters = tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]
 """Knots and coefficients of each feature, and the intercept."""
 
-
 MODEL_ERROR = 0.03
 """Relative error that a good model has at a point that was measured without noise: no point counts as better known."""
 
-
 EVERY_POINT, _BETWEEN = 0, 3
 """Number of knots that stands for all points; how many knots a power law between two of them takes."""
-
 
 _CAUCHY, _REWEIGHTINGS = 2.385, 8
 """Standard deviations from which on a residual counts ever less (95 % efficient on normal noise, Holland and Welsch

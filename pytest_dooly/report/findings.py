@@ -10,7 +10,7 @@ from typing import TypeVar
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.core.isolation import InSitu
+from pytest_dooly.core.in_situ import InSitu
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.profiled import MachineNoise, Profiled
 from pytest_dooly.core.signature import ModelOperation, ServedModel

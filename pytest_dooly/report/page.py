@@ -1,4 +1,4 @@
-"""What a run writes for people: terminal tables, an HTML page and a Markdown summary. Reads, never computes."""
+"""What a run writes for people: an HTML page and a Markdown summary. Reads, never computes."""
 
 from __future__ import annotations
 

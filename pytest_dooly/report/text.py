@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pytest_dooly.core.batch import Batch
-from pytest_dooly.core.isolation import InSitu, InSituRow, InSituStep
+from pytest_dooly.core.in_situ import InSitu, InSituRow, InSituStep
 from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.profiled import MachineNoise
 from pytest_dooly.core.signature import ModelOperation, ServedModel
@@ -46,12 +46,10 @@ __all__ = [
     "verdicts",
 ]
 
-
 _COLUMNS = 100
 
 
 _LABEL = 64
-
 
 _NARROW = 51
 

@@ -11,11 +11,11 @@ from pytest_dooly.core.batch import Limits, SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.roofline import flops_of
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.sweep.grid import refinements, sweep
 from pytest_dooly.sweep.refine import TARGET, grid_key
+from pytest_dooly.sweep.roofline import flops_of
 
 __all__ = ["Case", "Plan", "case_cost_s", "make_plan"]
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_dooly.core.batch import Batch, Routing, SweepPoint
-from pytest_dooly.core.isolation import InSitu, InSituRow
+from pytest_dooly.core.in_situ import InSitu, InSituRow
 from pytest_dooly.core.measurement import relative_spread
 from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.routing import RoutingDistribution, busiest_between

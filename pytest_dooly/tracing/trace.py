@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.operation import Coverage, Operation, OperationKind, TensorSpec, Trace, check_trace
-from pytest_dooly.engine import without_collection
 from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session, Skeleton
+from pytest_dooly.engine.collection import without_collection
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
 from pytest_dooly.tracing.origin import Symbols

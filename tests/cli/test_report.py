@@ -10,7 +10,7 @@ import pytest
 from pytest_dooly import cli
 from pytest_dooly.latency_db.db import LatencyDB
 from tests.cli import SMALL
-from tests.core.test_isolation import IN_SITU
+from tests.core.test_in_situ import IN_SITU
 
 
 def test_report_writes_page_and_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

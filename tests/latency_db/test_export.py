@@ -22,7 +22,7 @@ from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingExtraError
-from pytest_dooly.latency_db import rows as rows_of_latencies
+from pytest_dooly.latency_db import all_latencies
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.export import COLUMNS, ExportError, export
 from pytest_dooly.latency_db.tables import Tables
@@ -127,7 +127,7 @@ def test_parquet_of_several_row_groups_is_complete(
     db: LatencyDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_dooly.latency_db.export._BATCH_ROWS", 2)
-    monkeypatch.setattr(rows_of_latencies, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(all_latencies, "_BATCH_ROWS", 3)
     path = export(db, tmp_path, file_format="parquet").path
     assert parquet.ParquetFile(path).num_row_groups == 4
     assert parquet.read_table(path).num_rows == 7

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_dooly.core.batch import Batch, SweepPoint
-from pytest_dooly.core.isolation import InSitu
+from pytest_dooly.core.in_situ import InSitu
 from pytest_dooly.core.measurement import Failure
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.profiled import MachineNoise
@@ -23,7 +23,7 @@ from pytest_dooly.prediction.validation import Validation
 from pytest_dooly.report.findings import ModelReport
 from pytest_dooly.report.page import ReportError, write_report
 from pytest_dooly.report.text import format_in_situ, format_machine, format_operations, format_step, format_validation
-from tests.core.test_isolation import IN_SITU
+from tests.core.test_in_situ import IN_SITU
 from tests.report.test_plots import LINEAR, ROW, TOKENS, report, row, signature
 
 

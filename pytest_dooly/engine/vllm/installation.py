@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
-from pytest_dooly.engine import without_collection
+from pytest_dooly.engine.collection import without_collection
 from pytest_dooly.engine.vllm.refusals import first_line
 from pytest_dooly.errors import EngineError
 

@@ -16,7 +16,7 @@ from pytest_dooly.engine.base import IsolatedCall, ignore
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.engine.halting import Halted, HaltingPass
 from pytest_dooly.engine.stand_ins import Place, Recalled, in_place_of
-from pytest_dooly.engine.vllm.cache import reads_a_matrix
+from pytest_dooly.engine.vllm.last_level_cache import reads_a_matrix
 from pytest_dooly.engine.vllm.layers import decoder_layers
 from pytest_dooly.engine.vllm.routing import routed_as
 from pytest_dooly.engine.vllm.running import RunningModel

@@ -15,8 +15,8 @@ from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
 from pytest_dooly.engine.vllm.arguments import start
-from pytest_dooly.engine.vllm.cache import Ballast, layers_needed
 from pytest_dooly.engine.vllm.isolation import isolated_layer
+from pytest_dooly.engine.vllm.last_level_cache import Ballast, layers_needed
 from pytest_dooly.engine.vllm.parallel import COLLECTIVES
 from pytest_dooly.engine.vllm.requests import OwnRequests
 from pytest_dooly.engine.vllm.routing import routed_at_random

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pytest_dooly.core.isolation import InSitu, InSituRow
+from pytest_dooly.core.in_situ import InSitu, InSituRow
 
 LINEAR = InSituRow("linear-64x128-bf16", "linear", "8x1+512", 3, 11e-6, 10e-6, 0.02)
 ATTENTION = InSituRow("attention-4h2kv16-bf16", "attention", "8x1+512", 2, 30e-6, 35e-6, 0.01)

@@ -10,7 +10,7 @@ from pytest_dooly.core.environment import Environment
 from pytest_dooly.latency_db.file import explained
 from pytest_dooly.latency_db.tables import Tables
 
-__all__ = ["LatencyRow", "LatencyRows"]
+__all__ = ["AllLatencies", "LatencyRow"]
 
 _BATCH_ROWS = 1000
 
@@ -80,7 +80,7 @@ class LatencyRow:
     held_out: bool
 
 
-class LatencyRows(Tables):
+class AllLatencies(Tables):
     """Own and published latencies in one order."""
 
     def latencies(self, environments: Iterable[Environment]) -> Iterator[LatencyRow]:
