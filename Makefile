@@ -10,7 +10,7 @@ DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public bench-engines economy study gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,12 +39,16 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## regressors compared on the latency DB; every shipped model traced: signatures, seconds, memory
+bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regressors $(DB)
 	$(BIN)/python -m benchmarks.tracing
+	$(BIN)/python -m benchmarks.simulation_speed
 
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
 	$(BIN)/python -m benchmarks.public --system $(SYSTEM) --write reports/public
+
+bench-traffic: $(STAMP) ## traffic simulated from published latencies beside published runs of vLLM on an H100 (5 minutes)
+	$(BIN)/python -m benchmarks.traffic --write reports/public
 
 bench-engines: $(STAMP) ## predictions from published latencies beside published runs of vLLM on those GPUs (3 minutes)
 	$(BIN)/python -m benchmarks.engines --write reports/public

@@ -126,7 +126,7 @@ def save_simulation(simulated: Simulated, path: Path) -> None:
             _draw_panel(axes[name], timeline, name, COLOURS[kind])
             axes[name].tick_params(labelbottom=False)
         axes[name].tick_params(labelbottom=True)
-        axes[name].set_xlabel("virtual time, s")
+        axes[name].set_xlabel("virtual time, s (line: mean, shade: maximum of each thousandth)")
         save_png(figure, path)
 
 
@@ -195,7 +195,7 @@ def _draw_panel(ax: Axes, timeline: Timeline, name: str, colour: str) -> None:
     if name == KV_BLOCKS and len(timeline.preempted_s):
         ax.set_title(f"{name}; preemptions marked below", fontweight="bold")
         colour = COLOURS[OperationKind.ATTENTION]
-        ax.plot(timeline.preempted_s, np.zeros(len(timeline.preempted_s)), "|", ms=9, color=colour, clip_on=False)
+        ax.plot(timeline.preempted_s, np.zeros(len(timeline.preempted_s)), "|", ms=7, color=colour, clip_on=False)
 
 
 def save_requests(simulated: Simulated, path: Path) -> None:

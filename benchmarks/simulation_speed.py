@@ -1,0 +1,116 @@
+"""`make bench`: seconds and memory of an hour of traffic, simulated natively and with vLLM's own scheduler.
+
+The hour is llama3-70b on four ranks of H100 at 10 Poisson requests a second: prompts of 256 to 768 tokens, outputs of
+64 to 192, prefix caching on. vLLM's own scheduler serves the first 1,000 requests of it. Each simulation has a process of
+its own, so that a peak is its own; what a process holds before, latency models included, is told beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.engines import LONGEST, NUM_SEQS, NUM_TOKENS
+from benchmarks.study.redundancy import import_tables, progress
+from pytest_dooly.core.configuration import ServingOptions, resolve
+from pytest_dooly.core.device import device_named
+from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.simulation.arrivals import Arrivals
+from pytest_dooly.simulation.clock import run
+from pytest_dooly.simulation.deployment import kv_blocks
+from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
+from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.simulation.step_times import StepTimes
+from pytest_dooly.simulation.synthetic import SyntheticTraffic
+
+MODEL, RANKS, DEVICE = "llama3-70b", 4, "h100_sxm"
+TRAFFIC = SyntheticTraffic(Arrivals.parse("10"), PromptAndOutput(Lengths.around(512, 0.5), Lengths.around(128, 0.5)))
+CASES = (("native", 36_000), ("native", 1_000), ("vllm", 1_000))
+"""Scheduler, and requests at 10 a second."""
+
+
+def measure(db_path: Path, name: str, num_requests: int) -> dict[str, float]:
+    """One simulation in this process."""
+    device = device_named(DEVICE)
+    with LatencyDB.open(db_path) as db:
+        (model,) = db.models()
+        times = StepTimes(model, {key: found.model for key, found in Grounds(db, device).of(model).items()})
+    traffic = TRAFFIC.draw(num_requests=num_requests)
+    scheduler = _scheduler(name, SchedulerOptions(model.limits, kv_blocks(model, device)))
+    before_bytes = _peak_bytes()
+    start = time.perf_counter()
+    simulated = run(traffic, scheduler, times)
+    seconds = time.perf_counter() - start
+    return {
+        "simulated_s": float(simulated.last_s.max()),
+        "wall_s": seconds,
+        "steps": len(simulated.steps),
+        "before_bytes": before_bytes,
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _scheduler(name: str, options: SchedulerOptions) -> Scheduler:
+    if name == "native":
+        return NativeScheduler(options)
+    from pytest_dooly.engine.vllm.scheduler import VllmScheduler
+
+    return VllmScheduler(options)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def trace_into(db: LatencyDB) -> None:
+    """The tables and the model that every simulation reads."""
+    from pytest_dooly.engine import load_engine
+    from pytest_dooly.serving import serve
+
+    import_tables(db, [DEVICE])
+    engine = load_engine("vllm")
+    options = ServingOptions(
+        tensor_parallel_size=RANKS, max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST
+    )
+    configuration = resolve(MODEL, options)
+    serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+
+
+def main() -> None:
+    """One row a simulation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="*", help="of a process of its own: latency DB, scheduler, requests, answer")
+    case = parser.parse_args().case
+    if case:
+        path, name, requests, answer = case
+        Path(answer).write_text(json.dumps(measure(Path(path), name, int(requests))), encoding="utf-8")
+        return
+    out = sys.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        path, answer = Path(folder) / "latency.db", Path(folder) / "row.json"
+        with LatencyDB.open(path) as db:
+            trace_into(db)
+        out.write(f"{'scheduler':9} {'requests':>8} {'simulated s':>11} {'wall s':>7} {'steps':>8} {'steps/s':>8} ")
+        out.write(f"{'peak GB':>7} {'before':>7}\n")
+        for name, requests in CASES:
+            command = [sys.executable, "-m", "benchmarks.simulation_speed", str(path), name, str(requests), str(answer)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            row = json.loads(answer.read_text(encoding="utf-8"))
+            peak, before = (f"{row[name] / 1e9:7.2f}" for name in ("peak_bytes", "before_bytes"))
+            out.write(
+                f"{name:9} {requests:8,} {row['simulated_s']:11,.0f} {row['wall_s']:7.1f} {row['steps']:8,} "
+                f"{row['steps'] / row['wall_s']:8,.0f} {peak} {before}\n"
+            )
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()
