@@ -1,8 +1,8 @@
 """`make bench`: seconds and memory of an hour of traffic, simulated natively and with vLLM's own scheduler.
 
 The hour is llama3-70b on four ranks of H100 at 10 Poisson requests a second: prompts of 256 to 768 tokens, outputs of
-64 to 192, prefix caching on. vLLM's own scheduler serves the first 1,000 requests of it. Each simulation has a process of
-its own, so that a peak is its own; what a process holds before, latency models included, is told beside.
+64 to 192, prefix caching on. vLLM's own scheduler serves the first 1,000 requests of it. Each simulation has a
+process of its own, so that a peak is its own; what a process holds before, latency models included, is told beside.
 """
 
 from __future__ import annotations
