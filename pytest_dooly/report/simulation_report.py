@@ -126,7 +126,7 @@ def save_simulation(simulated: Simulated, path: Path) -> None:
             _draw_panel(axes[name], timeline, name, COLOURS[kind])
             axes[name].tick_params(labelbottom=False)
         axes[name].tick_params(labelbottom=True)
-        axes[name].set_xlabel("virtual time, s")
+        axes[name].set_xlabel("virtual time, s (line: mean, shade: maximum of each thousandth)")
         save_png(figure, path)
 
 
@@ -153,10 +153,9 @@ def _draw_distribution(ax: Axes, name: str, values_s: Array, colour: str) -> Non
         ax.set_xscale("log")
         ax.set_xlim(decimal_axis(ax.xaxis, values))
         edges = np.geomspace(low, high, bars + 1)
-        edges[[0, -1]] = low, high  # lest rounding leave the extremes out
     else:
         if high - low <= 1e-6 * high:  # equal but for rounding
-            low, high = 0.9 * low, 1.1 * high or 1.0
+            low, high, bars = 0.9 * low, 1.1 * high or 1.0, bars | 1  # all in the bar in the middle
         ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         edges = np.linspace(low, high, bars + 1)
     heights, _ = np.histogram(values, edges)
@@ -195,7 +194,7 @@ def _draw_panel(ax: Axes, timeline: Timeline, name: str, colour: str) -> None:
     if name == KV_BLOCKS and len(timeline.preempted_s):
         ax.set_title(f"{name}; preemptions marked below", fontweight="bold")
         colour = COLOURS[OperationKind.ATTENTION]
-        ax.plot(timeline.preempted_s, np.zeros(len(timeline.preempted_s)), "|", ms=9, color=colour, clip_on=False)
+        ax.plot(timeline.preempted_s, np.zeros(len(timeline.preempted_s)), "|", ms=7, color=colour, clip_on=False)
 
 
 def save_requests(simulated: Simulated, path: Path) -> None:
