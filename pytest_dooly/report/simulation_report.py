@@ -153,10 +153,9 @@ def _draw_distribution(ax: Axes, name: str, values_s: Array, colour: str) -> Non
         ax.set_xscale("log")
         ax.set_xlim(decimal_axis(ax.xaxis, values))
         edges = np.geomspace(low, high, bars + 1)
-        edges[[0, -1]] = low, high  # lest rounding leave the extremes out
     else:
         if high - low <= 1e-6 * high:  # equal but for rounding
-            low, high = 0.9 * low, 1.1 * high or 1.0
+            low, high, bars = 0.9 * low, 1.1 * high or 1.0, bars | 1  # all in the bar in the middle
         ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         edges = np.linspace(low, high, bars + 1)
     heights, _ = np.histogram(values, edges)

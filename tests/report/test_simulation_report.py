@@ -171,6 +171,15 @@ def test_every_request_is_in_a_bar(tmp_path: Path, figures: list[Figure]) -> Non
         assert heights.sum() == len(ttfts_s)
 
 
+def test_latencies_that_are_equal_but_for_rounding_are_one_bar(tmp_path: Path, figures: list[Figure]) -> None:
+    save_simulation(simulated(*[0.3] * 30), tmp_path / "one.png")
+    for ax, number in zip(figures[0].axes, (30, 29), strict=False):
+        (bars,) = ax.patches
+        assert isinstance(bars, StepPatch)
+        heights, *_ = bars.get_data()
+        assert max(heights) == number
+
+
 def test_latencies_over_more_than_two_decades_have_a_logarithmic_axis(tmp_path: Path, figures: list[Figure]) -> None:
     save_simulation(simulated(0.01, 0.02, 1.01), tmp_path / "wide.png")
     assert figures[0].axes[0].get_xscale() == "log"
