@@ -52,7 +52,7 @@ def _simulate(commands: _Commands) -> None:
     what.add_argument("--requests", type=_positive, help="most of them (10 for each at once in a closed loop)")
     what.add_argument("--concurrency", type=_positive, help="most under way at once; without --rate, a closed loop")
     what.add_argument("--prompt", help="tokens: 512, uniform:A,B, normal:MEAN,SD[,MIN,MAX] or lognormal:…")
-    what.add_argument("--output", default="64", help="tokens that each request generates, likewise (64)")
+    what.add_argument("--output", help="tokens that each request generates, likewise (64)")
     what.add_argument("--range-ratio", type=float, help="draw lengths from this share of them to all, as in 0.8")
     what.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts, as in 10x10x100")
     what.add_argument("--trace", metavar="FILE", help="of requests: Azure, BurstGPT, Mooncake, Vidur, CSV, JSONL")

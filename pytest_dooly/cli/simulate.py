@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.figure import png_path
-from pytest_dooly.report.simulation_report import format_simulation, save_requests, save_simulation
+from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.clock import Server, Simulated
 from pytest_dooly.simulation.deployment import Deployment
@@ -38,6 +39,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     """TTFT, TPOT and latency of every request, as means and percentiles."""
     png = None if arguments.png is None else png_path(arguments.png)
     slo = None if arguments.slo is None else Slo.parse(arguments.slo)
+    out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
     with opened(arguments) as work:
         model = work.served()
@@ -50,6 +52,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     times = StepTimes(model, models, routing=arguments.routing)
     engine = Engine(
         kv_blocks=arguments.kv_blocks,
+        block_size=work.configuration.options.block_size or 16,
         prefix_caching=not arguments.no_prefix_caching,
         long_prefill_token_threshold=arguments.long_prefill_token_threshold,
         async_scheduling=not arguments.no_async_scheduling,
@@ -59,12 +62,16 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     warn(simulation.out_of_range)
     if png is not None:
         save_simulation(simulation.simulated, png)
-    if arguments.out is not None:
-        save_requests(simulation.simulated, Path(arguments.out))
+    if out is not None:
+        save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
-    document |= {"num_kv_blocks": options.num_blocks, **simulation.summary(slo)}
+    document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
+    document |= simulation.summary(slo)
     where = "here" if device is None else f"on {device.name}"
-    title = f"{model.name} {where}, {options.num_blocks:,} KV blocks of {options.block_size} tokens"
+    title = (
+        f"{model.name} {where}: up to {options.limits.max_num_tokens:,} tokens and {options.limits.max_num_seqs:,} "
+        f"requests a step, {options.num_blocks:,} KV blocks of {options.block_size} tokens"
+    )
     return Answer(document, [format_simulation(document, title=title), *_verdict(document)])
 
 
@@ -76,6 +83,7 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
     """
     rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
     if arguments.trace is not None:
+        _refuse_beside_a_trace(arguments)
         options = TraceOptions(limit=arguments.requests, max_model_len=max_model_len)
         file = read_trace(Path(arguments.trace), options, arrivals=rates, seed=arguments.seed)
         for reason, number in file.rejected.items():
@@ -84,18 +92,44 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
             progress(
                 f"{file.late:,} requests of {arguments.trace} have a time before the one above, and follow at once"
             )
-        return file.traffic.capped(arguments.concurrency)
+        return _until(file.traffic.capped(arguments.concurrency), arguments.duration)
     if arguments.prompt is None:
         raise ConfigurationError("name the tokens of each prompt with --prompt, or a file with --trace")
+    if rates is None and arguments.duration is not None:
+        raise ConfigurationError("--duration goes with --rate: a closed loop ends with its --requests")
     if rates is None and arguments.concurrency is None:
         raise ConfigurationError("name a rate (--rate 8), a closed loop (--concurrency 8) or a file (--trace)")
-    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, arguments.output))
+    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, arguments.output or "64"))
     prefix = None if arguments.shared_prefix is None else SharedPrefix.parse(arguments.shared_prefix)
     synthetic = SyntheticTraffic(
         rates or AT_ONCE, PromptAndOutput(prompt, output), prefix, concurrency=arguments.concurrency
     )
     requests = arguments.requests or (None if rates is not None else 10 * arguments.concurrency)
     return synthetic.draw(arguments.seed, num_requests=requests, duration_s=arguments.duration)
+
+
+def _until(traffic: Traffic, duration_s: float | None) -> Traffic:
+    """What arrives in so many seconds; all where it is None.
+
+    Raises:
+        ConfigurationError: there are sessions, whose later turns have no time of their own.
+    """
+    if duration_s is None:
+        return traffic
+    if any(request.follows is not None for request in traffic.requests):
+        raise ConfigurationError("--duration does not cut sessions short: use --requests")
+    return replace(traffic, requests=tuple(r for r in traffic.requests if r.arrival_s < duration_s))
+
+
+def _refuse_beside_a_trace(arguments: argparse.Namespace) -> None:
+    """Refuses what a file says itself.
+
+    Raises:
+        ConfigurationError: it is asked for beside the file.
+    """
+    for name in ("prompt", "output", "range_ratio", "shared_prefix"):
+        if getattr(arguments, name) is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} does not go with --trace, whose file says it")
 
 
 def _lengths(text: str, ratio: float | None) -> Lengths:

@@ -14,6 +14,10 @@ Segment = tuple[int, int]
 tokens."""
 
 
+_LATEST_S = 1e9
+"""Thirty years; beyond, a float cannot tell milliseconds apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrafficRequest:
     """One request.
@@ -83,9 +87,9 @@ class Traffic:
 
 
 def _check(place: int, request: TrafficRequest) -> None:
-    if not 0 <= request.arrival_s < float("inf"):
+    if not 0 <= request.arrival_s <= _LATEST_S:
         raise ConfigurationError(
-            f"request {place} arrives at {request.arrival_s:g} s: name a time that is not negative"
+            f"request {place} arrives at {request.arrival_s:g} s: name a time from 0 to {_LATEST_S:g} s"
         )
     if request.prompt_len < 1 or request.output_len < 1:
         raise ConfigurationError(

@@ -33,7 +33,7 @@ from pytest_dooly.simulation.summary import PERCENTILES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["format_simulation", "save_requests", "save_simulation"]
+__all__ = ["format_simulation", "requests_path", "save_requests", "save_simulation"]
 
 Array = npt.NDArray[np.float64]
 
@@ -209,11 +209,21 @@ def save_requests(simulated: Simulated, path: Path) -> None:
         MissingExtraError: Parquet without pyarrow.
         ExportError: the file cannot be written; one that was there before is as it was.
     """
-    write = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix.lower())
-    if write is None:
-        raise ConfigurationError(f"requests are written as CSV or Parquet: name a .csv or .parquet file, got {path}")
+    write = _WRITERS[requests_path(path).suffix.lower()]
     with written_whole(path) as temporary:
         write(temporary, _request_columns(simulated))
+
+
+def requests_path(path: str | Path) -> Path:
+    """The path of a file of requests, asked before the work.
+
+    Raises:
+        ConfigurationError: it ends in neither .csv nor .parquet, or is a directory.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS or path.is_dir():
+        raise ConfigurationError(f"requests are written as CSV or Parquet: name a .csv or .parquet file, got {path}")
+    return path
 
 
 def _request_columns(simulated: Simulated) -> dict[str, list[Any]]:
@@ -254,3 +264,7 @@ def _write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
     types = {name: pa.float64() if name.endswith("_s") else pa.int64() for name in columns}
     arrays = {name: pa.array(values, types[name]) for name, values in columns.items()}
     parquet.write_table(pa.table(arrays), path, compression="zstd")
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet}
+"""By the ending of the file."""

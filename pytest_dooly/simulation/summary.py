@@ -19,11 +19,10 @@ Array = npt.NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
 """That are told of every metric."""
 
-_FALLING_BEHIND = 0.9
-"""Share of the rate of arrival that must be served while requests arrive; less, and the queue grows without end."""
-
-_FEWEST = 50
-"""Requests from which on a rate is worth the name."""
+_GROWTH, _QUEUED, _FEWEST = 1.5, 5.0, 20
+"""How much longer the last quarter waits than the second, and than those that wait least, where a queue grows; requests
+from which on that is looked at. Under a steady load both quarters are alike; where a queue grows evenly, their ratio
+is 2.3."""
 
 _UNITS = {"ms": 1e-3, "s": 1.0}
 
@@ -105,19 +104,19 @@ def summary(simulated: Simulated, *, slo: Slo | None = None, of: npt.NDArray[np.
 
 
 def overloaded(simulated: Simulated) -> float | None:
-    """Requests a second that are served where more arrive than can be, for good; None where the engine keeps up.
+    """Requests a second that are served where more arrive, so that the queue grows; None where the engine keeps up.
 
-    While requests arrive, one must end for one that comes, but for those under way: the second half of the arrivals is
-    looked at, when those are there already.
+    A queue that grows shows in the time to first token: that of the last quarter of the requests is well above that of
+    the second quarter, and many times what a request waits that meets none.
     """
-    if simulated.traffic.concurrency is not None or len(simulated.sent_s) < _FEWEST:
+    ttft_s = simulated.ttft_s[np.argsort(simulated.sent_s, kind="stable")]
+    if simulated.traffic.concurrency is not None or len(ttft_s) < _FEWEST or np.ptp(simulated.sent_s) == 0:
         return None
-    begin_s, end_s = np.median(simulated.sent_s), simulated.sent_s.max()
-    arrived = float((simulated.sent_s > begin_s).sum())
-    ended = float(((simulated.last_s > begin_s) & (simulated.last_s <= end_s)).sum())
-    if end_s <= begin_s or ended >= _FALLING_BEHIND * arrived:
+    quarter = len(ttft_s) // 4
+    earlier_s, later_s = np.median(ttft_s[quarter : 2 * quarter]), np.median(ttft_s[-quarter:])
+    if later_s < _GROWTH * earlier_s or later_s < _QUEUED * np.percentile(ttft_s, 5):
         return None
-    return float(ended / (end_s - begin_s))
+    return len(ttft_s) / float(simulated.last_s.max() - simulated.sent_s.min())
 
 
 def _statistics(name: str, values_s: Array) -> dict[str, float | None]:
@@ -146,10 +145,11 @@ def _weighted(name: str, values_s: Array, weights: Array) -> dict[str, float | N
 
 def _intervals(simulated: Simulated) -> tuple[Array, Array]:
     """Time between the ends of consecutive steps, and how many requests got a further token in the later one."""
-    ends_s = np.array([step.begin_s + step.latency_s for step in simulated.steps])
+    begins_s = np.array([step.begin_s for step in simulated.steps])
+    ends_s = begins_s + [step.latency_s for step in simulated.steps]
     decodes = np.array([step.num_decodes for step in simulated.steps], dtype=np.float64)
-    # Where the steps of the next replica follow, their time starts anew.
-    onwards = np.diff(ends_s) > 0
+    # Neither idle time nor the beginning of the next replica's steps is anybody's wait.
+    onwards = np.abs(begins_s[1:] - ends_s[:-1]) <= 1e-9 * ends_s[:-1]
     return np.diff(ends_s)[onwards], decodes[1:][onwards]
 
 

@@ -53,6 +53,8 @@ def test_a_trace_is_served_and_what_is_too_long_is_counted(profiled: Path, capsy
     captured = capsys.readouterr()
     assert json.loads(captured.out)["completed"] == 2
     assert "1 requests of trace.csv left out" in captured.err
+    assert cli.main(["simulate", "model", "--json", "--trace=trace.csv", "--duration=0.5", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out)["completed"] == 1
     assert len((profiled / "requests.csv").read_text().splitlines()) == 3
 
 
@@ -71,6 +73,9 @@ def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--rate=1"], "name the tokens of each prompt with --prompt"),
         (["--prompt=8"], "name a rate"),
+        (["--trace=t.csv", "--prompt=8"], "--prompt does not go with --trace"),
+        (["--prompt=8", "--concurrency=2", "--duration=5"], "--duration goes with --rate"),
+        (["--prompt=8", "--rate=1", "--requests=3", "--out=requests.txt"], "name a .csv or .parquet file"),
         (["--prompt=8", "--rate=fast"], "fast"),
         (["--prompt=8", "--rate=1", "--requests=3", "--slo=soon"], "of the SLO"),
         (["--prompt=800", "--rate=1", "--requests=3"], "exceeds max_model_len 32"),

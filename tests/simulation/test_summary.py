@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -62,10 +64,26 @@ def test_a_bound_that_cannot_be_read_is_named(text: str) -> None:
         Slo.parse(text)
 
 
-def test_a_load_beyond_capacity_is_told_with_what_would_be_sustained() -> None:
-    """Ten arrive in a second, five are served."""
-    growing = simulated([0.1 * place for place in range(200)], [0.0] * 200, every_s=0.1)
-    assert overloaded(growing) == pytest.approx(5.0, rel=0.1)
-    steady = simulated([0.5] * 200, [0.01] * 200, every_s=0.1)
-    assert overloaded(steady) is None
-    assert overloaded(simulated([0.1] * 10, [0.01] * 10)) is None
+def test_a_load_beyond_capacity_is_told_with_what_is_served() -> None:
+    """Ten arrive in a second, five are served: 200 in the 40 seconds until the last has its token."""
+    growing = simulated([0.05 + 0.1 * place for place in range(200)], [0.0] * 200, every_s=0.1)
+    assert overloaded(growing) == pytest.approx(5.0, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("number", [20, 60, 200])
+def test_a_steady_load_is_none_however_its_waits_scatter(seed: int, number: int) -> None:
+    draw = np.random.default_rng(seed)
+    assert overloaded(simulated(draw.gamma(4.0, 0.02, number).tolist(), [0.01] * number, every_s=0.1)) is None
+
+
+def test_of_few_requests_and_of_a_single_moment_nothing_is_said() -> None:
+    assert overloaded(simulated([0.1 * place for place in range(10)], [0.01] * 10)) is None
+    assert overloaded(simulated([0.1 * place for place in range(100)], [0.01] * 100, every_s=0.0)) is None
+
+
+def test_idle_time_is_nobody_s_interval() -> None:
+    at_work = simulated([0.1, 0.1], [0.01, 0.01])
+    later = [StepRecord(100.0, 1.0, 1, 5, 1, 0, 1, 0), StepRecord(101.0, 3.0, 1, 5, 1, 0, 1, 0)]
+    document = summary(dataclasses.replace(at_work, steps=[*at_work.steps[:1], *later]))
+    assert document["mean_itl_ms"] == pytest.approx(3000)
