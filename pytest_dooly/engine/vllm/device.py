@@ -12,7 +12,7 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import EAGER
 from pytest_dooly.core.operation import LAUNCH
 
-__all__ = ["between_layers", "cpu_name", "cuda_driver", "device_of", "runs_here"]
+__all__ = ["between_layers", "cpu_name", "cuda_driver", "device_of", "permit_tiles", "runs_here"]
 
 
 def device_of(configuration: ModelConfiguration) -> str:
@@ -46,3 +46,10 @@ def between_layers(configuration: ModelConfiguration) -> str | None:
     if device == "cpu":
         return "layer_gap"
     return LAUNCH if configuration.options.execution_on(device) == EAGER else None
+
+
+def permit_tiles() -> None:
+    """Asks the kernel for AMX tiles: the CPU attention of vLLM 0.32 uses them unasked, which ends the process."""
+    supported, permit = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_init_amx"))
+    if supported is not None and permit is not None and supported():
+        permit()

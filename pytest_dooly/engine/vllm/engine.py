@@ -17,7 +17,7 @@ from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config
-from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, runs_here
+from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.patches import inspecting_here, without_weights
 from pytest_dooly.engine.vllm.skeleton import VllmSkeleton, built
@@ -110,6 +110,7 @@ class VllmEngine:
             arguments |= GRAPHS
         with quiet():
             check_import()
+            permit_tiles()
             return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
     def scheduler(self, options: SchedulerOptions) -> Scheduler:
