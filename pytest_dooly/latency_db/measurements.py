@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.signature import Signature
-from pytest_dooly.latency_db.tables import Tables
+from pytest_dooly.latency_db.tables import Row, Tables
 
 __all__ = ["MeasurementTables"]
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
 
 
 class MeasurementTables(Tables):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.environment import Environment, content_hash
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.latency_db.file import explained, transaction
-from pytest_dooly.latency_db.tables import Tables
+from pytest_dooly.latency_db.tables import Row, Tables
 
 __all__ = ["ModelTables"]
-
-Row = Mapping[str, Any]
 
 
 class ModelTables(Tables):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,10 @@ from pytest_dooly.core.signature import Signature
 from pytest_dooly.errors import DatabaseError
 from pytest_dooly.latency_db.file import explained, transaction
 
-__all__ = ["Tables"]
+__all__ = ["Row", "Tables"]
+
+Row = Mapping[str, Any]
+"""Of a query's answer, by column."""
 
 
 class Tables:

@@ -227,21 +227,9 @@ def requests_path(path: str | Path) -> Path:
 
 
 def _request_columns(simulated: Simulated) -> dict[str, list[Any]]:
-    requests = simulated.traffic.requests
-    return {
-        "request": list(range(len(requests))),
-        "stage": [request.stage for request in requests],
-        "sent_s": simulated.sent_s.tolist(),
-        "first_token_s": simulated.first_s.tolist(),
-        "last_token_s": simulated.last_s.tolist(),
-        "prompt_len": [request.prompt_len for request in requests],
-        "output_len": [request.output_len for request in requests],
-        "ttft_s": simulated.ttft_s.tolist(),
-        "tpot_s": [None if np.isnan(tpot_s) else tpot_s for tpot_s in simulated.tpot_s.tolist()],
-        "e2el_s": simulated.latency_s.tolist(),
-        "cached_tokens": simulated.cached_tokens.tolist(),
-        "preemptions": simulated.preemptions.tolist(),
-    }
+    columns = {name: np.asarray(values).tolist() for name, values in simulated.columns().items()}
+    columns["tpot_s"] = [None if np.isnan(tpot_s) else tpot_s for tpot_s in columns["tpot_s"]]
+    return {"request": list(range(len(simulated.sent_s))), **columns}
 
 
 def _write_csv(path: Path, columns: Mapping[str, list[Any]]) -> None:

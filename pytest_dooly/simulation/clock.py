@@ -112,6 +112,23 @@ class Simulated:
         tokens = np.array([request.output_len for request in self.traffic.requests], dtype=np.float64)
         return np.where(tokens > 1, (self.last_s - self.first_s) / np.maximum(tokens - 1, 1), np.nan)
 
+    def columns(self) -> dict[str, Sequence[float] | npt.NDArray[np.generic]]:
+        """Every request as a table: columns of shape (requests,) by name, times in seconds."""
+        requests = self.traffic.requests
+        return {
+            "stage": [request.stage for request in requests],
+            "sent_s": self.sent_s,
+            "first_token_s": self.first_s,
+            "last_token_s": self.last_s,
+            "prompt_len": [request.prompt_len for request in requests],
+            "output_len": [request.output_len for request in requests],
+            "ttft_s": self.ttft_s,
+            "tpot_s": self.tpot_s,
+            "e2el_s": self.latency_s,
+            "cached_tokens": self.cached_tokens,
+            "preemptions": self.preemptions,
+        }
+
 
 def run(
     traffic: Traffic,

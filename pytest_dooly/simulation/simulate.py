@@ -102,22 +102,7 @@ class Simulation:
         """A row for each request; times in seconds."""
         import pandas as pd
 
-        simulated = self.simulated
-        return pd.DataFrame(
-            {
-                "stage": [request.stage for request in simulated.traffic.requests],
-                "prompt_len": [request.prompt_len for request in simulated.traffic.requests],
-                "output_len": [request.output_len for request in simulated.traffic.requests],
-                "sent_s": simulated.sent_s,
-                "first_token_s": simulated.first_s,
-                "last_token_s": simulated.last_s,
-                "ttft_s": simulated.ttft_s,
-                "tpot_s": simulated.tpot_s,
-                "e2el_s": simulated.latency_s,
-                "cached_tokens": simulated.cached_tokens,
-                "preemptions": simulated.preemptions,
-            }
-        )
+        return pd.DataFrame(self.simulated.columns())
 
     @property
     def steps(self) -> pd.DataFrame:
