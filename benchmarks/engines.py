@@ -34,7 +34,8 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.report.text import format_latency
@@ -139,7 +140,10 @@ def predictions(runs: Sequence[Run], db: LatencyDB) -> list[WorkloadPrediction]:
         model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
         return model, {key: each.model for key, each in grounds(device).of(model).items()}
 
-    return [predict_workload(*known(run.model, run.ranks, run.device), run.workload) for run in runs]
+    return [
+        predict_served(StepTimes(*known(run.model, run.ranks, run.device)), run.workload, device_named(run.device))
+        for run in runs
+    ]
 
 
 _HEADER = (

@@ -20,15 +20,15 @@ from benchmarks.engines import LONGEST, NUM_SEQS, NUM_TOKENS
 from benchmarks.study.redundancy import import_tables, progress
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.scheduling.clock import run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 from pytest_dooly.simulation.arrivals import Arrivals
-from pytest_dooly.simulation.clock import run
-from pytest_dooly.simulation.deployment import kv_blocks
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.native import NativeScheduler
-from pytest_dooly.simulation.step_times import StepTimes
 from pytest_dooly.simulation.synthetic import SyntheticTraffic
 
 MODEL, RANKS, DEVICE = "llama3-70b", 4, "h100_sxm"

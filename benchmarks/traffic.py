@@ -43,17 +43,17 @@ from benchmarks.study.redundancy import import_tables, progress
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.scheduling.clock import Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import SchedulerOptions
 from pytest_dooly.serving import serve
 from pytest_dooly.simulation.arrivals import Arrivals
-from pytest_dooly.simulation.clock import Simulated, run
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.native import NativeScheduler
-from pytest_dooly.simulation.step_times import StepTimes
 from pytest_dooly.simulation.summary import overloaded
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.draw import Replacement
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.validation import Validation, ValidationRow
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
 from pytest_dooly.regress.regressor import Regressor
@@ -55,7 +56,8 @@ def validate(
         MissingMeasurements: an operation has no regressor; names all of them.
     """
     # First, so that what cannot be predicted is not run in vain.
-    predicted = [predict_workload(model, regressors, workload) for workload in workloads]
+    times = StepTimes(model, regressors)
+    predicted = [predict_workload(times, workload) for workload in workloads]
     timings: dict[Workload, list[_Timing]] = {workload: [] for workload in workloads}
     order = random.Random(seed)
     for repeat in range(repeats + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import pytest
 from benchmarks.traffic import PAUSE_S, Predicted, Run, Stage, figures, fitted_s, named, read_runs, report
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import resolve
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
-from pytest_dooly.simulation.clock import Server, Simulated, run
+from pytest_dooly.scheduling.clock import Server, Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.native import NativeScheduler
 from pytest_dooly.simulation.synthetic import SharedPrefix
 
 
@@ -32,7 +31,7 @@ def predicted(model: str, ttft_s: float, *, num_failed: int = 0, served: float |
 
 
 class Constant:
-    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
+    def step_s(self, step: Scheduled) -> float:
         return 0.01
 
 

@@ -15,6 +15,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.shares import shares_of
 from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.grounds import latency_models
@@ -51,7 +52,7 @@ def _here(arguments: argparse.Namespace, workload: Workload | None) -> Answer:
         step = predict_step(model, models, arguments.batch, routing=arguments.routing)
         warn(step.out_of_range)
         return Answer(_step_document(step), [format_step(step)])
-    prediction = predict_workload(model, models, workload, routing=arguments.routing)
+    prediction = predict_workload(StepTimes(model, models, routing=arguments.routing), workload)
     warn(prediction.out_of_range)
     return Answer(dataclasses.asdict(prediction), [workload_line(prediction)])
 

@@ -12,19 +12,19 @@ from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
+from pytest_dooly.scheduling.clock import Server, Simulated
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
-from pytest_dooly.simulation.clock import Server, Simulated
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.native import NativeScheduler
 from pytest_dooly.simulation.simulate import Engine, Simulation, joined
-from pytest_dooly.simulation.step_times import StepTimes
 from pytest_dooly.simulation.summary import Slo
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.simulation.traces import TraceOptions, read_trace

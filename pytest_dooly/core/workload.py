@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["Workload"]
@@ -40,3 +41,7 @@ class Workload:
     def at_once(self) -> str:
         """For people: `8`, or `8 of 200` where others follow."""
         return str(self.concurrency) if self.num_reqs is None else f"{self.concurrency} of {self.num_reqs}"
+
+    def traffic(self) -> Traffic:
+        """The same as any traffic: all of them there from the beginning, so many at once."""
+        return Traffic([TrafficRequest(0.0, self.prompt_len, self.output_len)] * self.total_reqs, self.concurrency)

@@ -17,8 +17,8 @@ from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Operation, OperationKind
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
+from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 
 if TYPE_CHECKING:
     from pytest_dooly.core.workload import Workload

@@ -18,12 +18,13 @@ from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.operation import Operation, OperationKind
-from pytest_dooly.core.schedule import schedule
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
 from pytest_dooly.errors import ConfigurationError, EngineError
+from pytest_dooly.scheduling.clock import Server, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions, room_for_all
 
 __all__ = ["FakeEngine"]
 
@@ -149,20 +150,17 @@ class _FakeSession:
         return {path: [end - start for start, end in pairs] for path, pairs in calls.items()}
 
     def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
-        start, now_s = time.perf_counter(), 0.0
-        arrivals_s, first_s, last_s = ([0.0] * workload.total_reqs for _ in range(3))
+        scheduler = NativeScheduler(SchedulerOptions(self._limits, room_for_all(self._limits), async_scheduling=False))
         with torch.inference_mode():
-            for step in schedule(workload, self._limits):
-                self._step(step.batch)
-                now_s = time.perf_counter() - start
-                for times_s, requests in ((first_s, step.first), (last_s, step.last), (arrivals_s, step.arriving)):
-                    for request in requests:
-                        times_s[request] = now_s
-        gaps = workload.output_len - 1
-        return tuple(
-            RequestTiming(first - arrival, (last - first) / gaps if gaps else None)
-            for arrival, first, last in zip(arrivals_s, first_s, last_s, strict=True)
-        )
+            served = run(workload.traffic(), scheduler, self, Server(async_scheduling=False))
+        pairs = zip(served.ttft_s.tolist(), served.tpot_s.tolist(), strict=True)
+        return tuple(RequestTiming(ttft_s, tpot_s if workload.output_len > 1 else None) for ttft_s, tpot_s in pairs)
+
+    def step_s(self, step: Scheduled) -> float:
+        """Seconds that the step took, here and now; see `StepLatency`."""
+        begin_s = time.perf_counter()
+        self._step(step.batch)
+        return time.perf_counter() - begin_s
 
     def close(self) -> None:
         self._modules.clear()

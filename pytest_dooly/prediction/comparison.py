@@ -15,7 +15,8 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import predict_step
-from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.footprint import Footprint, footprint
 
@@ -88,7 +89,7 @@ def candidate(
     """
     models = {key: each.model for key, each in founded.items()}
     try:
-        prediction = predict_workload(model, models, workload, routing=routing)
+        prediction = predict_served(StepTimes(model, models, routing=routing), workload, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
     context = workload.prompt_len + workload.output_len // 2

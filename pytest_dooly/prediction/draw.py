@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.schedule import schedule
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.regress.regressor import Regressor
+from pytest_dooly.scheduling.clock import run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 
 __all__ = ["Draw", "Replacement", "draw", "grid", "prefills_beside_decodes"]
 
@@ -100,10 +103,11 @@ def draw(
         ConfigurationError: not even the smallest workload fits the budget.
         MissingMeasurements: an operation has no regressor; names all of them.
     """
+    times = StepTimes(model, regressors)
 
     @functools.cache
     def cost_s(workload: Workload) -> float:
-        return predict_workload(model, regressors, workload).duration_s
+        return predict_workload(times, workload).duration_s
 
     def whole_s(place: _Place) -> float:
         return cost_s(space.at(place))
@@ -134,8 +138,17 @@ def draw(
 
 def prefills_beside_decodes(workload: Workload, limits: Limits) -> bool:
     """Whether a chunk of one request's prompt runs in the same step as another's decode."""
-    steps = [[request.query_len for request in step.batch.requests] for step in schedule(workload, limits)]
-    return any(min(query_lens) == 1 < max(query_lens) for query_lens in steps)
+    steps = _Steps()
+    run(workload.traffic(), NativeScheduler(SchedulerOptions(limits, room_for_all(limits))), steps)
+    return any(step.num_decodes and step.chunks for step in steps)
+
+
+class _Steps(list[Scheduled]):
+    """Keeps what a clock asks the time of."""
+
+    def step_s(self, step: Scheduled) -> float:
+        self.append(step)
+        return 1.0
 
 
 class _Space:

@@ -18,7 +18,8 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step import StepPrediction, predict_step
-from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served, predict_workload
 from pytest_dooly.published.grounds import Grounds, latency_models
 from pytest_dooly.regress.regressor import LatencyModel
 
@@ -90,7 +91,9 @@ def predict(
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     prediction: StepPrediction | WorkloadPrediction
     if workload is not None:
-        prediction = predict_workload(served, models, workload, routing=spread)
+        times = StepTimes(served, models, routing=spread)
+        on = None if device is None else device_named(device)
+        prediction = predict_workload(times, workload) if on is None else predict_served(times, workload, on)
     else:
         asked = Batch.parse(batch) if isinstance(batch, str) else batch
         assert asked is not None

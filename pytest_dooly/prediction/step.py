@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.operation import ADMISSION, LAUNCH, OperationKind
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
@@ -13,7 +16,7 @@ from pytest_dooly.core.work import Work, features_of
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.regress.regressor import LatencyModel
 
-__all__ = ["OperationLatency", "StepPrediction", "predict_step", "step_operations"]
+__all__ = ["OperationLatency", "StepPrediction", "predict_step", "predict_steps", "step_operations"]
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,37 @@ def work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> 
     experts = int(attributes.get("num_experts", local))
     activated, busiest = routing.expectations(sizes, experts, top_k)
     return Work.of_sizes(sizes, activated=activated * local / experts, busiest=busiest)
+
+
+def predict_steps(
+    model: ServedModel, regressors: Mapping[str, LatencyModel], steps: Work, routing: RoutingDistribution
+) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """Latency of every step in seconds, shape (steps,), and one line for each operation that is out of range.
+
+    Args:
+        model: what is served.
+        regressors: by signature key.
+        steps: the batches.
+        routing: how a mixture's router spreads tokens over experts.
+
+    Raises:
+        MissingMeasurements: an operation has no regressor; names all of them.
+    """
+    operations = step_operations(model)
+    check_regressors(model, operations, regressors)
+    total, forward, launched = (np.zeros(len(steps)) for _ in range(3))
+    out_of_range = []
+    for operation in operations:
+        regressor = regressors[operation.signature.key]
+        work = work_of(operation.signature, steps, routing)
+        of_steps = operation.multiplicity * regressor.predict_s(work)
+        if is_launch(operation):
+            launched += of_steps
+        else:
+            total += of_steps
+        if is_in_forward(operation):
+            forward += of_steps
+        line = regressor.out_of_range(work)
+        if line is not None:
+            out_of_range.append(f"{operation.signature.label}: {line}")
+    return total + np.maximum(launched - forward, 0), tuple(out_of_range)

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
+from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["ENGINE_SHARE", "Footprint", "footprint"]
+__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "kv_blocks"]
 
 ENGINE_SHARE = 0.92
 """Of the memory, that vLLM takes unless told otherwise (`gpu_memory_utilization` of 0.32.0)."""
+
+_CHUNK_BYTES = 1 << 30
+"""Of memory that vLLM's profiling run takes for activations at 2,048 tokens and more: assumed, not known."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,29 @@ def footprint(model: ServedModel, device: Device, *, num_reqs: int, seq_len: int
         weights_bytes += operation.multiplicity * weights
         cache_bytes += operation.multiplicity * cached * num_reqs
     return Footprint(weights_bytes, cache_bytes, ENGINE_SHARE * device.memory_bytes)
+
+
+def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
+    """KV blocks that the device's memory leaves beside the weights.
+
+    Args:
+        model: one rank of it.
+        device: that serves the rank.
+        block_size: tokens in one block.
+
+    Raises:
+        ConfigurationError: the weights alone do not fit, or the model keeps nothing of its requests.
+    """
+    held = footprint(model, device, num_reqs=1, seq_len=block_size)
+    left_bytes = held.usable_bytes - held.weights_bytes - _CHUNK_BYTES
+    if held.cache_bytes <= 0:
+        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
+    if left_bytes < held.cache_bytes:
+        raise ConfigurationError(
+            f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
+            f"{held.usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
+        )
+    return int(left_bytes / held.cache_bytes)
 
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.standard import standard_batches, standard_workloads
 from pytest_dooly.prediction.step import StepPrediction, predict_step
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.validation import Validation
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
 from pytest_dooly.published.parts import PartsModel
@@ -149,13 +150,13 @@ def model_report(
 
     profiled = kept("profiled", Profiled) or Profiled({}, {}, 0.0, 0.0)
     predictable = all(operation.signature.key in known for operation in model.operations)
-    steps, workloads = standard_batches(model.limits), standard_workloads(model.limits)
+    times = StepTimes(model, known) if predictable else None
     return ModelReport(
         model=model,
         environment=environment,
         operations=tuple(_operations(model, db.outcomes(environment), regressors, known, profiled)),
-        steps=tuple(predict_step(model, known, batch) for batch in steps) if predictable else (),
-        workloads=tuple(predict_workload(model, known, workload) for workload in workloads) if predictable else (),
+        steps=tuple(predict_step(model, known, batch) for batch in standard_batches(model.limits)) if times else (),
+        workloads=tuple(predict_workload(times, each) for each in standard_workloads(model.limits)) if times else (),
         validation=kept("validation", Validation),
         spent_s=profiled.spent_s,
         saved_s=profiled.saved_s,

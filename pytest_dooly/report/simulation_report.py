@@ -27,7 +27,7 @@ from pytest_dooly.report.figure import (
 )
 from pytest_dooly.report.text import format_latency
 from pytest_dooly.report.timeline import KV_BLOCKS, STEP_TIME, Timeline
-from pytest_dooly.simulation.clock import Simulated
+from pytest_dooly.scheduling.clock import Simulated
 from pytest_dooly.simulation.summary import PERCENTILES
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.simulation.clock import StepRecord
+from pytest_dooly.scheduling.clock import StepRecord
 
 __all__ = ["KV_BLOCKS", "STEP_TIME", "Timeline"]
 

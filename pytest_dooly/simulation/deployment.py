@@ -9,23 +9,17 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pytest_dooly.core.device import Device
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
-from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.footprint import footprint
-from pytest_dooly.simulation.clock import Server, Simulated, StepLatency, run
-from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.scheduling.clock import Server, Simulated, StepLatency, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
 
-__all__ = ["Deployment", "Router", "kv_blocks"]
+__all__ = ["Deployment", "Router"]
 
 Router = Literal["round_robin", "least_outstanding", "prefix"]
 """How requests are spread over replicas: in turn; to the one with the fewest under way, as far as arrivals tell; to the
 one that has served the same beginning."""
-
-_CHUNK_BYTES = 1 << 30
-"""Of memory that vLLM's profiling run takes for activations at 2,048 tokens and more: assumed, not known."""
 
 
 @dataclass(frozen=True)
@@ -99,33 +93,11 @@ class Deployment:
 
     def _alone_s(self, request: TrafficRequest, at_once: int) -> float:
         """About how long a request takes beside others: what a router sees only later, guessed from the step times."""
-        prefill_s = self.times.latency_s(0, 0, [(min(request.prompt_len, self.options.limits.max_num_tokens), 0)])
-        step_s = self.times.latency_s(at_once, at_once * (request.prompt_len + request.output_len // 2), [])
+        prompt_len, context_len = request.prompt_len, request.prompt_len + request.output_len // 2
+        prefill_s = self.times.step_s(Scheduled([0], [min(prompt_len, self.options.limits.max_num_tokens)], [0], []))
+        step_s = self.times.step_s(Scheduled(range(at_once), [1] * at_once, [context_len] * at_once, []))
         return prefill_s + request.output_len * step_s
 
 
 def _told(progress: Callable[[int], None], before: int, ended: int) -> None:
     progress(before + ended)
-
-
-def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
-    """KV blocks that the device's memory leaves beside the weights.
-
-    Args:
-        model: one rank of it.
-        device: that serves the rank.
-        block_size: tokens in one block.
-
-    Raises:
-        ConfigurationError: the weights alone do not fit, or the model keeps nothing of its requests.
-    """
-    held = footprint(model, device, num_reqs=1, seq_len=block_size)
-    left_bytes = held.usable_bytes - held.weights_bytes - _CHUNK_BYTES
-    if held.cache_bytes <= 0:
-        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
-    if left_bytes < held.cache_bytes:
-        raise ConfigurationError(
-            f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
-            f"{held.usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
-        )
-    return int(left_bytes / held.cache_bytes)

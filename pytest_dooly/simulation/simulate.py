@@ -13,20 +13,21 @@ from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
-from pytest_dooly.simulation.clock import Server, Simulated
-from pytest_dooly.simulation.deployment import Deployment, Router, kv_blocks
-from pytest_dooly.simulation.step_times import StepTimes
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.scheduling.clock import Server, Simulated
+from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
+from pytest_dooly.simulation.deployment import Deployment, Router
 from pytest_dooly.simulation.summary import Slo, overloaded, summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "joined", "room_for_all", "simulate"]
+__all__ = ["Engine", "Simulation", "joined", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Engine:
         if blocks is None and device is not None:
             blocks = kv_blocks(model, device_named(device), block_size=self.block_size)
         if blocks is None:
-            blocks = room_for_all(model, self.block_size)
+            blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(
             model.limits,
             blocks,
@@ -175,9 +176,3 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
         preemptions=of("preemptions"),
         steps=[step for part in parts for step in part.steps],
     )
-
-
-def room_for_all(model: ServedModel, block_size: int) -> int:
-    """KV blocks that all requests of a step have room in at their full length: nothing is ever preempted."""
-    limits = model.limits
-    return 1 + limits.max_num_seqs * -(-limits.max_model_len // block_size)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulation.clock import Simulated
+from pytest_dooly.scheduling.clock import Simulated
 
 __all__ = ["PERCENTILES", "Slo", "overloaded", "summary"]
 

@@ -15,7 +15,6 @@ import pytest
 from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions, resolve
 from pytest_dooly.core.operation import OperationKind, evaluate
-from pytest_dooly.core.schedule import schedule
 from pytest_dooly.core.signature import ModelOperation, model_operations
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine import load_engine
@@ -24,6 +23,7 @@ from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.timing.clock import HostClock
 from pytest_dooly.tracing.trace import _Repeats, trace
 from tests.models import DENSE, LLAMA, write
+from tests.scheduling.test_closed_loop import served as steps_of
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 LIMITS = Limits(max_num_tokens=256, max_num_seqs=4, max_model_len=256)
@@ -194,7 +194,7 @@ def _admitted(request: str) -> int:
 def test_the_virtual_scheduler_makes_the_steps_that_the_engine_makes(session: Session, workload: Workload) -> None:
     with batches_of(session) as batches:
         session.generate(workload)
-    assert batches == [step.batch for step in schedule(workload, LIMITS)]
+    assert batches == [step.batch for step in steps_of(workload, LIMITS)[0]]
 
 
 def test_a_broken_configuration_is_one_clear_error(engine: Engine, tmp_path: Path) -> None:

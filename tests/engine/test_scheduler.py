@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import EngineError
+from pytest_dooly.scheduling.scheduler import SchedulerOptions
 
 
 def test_the_fake_engine_names_those_that_schedule() -> None:

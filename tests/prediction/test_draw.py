@@ -11,17 +11,19 @@ from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.draw import draw, grid, prefills_beside_decodes
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from tests.samples import model_and_regressors, served
 
 SMALL, REGRESSORS = model_and_regressors()
 LIMITS = Limits(max_num_tokens=512, max_num_seqs=32, max_model_len=2304)
 MODEL = served(*SMALL.operations, limits=LIMITS)
+TIMES = StepTimes(MODEL, REGRESSORS)
 CORNERS = {Workload(prompt, output, num) for prompt in (32, 2048) for output in (1, 128) for num in (1, 32)}
 
 
 def cost_s(workload: Workload) -> float:
-    return predict_workload(MODEL, REGRESSORS, workload).duration_s
+    return predict_workload(TIMES, workload).duration_s
 
 
 def test_the_grid_leaves_out_what_the_engine_cannot_run() -> None:

@@ -13,6 +13,7 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.prediction.step import predict_step, step_operations
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.regress.regressor import Regressor
 from pytest_dooly.sweep.grid import sweep
@@ -59,7 +60,9 @@ def test_launches_hide_behind_the_forward_pass_as_far_as_it_reaches(launch_s: fl
     step, alone = (predict_step(*each, batch) for each in (launching(launch_s), model_and_regressors()))
     exposed_s = max(0, 3 * launch_s - linears_s - 2 * per_request_s)
     assert step.latency_s - alone.latency_s == pytest.approx(exposed_s, rel=1e-2)
-    ttfts = [predict_workload(*each, workload).ttft_s for each in (launching(launch_s), model_and_regressors())]
+    ttfts = [
+        predict_workload(StepTimes(*each), workload).ttft_s for each in (launching(launch_s), model_and_regressors())
+    ]
     assert ttfts[0] - ttfts[1] == pytest.approx(max(0, 3 * launch_s - linears_s - per_request_s), rel=1e-2)
 
 

@@ -9,6 +9,7 @@ import pytest
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import RequestTiming
 from pytest_dooly.prediction.draw import Replacement, grid
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.validation import Accuracy, Validation, ValidationRow
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.validate import noise_floor, validate
@@ -89,10 +90,11 @@ class ExactSession:
     def __init__(self) -> None:
         self.asked: list[Workload] = []
         self.model, self.regressors = model_and_regressors()
+        self.times = StepTimes(self.model, self.regressors)
 
     def generate(self, workload: Workload) -> tuple[RequestTiming, ...]:
         self.asked.append(workload)
-        predicted = predict_workload(self.model, self.regressors, workload)
+        predicted = predict_workload(self.times, workload)
         return (RequestTiming(predicted.ttft_s, predicted.tpot_s),) * workload.total_reqs
 
 

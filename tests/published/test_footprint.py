@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
+from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, kv_blocks
 from tests.samples import served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -55,3 +57,18 @@ def test_it_fits_up_to_what_the_engine_takes() -> None:
 )
 def test_the_name_of_a_dtype_says_its_size(dtype: str, size: float) -> None:
     assert dtype_bytes(dtype) == size
+
+
+def test_blocks_are_what_the_weights_leave() -> None:
+    """10 GB, 92 % of it taken, 1 GiB for activations; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
+    model = served(uses(linear(1024, 1024)), uses(attention(32, 8, 128), 32))
+    block_bytes = 16 * 32 * 2 * 8 * 128 * 2
+    assert kv_blocks(model, DEVICE) == int((9.2e9 - 2**30 - 2 * 1024 * 1024) / block_bytes)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    small = Device("tiny", "Tiny GPU", 1, 1e9, 1e12, 1e14, 1e11)
+    with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
+        kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
+    with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):
+        kv_blocks(served(uses(linear(64, 64))), DEVICE)

@@ -14,6 +14,7 @@ from pytest_dooly.core.measurement import Failure
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.validation import Validation, ValidationRow
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.report.findings import ModelReport, OperationReport
@@ -52,8 +53,8 @@ def findings() -> ModelReport:
             predict_step(model, regressors, Batch.parse("8x1+64")),
         ),
         workloads=(
-            predict_workload(model, regressors, Workload(64, 8, 1)),
-            predict_workload(model, regressors, Workload(64, 1, 1)),
+            predict_workload(StepTimes(model, regressors), Workload(64, 8, 1)),
+            predict_workload(StepTimes(model, regressors), Workload(64, 1, 1)),
         ),
         validation=Validation(rows),
         spent_s=12.0,

@@ -20,7 +20,7 @@ from pytest_dooly.latency_db.export import ExportError
 from pytest_dooly.report import simulation_report
 from pytest_dooly.report.simulation_report import format_simulation, save_requests, save_simulation
 from pytest_dooly.report.timeline import KV_BLOCKS, STEP_TIME, Timeline
-from pytest_dooly.simulation.clock import Simulated, StepRecord
+from pytest_dooly.scheduling.clock import Simulated, StepRecord
 from pytest_dooly.simulation.summary import Slo, summary
 
 COLUMNS = [

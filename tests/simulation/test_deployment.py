@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.device import Device
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulation.deployment import Deployment, kv_blocks
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
+from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.simulate import joined
-from tests.samples import served, uses
-from tests.traced import DEVICE, attention, linear
 
 OPTIONS = SchedulerOptions(Limits(64, 4, 128), 100, prefix_caching=False)
 
@@ -26,8 +22,8 @@ OPTIONS = SchedulerOptions(Limits(64, 4, 128), 100, prefix_caching=False)
 class Linear:
     """A second for each token."""
 
-    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
-        return float(num_decodes + sum(query_len for query_len, _ in chunks))
+    def step_s(self, step: Scheduled) -> float:
+        return float(step.num_tokens)
 
 
 def deployed(replicas: int, **changes: object) -> Deployment:
@@ -76,18 +72,3 @@ def test_wrong_deployments_are_refused() -> None:
         deployed(0)
     with pytest.raises(ConfigurationError, match="unknown router 'luck': name one of round_robin"):
         deployed(1, router="luck")
-
-
-def test_blocks_are_what_the_weights_leave() -> None:
-    """10 GB, 92 % of it taken, 1 GiB for activations; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
-    model = served(uses(linear(1024, 1024)), uses(attention(32, 8, 128), 32))
-    block_bytes = 16 * 32 * 2 * 8 * 128 * 2
-    assert kv_blocks(model, DEVICE) == int((9.2e9 - 2**30 - 2 * 1024 * 1024) / block_bytes)
-
-
-def test_weights_that_do_not_fit_are_refused() -> None:
-    small = Device("tiny", "Tiny GPU", 1, 1e9, 1e12, 1e14, 1e11)
-    with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
-        kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
-    with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):
-        kv_blocks(served(uses(linear(64, 64))), DEVICE)

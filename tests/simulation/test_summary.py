@@ -9,7 +9,7 @@ import pytest
 
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulation.clock import Simulated, StepRecord
+from pytest_dooly.scheduling.clock import Simulated, StepRecord
 from pytest_dooly.simulation.summary import Slo, overloaded, summary
 
 

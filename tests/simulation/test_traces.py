@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.scheduling.prefixes import PrefixKeys
 from pytest_dooly.simulation import trace_rows, trace_tables, traces
 from pytest_dooly.simulation.arrivals import Arrivals
-from pytest_dooly.simulation.prefixes import PrefixKeys
 from pytest_dooly.simulation.traces import TraceFile, TraceOptions, read_lengths, read_trace
 
 AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens\r

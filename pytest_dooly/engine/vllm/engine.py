@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
-from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config
@@ -23,6 +22,7 @@ from pytest_dooly.engine.vllm.patches import inspecting_here, without_weights
 from pytest_dooly.engine.vllm.skeleton import VllmSkeleton, built
 from pytest_dooly.engine.vllm.small import in_small, written
 from pytest_dooly.errors import ConfigurationError, EngineError, UntestedEngineWarning
+from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 
 __all__ = ["VllmEngine"]
 

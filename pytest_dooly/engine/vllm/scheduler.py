@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pytest_dooly.core.scheduling import Scheduled, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.patches import inspecting_here
@@ -14,6 +13,7 @@ from pytest_dooly.engine.vllm.refusals import reason
 from pytest_dooly.engine.vllm.sampling import greedy_parameters
 from pytest_dooly.engine.vllm.small import written
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
 
 __all__ = ["VllmScheduler"]
 

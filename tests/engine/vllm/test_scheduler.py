@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Batch, Limits
-from pytest_dooly.core.schedule import schedule
-from pytest_dooly.core.scheduling import Scheduled, Scheduler, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
+from tests.scheduling.test_closed_loop import served as steps_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -287,7 +287,7 @@ def test_equal_requests_make_the_steps_of_the_virtual_scheduler(engine: Engine, 
             if arrived < workload.total_reqs:
                 scheduler.add(arrived, TrafficRequest(0, workload.prompt_len, workload.output_len))
                 arrived += 1
-    assert batches == [str(step.batch) for step in schedule(workload, LIMITS)]
+    assert batches == [str(step.batch) for step in steps_of(workload, LIMITS)[0]]
 
 
 def test_what_cannot_be_scheduled_is_refused(engine: Engine) -> None:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.simulation.schedulers import arrivals, drive, options
+from tests.scheduling.schedulers import arrivals, drive, options
 
 pytest.importorskip("vllm")
 
 from pytest_dooly.engine.vllm.scheduler import VllmScheduler
-from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.scheduling.native import NativeScheduler
 
 
 @given(st.data())

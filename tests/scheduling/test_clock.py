@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
-from pytest_dooly.simulation.clock import Server, Simulated, run
-from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.scheduling.clock import Server, Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
 
 LIMITS = Limits(max_num_tokens=64, max_num_seqs=4, max_model_len=128)
 
@@ -21,8 +19,8 @@ LIMITS = Limits(max_num_tokens=64, max_num_seqs=4, max_model_len=128)
 class Steady:
     """A decode takes a second, a prompt ten more, however long."""
 
-    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
-        return 1.0 + 10.0 * len(chunks)
+    def step_s(self, step: Scheduled) -> float:
+        return 1.0 + 10.0 * len(step.chunks)
 
 
 def served(

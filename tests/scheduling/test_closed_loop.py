@@ -1,24 +1,37 @@
-"""The steps of the virtual scheduler."""
+"""Equal requests that arrive as others end: the steps that are made of them, against the rules alone."""
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.schedule import schedule
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.prediction.workload import predict_workload
-from tests.samples import (
-    LIMITS,
-    model_and_regressors,
-)
+from pytest_dooly.scheduling.clock import Server, Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
+from tests.samples import LIMITS
 
 requests_in_all = st.none() | st.integers(20, 50)
 
 
+class Steps(list[Scheduled]):
+    """Steps of a second each, as they were asked for."""
+
+    def step_s(self, step: Scheduled) -> float:
+        self.append(step)
+        return 1.0
+
+
+def served(workload: Workload, limits: Limits = LIMITS) -> tuple[Steps, Simulated]:
+    steps = Steps()
+    scheduler = NativeScheduler(SchedulerOptions(limits, room_for_all(limits), async_scheduling=False))
+    return steps, run(workload.traffic(), scheduler, steps, Server(async_scheduling=False))
+
+
 def batches(workload: Workload, limits: Limits = LIMITS) -> list[str]:
-    return [str(step.batch) for step in schedule(workload, limits)]
+    return [str(step.batch) for step in served(workload, limits)[0]]
 
 
 def test_one_request_is_prefilled_then_decoded() -> None:
@@ -26,10 +39,9 @@ def test_one_request_is_prefilled_then_decoded() -> None:
 
 
 def test_a_long_prompt_is_cut_into_chunks() -> None:
-    steps = list(schedule(Workload(600, 2, 1), LIMITS))
+    steps, simulated = served(Workload(600, 2, 1))
     assert [str(step.batch) for step in steps] == ["512+0", "88+512", "1+600"]
-    assert [step.first for step in steps] == [(), (0,), ()]
-    assert [step.last for step in steps] == [(), (), (0,)]
+    assert (simulated.first_s.tolist(), simulated.last_s.tolist()) == ([2.0], [3.0])
 
 
 def test_requests_share_the_token_budget_in_order_of_arrival() -> None:
@@ -37,14 +49,14 @@ def test_requests_share_the_token_budget_in_order_of_arrival() -> None:
 
 
 def test_requests_wait_for_a_seat() -> None:
-    limits = Limits(max_num_tokens=512, max_num_seqs=2, max_model_len=1024)
-    steps = list(schedule(Workload(10, 2, 3), limits))
+    steps, simulated = served(Workload(10, 2, 3), Limits(max_num_tokens=512, max_num_seqs=2, max_model_len=1024))
     assert [str(step.batch) for step in steps] == ["2x10+0", "2x1+10", "10+0", "1+10"]
-    assert [step.last for step in steps] == [(), (0, 1), (), (2,)]
+    assert simulated.last_s.tolist() == [2.0, 2.0, 4.0]
 
 
 def test_a_request_arrives_when_another_ends() -> None:
-    steps = list(schedule(Workload(10, 3, 2, num_reqs=4), Limits(max_num_tokens=15, max_num_seqs=8, max_model_len=64)))
+    workload, limits = Workload(10, 3, 2, num_reqs=4), Limits(max_num_tokens=15, max_num_seqs=8, max_model_len=64)
+    steps, simulated = served(workload, limits)
     assert [str(step.batch) for step in steps] == [
         "10+0,5+0",
         "1+10,5+5",
@@ -54,20 +66,9 @@ def test_a_request_arrives_when_another_ends() -> None:
         "1+11,1+10",
         "1+11",
     ]
-    assert [step.arriving for step in steps] == [(), (), (2,), (3,), (), (), ()]
-    assert [step.first for step in steps] == [(0,), (1,), (), (2,), (3,), (), ()]
-    assert [step.last for step in steps] == [(), (), (0,), (1,), (), (2,), (3,)]
-
-
-def test_requests_that_follow_disturb_those_that_decode() -> None:
-    model, regressors = model_and_regressors()
-    together, following = (
-        predict_workload(model, regressors, Workload(400, 32, 4, num_reqs)) for num_reqs in (None, 40)
-    )
-    assert together.tpot_s is not None
-    assert following.tpot_s is not None
-    assert following.tpot_s > 1.5 * together.tpot_s  # three prompts of others in a request's life, not half as many
-    assert following.ttft_s < 0.7 * together.ttft_s  # most arrive where one seat is free
+    assert simulated.sent_s.tolist() == [0.0, 0.0, 3.0, 4.0]
+    assert simulated.first_s.tolist() == [1.0, 2.0, 4.0, 5.0]
+    assert simulated.last_s.tolist() == [3.0, 4.0, 6.0, 7.0]
 
 
 @given(
@@ -78,12 +79,13 @@ def test_every_schedule_does_all_work_within_the_limits(
 ) -> None:
     limits = Limits(max(budget, seats), seats, 1024)
     workload = Workload(prompt_len, output_len, concurrency, num_reqs)
-    steps = list(schedule(workload, limits))
-    assert sum(step.batch.num_tokens for step in steps) == workload.total_reqs * (prompt_len + output_len - 1)
-    assert all(step.batch.num_tokens <= limits.max_num_tokens and step.batch.num_reqs <= seats for step in steps)
-    assert sorted(request for step in steps for request in step.first) == list(range(workload.total_reqs))
-    assert sorted(request for step in steps for request in step.last) == list(range(workload.total_reqs))
-    assert [request for step in steps for request in step.arriving] == list(range(concurrency, workload.total_reqs))
+    steps, simulated = served(workload, limits)
+    assert sum(step.num_tokens for step in steps) == workload.total_reqs * (prompt_len + output_len - 1)
+    assert all(step.num_tokens <= limits.max_num_tokens and len(step.requests) <= seats for step in steps)
+    assert np.all(simulated.sent_s < simulated.first_s)
+    assert np.all(simulated.first_s <= simulated.last_s)
+    ends = sorted(simulated.last_s)
+    assert simulated.sent_s.tolist() == [0.0] * concurrency + ends[: workload.total_reqs - concurrency]
 
 
 def one_step_at_a_time(workload: Workload, limits: Limits) -> list[tuple[tuple[int, int], ...]]:
@@ -108,9 +110,9 @@ def one_step_at_a_time(workload: Workload, limits: Limits) -> list[tuple[tuple[i
 @given(
     st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), requests_in_all, st.integers(1, 100), st.integers(1, 5)
 )
-def test_decodes_that_are_taken_together_are_steps_like_any_other(
+def test_steps_are_what_the_rules_alone_make_of_a_workload(
     prompt_len: int, output_len: int, concurrency: int, num_reqs: int | None, budget: int, seats: int
 ) -> None:
     workload, limits = Workload(prompt_len, output_len, concurrency, num_reqs), Limits(max(budget, seats), seats, 1024)
-    steps = [tuple((r.query_len, r.context_len) for r in step.batch.requests) for step in schedule(workload, limits)]
+    steps = [tuple(zip(s.query_lens, s.context_lens, strict=True)) for s in served(workload, limits)[0]]
     assert steps == one_step_at_a_time(workload, limits)

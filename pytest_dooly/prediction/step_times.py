@@ -21,9 +21,9 @@ import numpy.typing as npt
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.work import Work
-from pytest_dooly.prediction.step import step_operations
-from pytest_dooly.prediction.workload import predict_steps
+from pytest_dooly.prediction.step import check_regressors, is_in_forward, is_launch, predict_steps, step_operations
 from pytest_dooly.regress.regressor import LatencyModel
+from pytest_dooly.scheduling.scheduler import Scheduled
 
 __all__ = ["StepTimes"]
 
@@ -40,7 +40,12 @@ _PER_DOUBLING = 3
 
 
 class StepTimes:
-    """Seconds of any step of one model on one device."""
+    """Seconds of any step of one model on one device.
+
+    Attributes:
+        model: what is served.
+        models: latency models by signature key.
+    """
 
     def __init__(
         self,
@@ -57,52 +62,32 @@ class StepTimes:
             routing: how a mixture's router spreads tokens over experts.
 
         Raises:
+            ConfigurationError: the routing has another number of experts than the model.
             MissingMeasurements: an operation has no latency model; names all of them.
         """
-        limits = model.limits
-        operations = step_operations(model)
-        by_tokens = _only(model, (o for o in operations if o.signature.swept in ("num_tokens", "routing")))
-        by_reqs = _only(model, (o for o in operations if o.signature.swept == "num_reqs"))
-        by_batch = _only(model, (o for o in operations if o.signature.swept == "batch"))
-        self._model, self._models, self._routing = model, models, routing
+        self.model, self.models, self._routing = model, models, routing
         # The widest steps that were asked for: most decodes, longest contexts, longest chunk, chunk furthest in.
         self._most, self._longest, self._chunk, self._furthest = (0, 0.0), (0, 0.0), (0, 0), (0, 0)
-        self._of_tokens = self._line(by_tokens, limits.max_num_tokens, lambda sizes: Work.of_sizes(sizes))
-        self._of_reqs = self._line(
-            by_reqs,
-            limits.max_num_seqs,
-            lambda sizes: Work.of_batches(
-                np.ones_like(sizes), np.zeros_like(sizes), np.arange(len(sizes)), counts=sizes
-            ),
-        )
-        numbers, contexts = _axis(1, limits.max_num_seqs), _axis(1, limits.max_model_len)
-        lengths, before = _axis(1, min(limits.max_num_tokens, limits.max_model_len)), _axis(1, limits.max_model_len)
-        self._decodes = _Table(numbers, contexts, self._grid(by_batch, numbers, contexts, decodes=True))
-        self._chunks = _Table(lengths, before, self._grid(by_batch, lengths, before, decodes=False))
-        self._once_s = self._counted_once(by_batch)
+        operations = step_operations(model)
+        check_regressors(model, operations, models)
+        launches = [operation for operation in operations if is_launch(operation)]
+        self._all = _Tables(_only(model, (o for o in operations if not is_launch(o))), models, routing)
+        self._launched = _Tables(_only(model, launches), models, routing) if launches else None
+        self._forward = _Tables(_only(model, filter(is_in_forward, operations)), models, routing) if launches else None
 
-    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
-        """Seconds of a step.
-
-        Args:
-            num_decodes: requests that get one more token.
-            decode_tokens: tokens in their KV caches, all together.
-            chunks: query_len and context_len of every stretch of a prompt.
-        """
-        num_tokens = num_decodes + sum(query_len for query_len, _ in chunks)
-        total_s = self._of_tokens[num_tokens] + self._of_reqs[min(num_decodes + len(chunks), len(self._of_reqs) - 1)]
-        beside_decodes_s, beside_chunks_s = self._once_s
-        attended_s = 0.0
-        if num_decodes:
-            mean = decode_tokens / num_decodes
-            attended_s += self._decodes.at(num_decodes, mean) - (beside_decodes_s if chunks else 0.0)
-            self._most = max(self._most, (num_decodes, mean))
-            self._longest = max(self._longest, (num_decodes, mean), key=lambda each: each[1])
-        for query_len, context_len in chunks:
-            self._chunk = max(self._chunk, (query_len, context_len))
-            self._furthest = max(self._furthest, (query_len, context_len), key=lambda each: each[1])
-            attended_s += self._chunks.at(query_len, context_len)
-        return total_s + attended_s - beside_chunks_s * max(len(chunks) - 1, 0)
+    def step_s(self, step: Scheduled) -> float:
+        """Seconds of a step."""
+        if step.num_decodes:
+            decodes = step.num_decodes, step.decode_tokens / step.num_decodes
+            self._most = max(self._most, decodes)
+            self._longest = max(self._longest, decodes, key=_second)
+        for chunk in step.chunks:
+            self._chunk = max(self._chunk, chunk)
+            self._furthest = max(self._furthest, chunk, key=_second)
+        step_s = self._all.step_s(step)
+        if self._launched is not None and self._forward is not None:
+            step_s += max(0.0, self._launched.step_s(step) - self._forward.step_s(step))
+        return step_s
 
     def out_of_range(self) -> tuple[str, ...]:
         """One line for each operation that the widest steps asked for lie outside of the known range of."""
@@ -117,7 +102,42 @@ class StepTimes:
 
     def _outside(self, queries: Sequence[float], contexts: Sequence[float], counts: Sequence[float]) -> tuple[str, ...]:
         work = Work.of_batches(queries, contexts, [0], counts=counts)
-        return predict_steps(self._model, self._models, work, self._routing)[1]
+        return predict_steps(self.model, self.models, work, self._routing)[1]
+
+
+class _Tables:
+    """Of some of a model's operations, whose latencies add up."""
+
+    def __init__(self, model: ServedModel, models: Mapping[str, LatencyModel], routing: RoutingDistribution) -> None:
+        self._models, self._routing = models, routing
+        limits, operations = model.limits, model.operations
+        by_tokens = _only(model, (o for o in operations if o.signature.swept in ("num_tokens", "routing")))
+        by_reqs = _only(model, (o for o in operations if o.signature.swept == "num_reqs"))
+        by_batch = _only(model, (o for o in operations if o.signature.swept == "batch"))
+        self._of_tokens = self._line(by_tokens, limits.max_num_tokens, lambda sizes: Work.of_sizes(sizes))
+        self._of_reqs = self._line(
+            by_reqs,
+            limits.max_num_seqs,
+            lambda sizes: Work.of_batches(
+                np.ones_like(sizes), np.zeros_like(sizes), np.arange(len(sizes)), counts=sizes
+            ),
+        )
+        numbers, contexts = _axis(1, limits.max_num_seqs), _axis(1, limits.max_model_len)
+        lengths, before = _axis(1, min(limits.max_num_tokens, limits.max_model_len)), _axis(1, limits.max_model_len)
+        self._decodes = _Table(numbers, contexts, self._grid(by_batch, numbers, contexts, decodes=True))
+        self._chunks = _Table(lengths, before, self._grid(by_batch, lengths, before, decodes=False))
+        self._once_s = self._counted_once(by_batch)
+
+    def step_s(self, step: Scheduled) -> float:
+        num_decodes, chunks = step.num_decodes, step.chunks
+        total_s = self._of_tokens[step.num_tokens] + self._of_reqs[num_decodes + len(chunks)]
+        beside_decodes_s, beside_chunks_s = self._once_s
+        if num_decodes:
+            total_s += self._decodes.at(num_decodes, step.decode_tokens / num_decodes)
+            total_s -= beside_decodes_s if chunks else 0.0
+        for query_len, context_len in chunks:
+            total_s += self._chunks.at(query_len, context_len)
+        return total_s - beside_chunks_s * max(len(chunks) - 1, 0)
 
     def _counted_once(self, part: ServedModel) -> tuple[float, float]:
         """Seconds that decodes and a chunk take alone but not together, and likewise two chunks."""
@@ -187,6 +207,10 @@ def _axis(first: int, last: int) -> Array:
 def _sizes(longest: int) -> list[int]:
     fine = range(_EVERY, min(longest, 2048), _FINE)
     return sorted({*range(1, min(longest, _EVERY) + 1), *fine, *range(2048, longest, _COARSE), longest})
+
+
+def _second(pair: tuple[float, float]) -> float:
+    return pair[1]
 
 
 def _only(model: ServedModel, operations: Iterable[ModelOperation]) -> ServedModel:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from pytest_dooly.core.scheduling import Scheduled, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulation.blocks import BlockPool, Blocks, CountedBlocks
-from pytest_dooly.simulation.prefixes import PrefixKeys
+from pytest_dooly.scheduling.blocks import BlockPool, Blocks, CountedBlocks
+from pytest_dooly.scheduling.prefixes import PrefixKeys
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
 
 __all__ = ["NativeScheduler"]
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.simulation.native import NativeScheduler
-from tests.simulation.schedulers import BLOCK, arrivals, drive, options
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import SchedulerOptions
+from tests.scheduling.schedulers import BLOCK, arrivals, drive, options
 
 
 @given(st.data())

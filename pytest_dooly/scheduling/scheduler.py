@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["Scheduled", "Scheduler", "SchedulerOptions"]
+__all__ = ["Scheduled", "Scheduler", "SchedulerOptions", "room_for_all"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Scheduled:
         context_lens: tokens of each in the KV cache before the step.
         sampling: those of the requests that get a token at the end of the step.
         preempted: those that were thrown out to make room since the step before, in ascending order.
+        num_decodes: how many of them get one more token.
+        decode_tokens: tokens in the KV caches of those, all together.
+        chunks: query_len and context_len of every stretch of a prompt.
     """
 
     requests: Sequence[int]
@@ -61,6 +64,35 @@ class Scheduled:
     context_lens: Sequence[int]
     sampling: Sequence[int]
     preempted: Sequence[int] = ()
+    num_decodes: int = field(init=False)
+    decode_tokens: int = field(init=False)
+    chunks: Sequence[tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokens, chunks = 0, list[tuple[int, int]]()
+        for query_len, context_len in zip(self.query_lens, self.context_lens, strict=True):
+            if query_len == 1 and context_len:
+                tokens += context_len
+            else:
+                chunks.append((query_len, context_len))
+        object.__setattr__(self, "num_decodes", len(self.requests) - len(chunks))
+        object.__setattr__(self, "decode_tokens", tokens)
+        object.__setattr__(self, "chunks", chunks)
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all requests."""
+        return self.num_decodes + sum(query_len for query_len, _ in self.chunks)
+
+    @property
+    def batch(self) -> Batch:
+        """The same as the engine's adapters and the predictor take it."""
+        return Batch.of(zip(self.query_lens, self.context_lens, strict=True))
+
+
+def room_for_all(limits: Limits, block_size: int = 16) -> int:
+    """KV blocks that all requests of a step have room in at their full length: nothing is ever preempted."""
+    return 1 + limits.max_num_seqs * -(-limits.max_model_len // block_size)
 
 
 class Scheduler(Protocol):

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.core.scheduling import Scheduled, Scheduler
 from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler
 
 __all__ = ["Server", "Simulated", "StepLatency", "StepRecord", "run"]
 
@@ -28,10 +28,10 @@ _STEPS_BETWEEN = 1000
 
 
 class StepLatency(Protocol):
-    """Seconds of a step; see `StepTimes.latency_s`."""
+    """What takes its time over a step: a table, a predictor, or an engine that runs it."""
 
-    def latency_s(self, num_decodes: int, decode_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
-        """Seconds."""
+    def step_s(self, step: Scheduled) -> float:
+        """Seconds that the step takes."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class Server:
         request_s: seconds from a request's sending to its arrival at the engine.
         token_s: seconds from a step's end to the client's receipt of its tokens.
         async_scheduling: whether two steps are under way at once.
+        admission_s: seconds that the engine itself is kept by each request before its next step, where client and
+            engine are one process; the request's clock begins with its own.
     """
 
     request_s: float = 0.0
     token_s: float = 0.0
     async_scheduling: bool = True
+    admission_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,19 +240,21 @@ class _Run:
     def _receive(self, now_s: float) -> None:
         while self._arriving and self._arriving[0][0] <= now_s:
             _, place = self._arriving.popleft()
+            if self._server.admission_s:
+                self._admit(place)
             self._scheduler.add(place, self._traffic.requests[place])
             self._unserved.add(place)
 
+    def _admit(self, place: int) -> None:
+        """Keeps the engine busy; a client that sends in turn with it sends that much later."""
+        begin_s = max(self._idle_from_s, self._sent_s[place])
+        if self._seats is not None:
+            self._sent_s[place] = begin_s
+        self._idle_from_s = begin_s + self._server.admission_s
+
     def _begin(self, step: Scheduled, now_s: float) -> None:
         begin_s = max(now_s, self._idle_from_s)
-        decode_tokens, chunks = 0, list[tuple[int, int]]()
-        for query_len, context_len in zip(step.query_lens, step.context_lens, strict=True):
-            if query_len == 1 and context_len:
-                decode_tokens += context_len
-            else:
-                chunks.append((query_len, context_len))
-        num_decodes = len(step.requests) - len(chunks)
-        latency_s = self._times.latency_s(num_decodes, decode_tokens, chunks)
+        latency_s = self._times.step_s(step)
         self._idle_from_s = begin_s + latency_s
         self._under_way.append((step, self._idle_from_s))
         for place in step.preempted:
@@ -259,8 +264,8 @@ class _Run:
             StepRecord(
                 begin_s,
                 latency_s,
-                num_decodes + sum(query_len for query_len, _ in chunks),
-                num_decodes,
+                step.num_tokens,
+                step.num_decodes,
                 scheduler.num_running,
                 scheduler.num_waiting,
                 scheduler.used_blocks,

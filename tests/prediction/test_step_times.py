@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from pytest_dooly.core.batch import Batch
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.prediction.step import predict_step
-from pytest_dooly.simulation.step_times import StepTimes
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.scheduling.scheduler import Scheduled
 from tests.samples import model_and_regressors
 
 MODEL, REGRESSORS = model_and_regressors()
+
+
+def step_of(parts: Sequence[tuple[int, int]]) -> Scheduled:
+    return Scheduled(range(len(parts)), [query for query, _ in parts], [context for _, context in parts], [])
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +32,15 @@ def test_a_step_takes_what_the_predictor_says(times: StepTimes, seed: int) -> No
     chunks = [(draw.randint(2, 200), draw.choice([0, draw.randint(1, 500)])) for _ in range(draw.randint(0, 2))]
     if not contexts and not chunks:
         chunks = [(5, 0)]
-    exact_s = predict_step(MODEL, REGRESSORS, Batch.of([*((1, context) for context in contexts), *chunks])).latency_s
-    assert times.latency_s(len(contexts), sum(contexts), chunks) == pytest.approx(exact_s, rel=0.02)
+    step = step_of([*((1, context) for context in contexts), *chunks])
+    assert times.step_s(step) == pytest.approx(predict_step(MODEL, REGRESSORS, step.batch).latency_s, rel=0.02)
 
 
 def test_what_lies_outside_of_the_measured_is_told_only_where_it_was_asked_for() -> None:
     times = StepTimes(MODEL, REGRESSORS)
-    times.latency_s(4, 100, [(50, 0)])
+    times.step_s(step_of([*[(1, 25)] * 4, (50, 0)]))
     assert times.out_of_range() == ()
-    times.latency_s(4, 4 * 1000, [])
+    times.step_s(step_of([(1, 1000)] * 4))
     assert any("attention" in line and "is outside of the measured" in line for line in times.out_of_range())
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
-from pytest_dooly.core.scheduling import Scheduled, Scheduler, SchedulerOptions
 from pytest_dooly.core.traffic import TrafficRequest
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
 
 Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], frozenset[int], frozenset[int]]
 """Tokens and context of each request, those that sample, those thrown out, those that ended after it."""
