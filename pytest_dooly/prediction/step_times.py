@@ -4,8 +4,9 @@ What a step takes is the sum of what depends on its tokens (linears, norms, mixt
 and on who attends to what. The first two are tables over one size. The third is a table of decodes, over their number
 and mean context, and one of prompt chunks, over length and context; what they take alone but not together, as the
 engine's own share of a step, is found out once and taken off. Between the points of a table values are interpolated
-linearly, sizes on logarithmic axes: on an H100's tables within 0.5 % of the predictor in the mean, 3.3 % at the worst
-of 450 steps of three models.
+linearly. On an H100's tables, of 200 random steps with up to 200 decodes and three chunks, that is within 0.6 % of the
+predictor in the mean and 2.3 % at the worst for llama3-70b on four ranks, 1.0 and 5.5 % for llama3 on one; steps of
+decodes alone within 0.2 %. What is left is that chunks of one step are not quite the sum of each.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _EVERY, _FINE, _COARSE = 256, 16, 64
 _SOME_TOKENS = 16
 """Of the small batches that show what is counted once."""
 
-_PER_DOUBLING = 3
-"""Points of a logarithmic axis in each doubling."""
+_PER_DOUBLING = 4
+"""Points of an axis in each doubling."""
 
 
 class StepTimes:
@@ -122,8 +123,8 @@ class _Tables:
                 np.ones_like(sizes), np.zeros_like(sizes), np.arange(len(sizes)), counts=sizes
             ),
         )
-        numbers, contexts = _axis(1, limits.max_num_seqs), _axis(1, limits.max_model_len)
-        lengths, before = _axis(1, min(limits.max_num_tokens, limits.max_model_len)), _axis(1, limits.max_model_len)
+        numbers, lengths = _axis(1, limits.max_num_seqs), _axis(1, min(limits.max_num_tokens, limits.max_model_len))
+        contexts, before = _axis(1, limits.max_model_len), _axis(0, limits.max_model_len)
         self._decodes = _Table(numbers, contexts, self._grid(by_batch, numbers, contexts, decodes=True))
         self._chunks = _Table(lengths, before, self._grid(by_batch, lengths, before, decodes=False))
         self._once_s = self._counted_once(by_batch)
@@ -163,12 +164,8 @@ class _Tables:
         if not part.operations:
             return np.zeros((len(first), len(second)))
         one, other = (each.ravel() for each in np.meshgrid(first, second, indexing="ij"))
-        starts = np.arange(len(one))
-        if decodes:
-            work = Work.of_batches(np.ones_like(one), other, starts, counts=np.rint(one))
-        else:
-            # The axis begins at a context of one, which stands for none.
-            work = Work.of_batches(np.rint(one), np.where(other <= 1, 0.0, np.rint(other)), starts)
+        counts = one if decodes else None
+        work = Work.of_batches(np.ones_like(one) if decodes else one, other, np.arange(len(one)), counts=counts)
         return self._predict(part, work).reshape(len(first), len(second))
 
     def _predict(self, part: ServedModel, work: Work) -> Array:
@@ -176,11 +173,10 @@ class _Tables:
 
 
 class _Table:
-    """Values over two logarithmic axes."""
+    """Values over two axes."""
 
     def __init__(self, first: Array, second: Array, values: Array) -> None:
-        self._first, self._second = np.log(first).tolist(), np.log(second).tolist()
-        self._values = values.tolist()
+        self._first, self._second, self._values = first.tolist(), second.tolist(), values.tolist()
 
     def at(self, first: float, second: float) -> float:
         """Interpolated; at the edge beyond it."""
@@ -193,15 +189,16 @@ class _Table:
 
 def _place(axis: list[float], value: float) -> tuple[int, float]:
     """The interval that a value lies in, and how far in it."""
-    log = math.log(value) if value > 1 else 0.0
-    at = min(max(bisect.bisect_right(axis, log) - 1, 0), len(axis) - 2)
-    return at, min(max((log - axis[at]) / (axis[at + 1] - axis[at]), 0.0), 1.0)
+    at = min(max(bisect.bisect_right(axis, value) - 1, 0), len(axis) - 2)
+    return at, min(max((value - axis[at]) / (axis[at + 1] - axis[at]), 0.0), 1.0)
 
 
 def _axis(first: int, last: int) -> Array:
-    """Sizes at equal distances on a logarithmic axis, both ends among them."""
-    points = max(2, 1 + math.ceil(_PER_DOUBLING * math.log2(max(last, 2) / first)))
-    return np.geomspace(first, max(last, 2), points)
+    """Whole sizes, so many in each doubling, powers of two and both ends among them."""
+    doublings = math.ceil(math.log2(max(last, 2)))
+    sizes = np.rint([2**k * (1 + part / _PER_DOUBLING) for k in range(doublings) for part in range(_PER_DOUBLING)])
+    last = max(last, first + 1)
+    return np.unique([first, *sizes[(sizes > first) & (sizes < last)], last]).astype(np.float64)
 
 
 def _sizes(longest: int) -> list[int]:
