@@ -39,6 +39,7 @@ TensorIdentity = tuple[str, str, tuple[int | str, ...]]
 
 _DETAILS = {
     "method": "{}",
+    "precision": "{}",
     "sliding_window": "w{}",
     "soft_cap": "cap{:g}",
     "kv_cache_dtype": "kv_{}",
@@ -50,7 +51,7 @@ _DETAILS = {
 _USUAL = frozenset({"unquantized", "kv_auto"})
 """Parts that a label leaves out."""
 
-_TRACE_FORMAT = 3
+_TRACE_FORMAT = 4
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
@@ -104,7 +105,8 @@ class Signature(Document):
         else:
             sizes = "x".join(map(str, next(filter(None, shapes.values()), [])))
         dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
-        details = [text.format(attributes[key]) for key, text in _DETAILS.items() if key in attributes]
+        shown = attributes.keys() - ({"method"} if "precision" in attributes else set())
+        details = [text.format(attributes[key]) for key, text in _DETAILS.items() if key in shown]
         kept = (name, sizes, *dtypes[:1], "bias" if "bias" in shapes else "", *details)
         return "-".join(part for part in kept if part and part not in _USUAL)
 

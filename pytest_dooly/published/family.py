@@ -192,8 +192,11 @@ def running(columns: Columns, points: int) -> npt.NDArray[np.bool_]:
 
 
 def _precision(signature: Signature) -> str:
-    """Of the weights: by the quantisation method where there is one, else their dtype."""
-    method = str(dict(signature.attributes).get("method", "unquantized"))
+    """Of the weights: as traced, else by the quantisation method where there is one, else their dtype."""
+    attributes = dict(signature.attributes)
+    method = str(attributes.get("method", "unquantized"))
+    if "precision" in attributes:
+        return str(attributes["precision"])
     if method != "unquantized":
         return _PRECISIONS.get(method, method)
     weights = [dtype for role, dtype, _ in signature.tensors if role == "weight" or role.endswith("w13_weight")]

@@ -24,6 +24,7 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "model": str(configuration.directory or configuration.name),
         "skip_tokenizer_init": True,
         "load_format": "dummy",
+        "allow_deprecated_quantization": True,
         # Compiled graphs fuse leaf layers into kernels that no layer can be timed for.
         "enforce_eager": True,
         # Scheduling that overlaps the device's work would be hidden behind it to an extent that no part shows alone.

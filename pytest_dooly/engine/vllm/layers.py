@@ -11,6 +11,7 @@ import torch
 
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
+from pytest_dooly.engine.vllm.quantisation import method_of, packed, precision_of
 
 __all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
 
@@ -175,7 +176,8 @@ def _experts(layer: Any) -> Layer:
     routed = layer.routed_experts
     config = routed.moe_config
     attributes: dict[str, str | int | float | bool | None] = {
-        "method": _method(routed),
+        "method": method_of(routed),
+        "precision": precision_of(routed),
         "num_experts": int(config.num_experts),
         "num_local_experts": int(config.num_local_experts),
         "top_k": int(config.experts_per_token),
@@ -187,10 +189,17 @@ def _experts(layer: Any) -> Layer:
         "weighted_input": bool(routed.apply_router_weight_on_input) or None,
     }
 
-    def share(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
-        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, config.hidden_dim))}
+    inner, hidden = config.intermediate_size_per_partition, config.hidden_dim
+    wide = (2 if config.is_act_and_mul else 1) * inner
+    shapes = {"w13_weight": (wide, hidden), "w2_weight": (hidden, inner)}
+    found = [packed(routed, role, (config.num_local_experts, *shape)) for role, shape in shapes.items()]
+    names = frozenset().union(*(names for names, _ in found))
+    parameters = {name: value for name, value in layer.named_parameters() if name.rpartition(".")[2] not in names}
 
-    parameters = dict(layer.named_parameters())
+    def share(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+        weights = {role: weight for _, implied in found for role, weight in implied.items()}
+        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, hidden)), **weights}
+
     return Layer(OperationKind.MOE, "fused_moe", _pairs(attributes), parameters, implied=share)
 
 
@@ -211,13 +220,12 @@ def _facts_of(layer: torch.nn.Module) -> tuple[Attribute, ...]:
     return _pairs({name: value for name, value in known.items() if name != "training"})
 
 
-def _method(layer: Any) -> str:
-    """How the weights are quantised, by vLLM's name of the method."""
-    return re.sub(r"(Fused)?(MoE|Linear)?Method$", "", type(layer.quant_method).__name__).lower()
-
-
 def _linear(layer: Any) -> Layer:
-    return Layer(OperationKind.LINEAR, "linear", (("method", _method(layer)),), _weights(layer))
+    attributes = {"method": method_of(layer), "precision": precision_of(layer)}
+    shape = [getattr(layer, f"{size}_per_partition", getattr(layer, size)) for size in ("output_size", "input_size")]
+    names, implied = packed(layer, "weight", shape)
+    parameters = {name: value for name, value in _weights(layer).items() if name not in names}
+    return Layer(OperationKind.LINEAR, "linear", _pairs(attributes), parameters, implied=lambda _: implied)
 
 
 def _embedding(layer: Any) -> Layer:

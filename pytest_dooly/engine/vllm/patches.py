@@ -11,6 +11,7 @@ import torch
 
 from pytest_dooly.engine.base import Origins
 from pytest_dooly.engine.vllm.parallel import one_of_many
+from pytest_dooly.engine.vllm.quantisation import any_kernel
 
 __all__ = ["inspecting_here", "without_weights"]
 
@@ -48,7 +49,7 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         _without_compiler(),
         _no_shared_tables(),
         _never_reloaded(),
-        _any_processor(config),
+        any_kernel(config.quant_config is not None),
         _attributes_of_parameters(),
         # A line for the log that looks into a tensor's values.
         mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
@@ -124,14 +125,4 @@ def _attributes_of_parameters() -> Iterator[None]:
         return parameter
 
     with mock.patch.object(BasevLLMParameter, "__new__", make):
-        yield
-
-
-@contextmanager
-def _any_processor(config: Any) -> Iterator[None]:
-    """A skeleton runs no kernel: quantised ones may be described that this processor lacks, as MXFP4 experts on AMX."""
-    if config.quant_config is None:
-        yield
-        return
-    with mock.patch.object(torch.cpu, "_is_amx_tile_supported", return_value=True, create=True):
         yield

@@ -141,6 +141,7 @@ def _as_if_loaded(model: torch.nn.Module) -> None:
         if isinstance(module, LinearBase) and not isinstance(module.quant_method, UnquantizedLinearMethod):
             # Its kernel takes weights as they are after loading, scaled and packed; only the shape is known before.
             module.quant_method.apply = _shape_of_linear
+            module.requires_unquantized_input = True  # no kernel that quantises its input on the way
 
 
 def _shape_of_linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Published runs through the simulated scheduler, from what is published of the GPU's operations and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.arena.models import written
+from benchmarks.arena.runs import PublishedRun
+from benchmarks.study.redundancy import import_tables, progress
+from pytest_dooly.core.batch import Batch, Limits
+from pytest_dooly.core.configuration import ServingOptions, resolve
+from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.engine import load_engine
+from pytest_dooly.errors import DoolyError
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.scheduling.clock import run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
+from pytest_dooly.serving import serve
+from pytest_dooly.simulation.arrivals import AT_ONCE
+from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
+from pytest_dooly.simulation.synthetic import SyntheticTraffic
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One run as predicted.
+
+    Attributes:
+        ttft_s: time to first token, mean or median as the run has it.
+        tpot_s: time per output token, likewise; None for one token.
+        tokens_per_s: generated.
+        error: expected relative error of a decode step in the middle; None where it is unknown.
+        shares: of that step's latency by what it rests on.
+    """
+
+    ttft_s: float
+    tpot_s: float | None
+    tokens_per_s: float
+    error: float | None
+    shares: dict[str, float]
+
+
+def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:
+    """Imports tables and traces every model as it was served; returns the message of each that cannot be traced."""
+    runs = list(runs)
+    refused: dict[tuple[object, ...], str] = {}
+    with LatencyDB.open(db_path) as db:
+        import_tables(db, sorted({each.device for each in runs}))
+        engine = load_engine("vllm")
+        for each in {served(run): run for run in runs}.values():
+            try:
+                configuration = resolve(written(each.model, folder), _options(each))
+                serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+            except DoolyError as error:
+                refused[served(each)] = str(error)
+    return refused
+
+
+def served(run: PublishedRun) -> tuple[object, ...]:
+    """What decides over the operations of a run."""
+    return run.model, run.ranks, run.experts, run.kv_cache_dtype
+
+
+def predict_all(
+    runs: Sequence[PublishedRun], db_path: Path, folder: Path, *, processes: int = 2
+) -> Iterator[tuple[PublishedRun, Predicted | str]]:
+    """Each run with its prediction, or the message why there is none."""
+    ordered = sorted(runs, key=lambda each: (each.device, str(served(each))))
+    parts = [(list(of), db_path, folder) for _, of in groupby(ordered, key=lambda each: (each.device, served(each)))]
+    with ProcessPoolExecutor(processes) as pool:
+        for part, found in zip(parts, pool.map(_predict_part, parts), strict=True):
+            progress(f"{part[0][0].model} tp {part[0][0].ranks} on {part[0][0].device}: {len(found)} runs")
+            yield from zip(part[0], found, strict=True)
+
+
+def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted | str]:
+    """Runs of one model as it is served on one device."""
+    runs, db_path, folder = part
+    device = device_named(runs[0].device)
+    try:
+        with LatencyDB.open(db_path, create=False) as db:
+            engine = load_engine("vllm")
+            configuration = resolve(written(runs[0].model, folder), _options(runs[0]))
+            model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+            founded = Grounds(db, device, progress=progress).of(model)
+    except DoolyError as error:
+        return [str(error)] * len(runs)
+    models = {key: each.model for key, each in founded.items()}
+    blocks = _blocks(model, device)
+    longest = max(run.prompt_len + run.output_len for run in runs)
+    widest = Limits(max(run.max_num_tokens for run in runs), max(run.max_num_seqs for run in runs), longest + 1)
+    times = StepTimes(replace(model, limits=widest), models)
+    found: list[Predicted | str] = []
+    for each in runs:
+        limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
+        options = SchedulerOptions(limits, blocks or room_for_all(limits), prefix_caching=False)
+        simulated = run(_traffic(each), NativeScheduler(options), times)
+        decode = Batch.uniform(min(each.concurrency or each.num_requests, limits.max_num_seqs), 1, each.prompt_len)
+        shares = shares_of(model, predict_step(model, models, decode), founded)
+        centre = np.nanmedian if each.medians else np.nanmean
+        tokens = sum(request.output_len for request in simulated.traffic.requests)
+        found.append(
+            Predicted(
+                float(centre(simulated.ttft_s)),
+                float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
+                tokens / float(simulated.last_s.max()),
+                shares.error,
+                {str(kind): share for kind, share in shares.by_kind.items()},
+            )
+        )
+    return found
+
+
+def _traffic(run: PublishedRun) -> Traffic:
+    prompt, output = (_lengths(tokens, run.shortest) for tokens in (run.prompt_len, run.output_len))
+    synthetic = SyntheticTraffic(AT_ONCE, PromptAndOutput(prompt, output), concurrency=run.concurrency)
+    return synthetic.draw(num_requests=run.num_requests)
+
+
+def _lengths(tokens: int, shortest: float) -> Lengths:
+    return Lengths.fixed(tokens) if shortest == 1 else Lengths.below(tokens, shortest)
+
+
+def _blocks(model: ServedModel, device: Device) -> int | None:
+    try:
+        return kv_blocks(model, device)
+    except DoolyError:
+        return None
+
+
+def _options(run: PublishedRun) -> ServingOptions:
+    return ServingOptions(
+        tensor_parallel_size=run.ranks, expert_parallel_size=run.experts, kv_cache_dtype=run.kv_cache_dtype
+    )

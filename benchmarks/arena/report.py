@@ -1,0 +1,126 @@
+"""Tables and a picture of predictions beside published runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.arena.predictions import Predicted
+from benchmarks.arena.runs import PublishedRun
+
+MIXTURES = ("gpt-oss", "MiniMax", "Mixtral", "A3B", "A22B", "A17B", "DeepSeek", "GLM", "Kimi", "A4B")
+"""Parts of the names of models that are mixtures of experts."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published run, what is predicted of it, and what another tool estimates; None where it does not.
+
+    Attributes:
+        run: as published.
+        ours: as predicted here.
+        theirs: TTFT and TPOT as aiconfigurator estimates them, in seconds.
+    """
+
+    run: PublishedRun
+    ours: Predicted
+    theirs: tuple[float, float] | None = None
+
+    @property
+    def tpot_error(self) -> float | None:
+        """Signed relative error of TPOT; None where it is not published."""
+        return _error(self.ours.tpot_s, self.run.tpot_s)
+
+    @property
+    def ttft_error(self) -> float | None:
+        """Signed relative error of TTFT; None where it is not published."""
+        return _error(self.ours.ttft_s, self.run.ttft_s)
+
+    @property
+    def throughput_error(self) -> float | None:
+        """Signed relative error of tokens a second; None where they are not published."""
+        return _error(self.ours.tokens_per_s, self.run.tokens_per_s)
+
+
+def is_mixture(model: str) -> bool:
+    """Whether a model is a mixture of experts, by its name."""
+    return any(part in model for part in MIXTURES)
+
+
+def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
+    """One row for each model, device, precision and version; then sums, and what was left out."""
+    trusted = [row for row in rows if not row.run.low_trust]
+    yield "MAPE (mean with its sign, 90th percentile); theirs is what aiconfigurator estimates of the same runs"
+    yield _HEADER
+    for group in sorted({row.run.group for row in trusted}):
+        of = [row for row in trusted if row.run.group == group]
+        yield _line(" ".join(part for part in group if part), of)
+    yield ""
+    for label, wanted in (("dense", False), ("mixtures", True)):
+        yield _line(label, [row for row in trusted if is_mixture(row.run.model) == wanted])
+    yield _line("all", trusted)
+    yield _line("of low trust", [row for row in rows if row.run.low_trust])
+    yield "\nLeft out"
+    yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
+
+
+_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'theirs':>7} | {'TTFT, median':>12} | {'theirs':>7} | {'tokens/s':>8}"
+
+
+def _line(label: str, rows: Sequence[Row]) -> str:
+    if not rows:
+        return f"{label:64} {0:4}"
+    cells = [
+        _spread([row.tpot_error for row in rows]),
+        _of([_error(row.theirs[1], row.run.tpot_s) for row in rows if row.theirs], np.mean),
+        _of([row.ttft_error for row in rows], np.median),
+        _of([_error(row.theirs[0], row.run.ttft_s) for row in rows if row.theirs], np.median),
+        _of([row.throughput_error for row in rows], np.mean),
+    ]
+    widths = (24, 7, 12, 7, 8)
+    return f"{label:64} {len(rows):4} | " + " | ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    return None if not measured or predicted is None else predicted / measured - 1
+
+
+def _spread(errors: Iterable[float | None]) -> str:
+    known = np.array([error for error in errors if error is not None])
+    if not len(known):
+        return ""
+    return f"{np.abs(known).mean():6.1%} ({known.mean():+.1%}, {np.percentile(np.abs(known), 90):.0%})"
+
+
+def _of(errors: Iterable[float | None], centre: Callable[[np.ndarray], float]) -> str:
+    known = np.array([error for error in errors if error is not None])
+    return f"{centre(np.abs(known)):.1%}" if len(known) else ""
+
+
+def save_picture(rows: Sequence[Row], path: Path) -> None:
+    """Predicted against measured, TTFT and TPOT, on logarithmic axes, coloured by model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    models = sorted({row.run.model for row in rows})
+    for axes, name in zip(figure.subplots(1, 2), ("TTFT", "TPOT"), strict=True):
+        low, high = np.inf, 0.0
+        for place, model in enumerate(models):
+            of = [row for row in rows if row.run.model == model]
+            pairs = [
+                (row.run.ttft_s, row.ours.ttft_s) if name == "TTFT" else (row.run.tpot_s, row.ours.tpot_s) for row in of
+            ]
+            known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2) * 1e3
+            if len(known):
+                axes.scatter(*known.T, s=14, alpha=0.6, label=model.partition("/")[2], color=f"C{place % 10}")
+                low, high = min(low, known.min()), max(high, known.max())
+        span = np.array([low, high])
+        axes.plot(span, span, color="black", linewidth=0.8)
+        axes.fill_between(span, span / 1.15, span * 1.15, color="black", alpha=0.08, linewidth=0, label="within 15 %")
+        axes.set(xscale="log", yscale="log", xlabel=f"measured {name} (ms)", ylabel=f"predicted {name} (ms)")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=130)

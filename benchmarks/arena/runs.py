@@ -1,0 +1,147 @@
+"""Published runs as data: what was served, under which load, what was measured; and why some cannot be expressed."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = Path(__file__).with_name("runs.csv")
+
+NUM_TOKENS, NUM_SEQS = 8192, 1024
+"""Most tokens and requests of a step where the source names none: what `vllm serve` takes on the largest GPUs."""
+
+_SEVERAL = 10
+"""Requests for each that is under way at once, where a closed loop's number is not said: InferenceMAX's recipe."""
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One row of the file.
+
+    Attributes:
+        row: as it stands there.
+        model: Hugging Face's name.
+        precision: of the weights, as the file names it.
+        device: as the project names it.
+        version: of vLLM, empty where the source does not say.
+        ranks: tensor-parallel size.
+        experts: expert-parallel size.
+        prompt_len: tokens of a prompt at most.
+        output_len: tokens of an output at most.
+        shortest: share of those that the shortest of both have; lengths are uniform between.
+        concurrency: requests at once; None where all come at once.
+        num_requests: in all.
+        ttft_s: time to first token, mean or else median; None where it is not said.
+        tpot_s: time per output token, mean or else median; None where it is not said.
+        tokens_per_s: generated, all devices together; None where it is not said.
+        medians: whether TTFT and TPOT are medians.
+    """
+
+    row: Mapping[str, str]
+    model: str
+    precision: str
+    device: str
+    version: str
+    ranks: int
+    experts: int
+    prompt_len: int
+    output_len: int
+    shortest: float
+    concurrency: int | None
+    num_requests: int
+    ttft_s: float | None
+    tpot_s: float | None
+    tokens_per_s: float | None
+    medians: bool
+
+    @property
+    def low_trust(self) -> bool:
+        """Whether the collection says that the source contradicts itself or says too little."""
+        return "LOW TRUST" in self.row["notes"] or "READ FROM FIGURE" in self.row["notes"]
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """Model, precision, device and version."""
+        return self.model, self.precision, self.device, self.version
+
+    @property
+    def kv_cache_dtype(self) -> str | None:
+        """What the server kept keys and values in, where it was told."""
+        found = re.search(r"(?:--)?kv-cache(?:-dtype)? (fp8\w*)", self.row["notes"])
+        return found[1] if found else None
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Most tokens of a step."""
+        return self._number("max-num-batched-tokens") or NUM_TOKENS
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests of a step."""
+        if "max-num-seqs=concurrency" in self.row["notes"] and self.concurrency:
+            return self.concurrency
+        return self._number("max-num-seqs") or NUM_SEQS
+
+    def _number(self, option: str) -> int | None:
+        """The last value that the notes give for an option: a page's own line follows that of its baseline."""
+        found = re.findall(rf"{option}[ =](\d+)", self.row["notes"])
+        return int(found[-1]) if found else None
+
+
+def read_runs() -> Iterator[tuple[PublishedRun | None, Mapping[str, str], str]]:
+    """Each row as a run, or None with the reason why it cannot be expressed."""
+    with RUNS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            reason = _why_not(row)
+            yield (None if reason else _run(row)), row, reason
+
+
+def _why_not(row: Mapping[str, str]) -> str:
+    kind, _, load = row["load"].partition("=")
+    told = not {"speculative", "pipeline", "data parallel"}.isdisjoint(re.findall(r"[a-z]+", row["notes"].lower()))
+    if not row["hf_model"]:
+        return "the model is not named"
+    if not row["prompt_len"] or not row["output_len"] or row["lengths"] == "distribution":
+        return "the lengths of its requests are not published"
+    if kind == "rate" and load != "inf/s":
+        return "open loop: its arrival times are not published"
+    if int(row["tp"] or 1) < int(row["ep"] or 1) or "parallel=dep" in row["notes"]:
+        return "attention is data parallel"
+    if told:
+        return "speculative decoding, pipeline or data parallel"
+    if not any(row[name] for name in ("tpot_mean_ms", "tpot_median_ms", "ttft_mean_ms", "ttft_median_ms")):
+        return "neither TTFT nor TPOT is published"
+    return ""
+
+
+def _run(row: Mapping[str, str]) -> PublishedRun:
+    kind, _, load = row["load"].partition("=")
+    at_once = int(load) if kind != "rate" else None
+    number = int(row["num_prompts"]) if row["num_prompts"] else (at_once or 1) * (1 if kind == "batch" else _SEVERAL)
+    mean = bool(row["tpot_mean_ms"] or not row["tpot_median_ms"])
+    which = "mean" if mean else "median"
+    return PublishedRun(
+        row=row,
+        model=row["hf_model"],
+        precision=row["precision"],
+        device=row["device"],
+        version=row["engine_version"],
+        ranks=int(row["tp"] or 1),
+        experts=int(row["ep"] or 1),
+        prompt_len=int(row["prompt_len"]),
+        output_len=int(row["output_len"]),
+        shortest=0.8 if row["lengths"] == "range0.8-1" else 1.0,
+        concurrency=at_once,
+        num_requests=max(number, at_once or 1),
+        ttft_s=_seconds(row[f"ttft_{which}_ms"]),
+        tpot_s=_seconds(row[f"tpot_{which}_ms"]),
+        tokens_per_s=float(row["output_tok_per_s"]) if row["output_tok_per_s"] else None,
+        medians=not mean,
+    )
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) / 1e3 if text else None
