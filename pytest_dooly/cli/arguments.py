@@ -59,6 +59,7 @@ def _simulate(commands: _Commands) -> None:
     what.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
     how = simulate.add_argument_group("deployment")
     how.add_argument("--kv-blocks", type=_positive, help="of the KV cache (what the device's memory leaves)")
+    how.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
     how.add_argument("--no-prefix-caching", action="store_true", help="prompts that begin alike share nothing")
     how.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")
     how.add_argument("--long-prefill-token-threshold", type=_natural, default=0, help="as vLLM's (0)")

@@ -42,7 +42,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
     with opened(arguments) as work:
-        model = work.served()
+        model = work.served(device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
         traffic = _traffic(arguments, model.limits.max_model_len)
         if device is None:
@@ -56,6 +56,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         prefix_caching=not arguments.no_prefix_caching,
         long_prefill_token_threshold=arguments.long_prefill_token_threshold,
         async_scheduling=not arguments.no_async_scheduling,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
     options = engine.options(model, None if device is None else device.name)
     simulation = Simulation(_served(arguments, traffic, times, options, scheduler), times.out_of_range())

@@ -14,7 +14,7 @@ from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.footprint import footprint
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, working_bytes
 from pytest_dooly.simulation.clock import Server, Simulated, StepLatency, run
 from pytest_dooly.simulation.native import NativeScheduler
 
@@ -23,9 +23,6 @@ __all__ = ["Deployment", "Router", "kv_blocks"]
 Router = Literal["round_robin", "least_outstanding", "prefix"]
 """How requests are spread over replicas: in turn; to the one with the fewest under way, as far as arrivals tell; to the
 one that has served the same beginning."""
-
-_CHUNK_BYTES = 1 << 30
-"""Of memory that vLLM's profiling run takes for activations at 2,048 tokens and more: assumed, not known."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +105,26 @@ def _told(progress: Callable[[int], None], before: int, ended: int) -> None:
     progress(before + ended)
 
 
-def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
+def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> int:
     """KV blocks that the device's memory leaves beside the weights.
 
     Args:
         model: one rank of it.
         device: that serves the rank.
         block_size: tokens in one block.
+        share: of the memory, that the engine takes (`gpu_memory_utilization`).
 
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps nothing of its requests.
     """
     held = footprint(model, device, num_reqs=1, seq_len=block_size)
-    left_bytes = held.usable_bytes - held.weights_bytes - _CHUNK_BYTES
+    usable_bytes = share * device.memory_bytes
+    left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
     if held.cache_bytes <= 0:
         raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     if left_bytes < held.cache_bytes:
         raise ConfigurationError(
             f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
-            f"{held.usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
+            f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
     return int(left_bytes / held.cache_bytes)

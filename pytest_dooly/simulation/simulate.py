@@ -16,8 +16,10 @@ from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
+from pytest_dooly.published.footprint import ENGINE_SHARE
 from pytest_dooly.simulation.clock import Server, Simulated
 from pytest_dooly.simulation.deployment import Deployment, Router, kv_blocks
 from pytest_dooly.simulation.step_times import StepTimes
@@ -40,6 +42,7 @@ class Engine:
         priority: whether smaller priorities go first.
         long_prefill_token_threshold: most tokens of one prompt in a step where others are there; 0 for no bound.
         async_scheduling: whether a step is scheduled while the one before runs.
+        gpu_memory_utilization: share of the device's memory that the engine takes.
     """
 
     kv_blocks: int | None = None
@@ -48,6 +51,13 @@ class Engine:
     priority: bool = False
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True
+    gpu_memory_utilization: float = ENGINE_SHARE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
 
     def options(self, model: ServedModel, device: str | None) -> SchedulerOptions:
         """For a model on a device, None for one whose memory nobody knows.
@@ -57,7 +67,8 @@ class Engine:
         """
         blocks = self.kv_blocks
         if blocks is None and device is not None:
-            blocks = kv_blocks(model, device_named(device), block_size=self.block_size)
+            share = self.gpu_memory_utilization
+            blocks = kv_blocks(model, device_named(device), block_size=self.block_size, share=share)
         if blocks is None:
             blocks = room_for_all(model, self.block_size)
         return SchedulerOptions(

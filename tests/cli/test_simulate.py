@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import pytest_dooly
 from pytest_dooly import cli
 from tests.cli import SMALL
 
@@ -61,6 +62,20 @@ def test_a_trace_is_served_and_what_is_too_long_is_counted(profiled: Path, capsy
 def test_a_load_beyond_capacity_is_called_so(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["simulate", "model", "--rate=100000", "--requests=2000", "--prompt=12", "--output=4", *SMALL]) == 0
     assert "OVERLOADED" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_here_is_served_with_its_own_limits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load = ["--rate=5", "--requests=20", "--prompt=8", "--kv-blocks=100"]
+    asked = ["simulate", "model", "--engine=fake", "--device=h200_sxm", *load]
+    assert cli.main([*asked, "--json"]) == 0
+    served = json.loads(capsys.readouterr().out)
+    assert (served["max_num_tokens"], served["max_num_seqs"], served["max_model_len"]) == (8192, 1024, 512)
+    kept = pytest_dooly.predict("model", workload=pytest_dooly.Workload(8, 4, 100), device="h200_sxm")
+    assert kept.ttft_s > 0  # the options are in the latency DB, and they name no limits
+    assert cli.main([*asked, "--max-num-tokens=64", "--max-num-seqs=2"]) == 0
+    assert "up to 64 tokens and 2 requests a step" in capsys.readouterr().out
+    assert cli.main([*asked, "--max-num-seqs=2", "--gpu-memory-utilization=90"]) == 2
+    assert "must be above 0 and at most 1, got 90" in capsys.readouterr().err
 
 
 def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, working_bytes
 from tests.samples import served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -48,6 +48,17 @@ def test_it_fits_up_to_what_the_engine_takes() -> None:
     assert footprint(model, just, num_reqs=1, seq_len=1).fits
     less = dataclasses.replace(just, memory_bytes=0.999 * just.memory_bytes)
     assert not footprint(model, less, num_reqs=1, seq_len=1).fits
+
+
+def test_work_takes_what_a_step_and_its_logits_take() -> None:
+    gated = Signature(OperationKind.ACTIVATION, "silu_and_mul", (("x", "bf16", ("num_tokens", 64)),), (), "num_tokens")
+    sampler = Signature(OperationKind.SAMPLER, "sampler", (("logits", "bf16", ("num_reqs", 100)),), (), "num_reqs")
+    alone = working_bytes(served())
+    limits = served().limits
+    assert working_bytes(served(uses(gated, 9))) - alone == pytest.approx(1.5 * limits.max_num_tokens * 2 * 64)
+    assert working_bytes(served(uses(sampler))) - alone == pytest.approx(5 * limits.max_num_seqs * 4 * 100)
+    reduced = Signature(OperationKind.COLLECTIVE, "all_reduce", (), (("ranks", 2),), "num_tokens")
+    assert working_bytes(served(uses(reduced))) > alone + 2**28
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.scheduling import SchedulerOptions
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.published.footprint import working_bytes
 from pytest_dooly.simulation.deployment import Deployment, kv_blocks
 from pytest_dooly.simulation.simulate import joined
 from tests.samples import served, uses
@@ -79,14 +80,15 @@ def test_wrong_deployments_are_refused() -> None:
 
 
 def test_blocks_are_what_the_weights_leave() -> None:
-    """10 GB, 92 % of it taken, 1 GiB for activations; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
+    """10 GB, 92 % of it taken, less what a step takes; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
     model = served(uses(linear(1024, 1024)), uses(attention(32, 8, 128), 32))
     block_bytes = 16 * 32 * 2 * 8 * 128 * 2
-    assert kv_blocks(model, DEVICE) == int((9.2e9 - 2**30 - 2 * 1024 * 1024) / block_bytes)
+    assert kv_blocks(model, DEVICE) == int((9.2e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
+    assert kv_blocks(model, DEVICE, share=0.5) == int((5e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    small = Device("tiny", "Tiny GPU", 1, 1e9, 1e12, 1e14, 1e11)
+    small = Device("tiny", "Tiny GPU", 1, 1e8, 1e12, 1e14, 1e11)
     with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
         kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
     with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):
