@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ from pytest_dooly.simulation.clock import Server, Simulated
 from pytest_dooly.simulation.deployment import Deployment, Router, kv_blocks
 from pytest_dooly.simulation.step_times import StepTimes
 from pytest_dooly.simulation.summary import Slo, overloaded, summary
+from pytest_dooly.simulation.sustained import sustainable_rate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "joined", "room_for_all", "simulate"]
+__all__ = ["Engine", "Simulation", "joined", "room_for_all", "simulate", "stretched"]
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,34 @@ class Simulation:
     Attributes:
         simulated: every request.
         out_of_range: one line for each operation that was asked outside of its known range.
+        again: simulates the same requests at so many times their times.
     """
 
     simulated: Simulated
     out_of_range: tuple[str, ...] = ()
+    again: Callable[[float], Simulated] | None = None
 
-    def summary(self, slo: Slo | str | None = None) -> dict[str, Any]:
+    def summary(self, slo: Slo | str | None = None, *, search: bool = False) -> dict[str, Any]:
         """By the keys of `vllm bench serve --save-result`; where rates change, each under `stages` as well.
+
+        Of a load beyond capacity `sustained_throughput` is what was served of it.
 
         Args:
             slo: for the goodput, as in `ttft:300ms,tpot:40ms`.
+            search: whether `sustainable_rate` is searched for, which takes up to eight more simulations.
         """
         bound = Slo.parse(slo) if isinstance(slo, str) else slo
         document = summary(self.simulated, slo=bound)
         document["sustained_throughput"] = overloaded(self.simulated)
-        stages = np.array([request.stage for request in self.simulated.traffic.requests])
-        if stages.max():
-            document["stages"] = [summary(self.simulated, slo=bound, of=stages == stage) for stage in np.unique(stages)]
+        document["sustainable_rate"] = self.sustainable_rate() if search else None
+        stages = sorted({request.stage for request in self.simulated.traffic.requests})
+        if stages[-1]:
+            document["stages"] = [{"stage": each} | summary(self.simulated, slo=bound, stage=each) for each in stages]
         return document
+
+    def sustainable_rate(self) -> float | None:
+        """Requests per second that the same traffic may come at; None where it is kept up with as it is."""
+        return None if self.again is None else sustainable_rate(self.simulated, self.again)
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -164,7 +176,12 @@ def simulate(
     times = StepTimes(served, models, routing=spread)
     deployment = Deployment(times, engine.options(served, device), server, replicas, router)
     simulated = joined(deployment.simulate(traffic))
-    return Simulation(simulated, times.out_of_range())
+    return Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
+
+
+def stretched(deployment: Deployment, traffic: Traffic, factor: float) -> Simulated:
+    """The traffic on a deployment, at so many times its times."""
+    return joined(deployment.simulate(traffic.stretched(factor)))
 
 
 def joined(parts: Sequence[Simulated]) -> Simulated:
@@ -178,14 +195,27 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
         return np.concatenate([getattr(part, name) for part in parts])[order]
 
     return Simulated(
-        traffic=Traffic(tuple(requests[place] for place in order)),
+        traffic=Traffic(tuple(requests[place] for place in order), rates=parts[0].traffic.rates),
         sent_s=of("sent_s"),
         first_s=of("first_s"),
         last_s=of("last_s"),
         cached_tokens=of("cached_tokens"),
         preemptions=of("preemptions"),
         steps=[step for part in parts for step in part.steps],
+        stage_decodes=_stage_decodes(parts),
     )
+
+
+def _stage_decodes(parts: Sequence[Simulated]) -> list[list[int]]:
+    """Of each step by stage; a replica that was sent one stage alone has kept none."""
+    num_stages = max(part.traffic.num_stages for part in parts)
+    if num_stages == 1:
+        return []
+    found = []
+    for part in parts:
+        kept = part.stage_decodes or [[step.num_decodes] for step in part.steps]
+        found += [[*counts, *[0] * (num_stages - len(counts))] for counts in kept]
+    return found
 
 
 def room_for_all(model: ServedModel, block_size: int) -> int:
