@@ -140,10 +140,11 @@ def predictions(runs: Sequence[Run], db: LatencyDB) -> list[WorkloadPrediction]:
         model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
         return model, {key: each.model for key, each in grounds(device).of(model).items()}
 
-    return [
-        predict_served(StepTimes(*known(run.model, run.ranks, run.device)), run.workload, device_named(run.device))
-        for run in runs
-    ]
+    def predicted(run: Run) -> WorkloadPrediction:
+        times = StepTimes(*known(run.model, run.ranks, run.device), overlapped=True)
+        return predict_served(times, run.workload, device_named(run.device))
+
+    return [predicted(run) for run in runs]
 
 
 _HEADER = (

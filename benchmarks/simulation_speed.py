@@ -42,7 +42,8 @@ def measure(db_path: Path, name: str, num_requests: int) -> dict[str, float]:
     device = device_named(DEVICE)
     with LatencyDB.open(db_path) as db:
         (model,) = db.models()
-        times = StepTimes(model, {key: found.model for key, found in Grounds(db, device).of(model).items()})
+        models = {key: found.model for key, found in Grounds(db, device).of(model).items()}
+        times = StepTimes(model, models, overlapped=True)
     traffic = TRAFFIC.draw(num_requests=num_requests)
     scheduler = _scheduler(name, SchedulerOptions(model.limits, kv_blocks(model, device)))
     before_bytes = _peak_bytes()

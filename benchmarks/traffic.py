@@ -221,7 +221,8 @@ def predictions(runs: Iterable[Run], db: LatencyDB, folder: Path, kind: str) -> 
     def known(name: str, ranks: int) -> tuple[StepTimes, Limits]:
         configuration = resolve(named(name, folder), replace(options, tensor_parallel_size=ranks))
         model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
-        return StepTimes(model, {key: found.model for key, found in grounds.of(model).items()}), model.limits
+        models = {key: found.model for key, found in grounds.of(model).items()}
+        return StepTimes(model, models, overlapped=True), model.limits
 
     for each in runs:
         step_times, limits = known(each.model, each.ranks)

@@ -11,6 +11,7 @@ from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.signature import ServedModel, model_operations, served_key
 from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.latency_db.findings import OPTIONS
 
 if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
@@ -41,15 +42,16 @@ def serve(
         TraceError: an operation or the architecture cannot be traced.
     """
     key = served_key(configuration, environment)
-    known = db.load_model(key, environment)
-    if known is not None:
-        return known
-    progress(f"tracing {configuration.name}")
-    from pytest_dooly.tracing.trace import trace
+    model = db.load_model(key, environment)
+    if model is None:
+        progress(f"tracing {configuration.name}")
+        from pytest_dooly.tracing.trace import trace
 
-    traced, limits = trace(engine, configuration)
-    model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
-    db.save_model(model, environment)
+        traced, limits = trace(engine, configuration)
+        model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
+        db.save_model(model, environment)
+    if db.load_finding(OPTIONS, key, environment) is None:  # new, or traced before options were kept
+        db.save_finding(OPTIONS, key, environment, configuration.options.to_json())
     return model
 
 

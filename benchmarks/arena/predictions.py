@@ -26,7 +26,7 @@ from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.scheduling.clock import run
+from pytest_dooly.scheduling.clock import Server, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.serving import serve
@@ -103,12 +103,19 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
     blocks = _blocks(model, device)
     longest = max(run.prompt_len + run.output_len for run in runs)
     widest = Limits(max(run.max_num_tokens for run in runs), max(run.max_num_seqs for run in runs), longest + 1)
-    times = StepTimes(replace(model, limits=widest), models)
+    kinds = {
+        overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
+        for overlapped in {run.async_scheduling for run in runs}
+    }
     found: list[Predicted | str] = []
     for each in runs:
+        times = kinds[each.async_scheduling]
         limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
-        options = SchedulerOptions(limits, blocks or room_for_all(limits), prefix_caching=False)
-        simulated = run(_traffic(each), NativeScheduler(options), times)
+        overlapped = each.async_scheduling
+        options = SchedulerOptions(
+            limits, blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
+        )
+        simulated = run(_traffic(each), NativeScheduler(options), times, Server(async_scheduling=overlapped))
         decode = Batch.uniform(min(each.concurrency or each.num_requests, limits.max_num_seqs), 1, each.prompt_len)
         shares = shares_of(model, predict_step(model, models, decode), founded)
         centre = np.nanmedian if each.medians else np.nanmean

@@ -13,6 +13,9 @@ RUNS = Path(__file__).with_name("runs.csv")
 NUM_TOKENS, NUM_SEQS = 8192, 1024
 """Most tokens and requests of a step where the source names none: what `vllm serve` takes on the largest GPUs."""
 
+_ASYNC_SINCE = 14
+"""Minor release of vLLM that made asynchronous scheduling the default."""
+
 _SEVERAL = 10
 """Requests for each that is under way at once, where a closed loop's number is not said: InferenceMAX's recipe."""
 
@@ -84,6 +87,12 @@ class PublishedRun:
         if "max-num-seqs=concurrency" in self.row["notes"] and self.concurrency:
             return self.concurrency
         return self._number("max-num-seqs") or NUM_SEQS
+
+    @property
+    def async_scheduling(self) -> bool:
+        """Whether a step is prepared while the one before runs: the default since 0.14, an option before."""
+        release = re.match(r"0\.(\d+)", self.version)
+        return "async-scheduling" in self.row["notes"] or (int(release[1]) >= _ASYNC_SINCE if release else True)
 
     def _number(self, option: str) -> int | None:
         """The last value that the notes give for an option: a page's own line follows that of its baseline."""

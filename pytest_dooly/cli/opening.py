@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_dooly.cli.answer import progress
 from pytest_dooly.cli.arguments import serving_flags
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
-from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.device import Device, device_named, served_on
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.engine import load_engine
@@ -42,10 +42,11 @@ class Opened:
         """What latencies measured here are true for."""
         return self.engine.environment(self.configuration)
 
-    def served(self, configuration: ModelConfiguration | None = None) -> ServedModel:
-        """The model's operations, or those of another configuration."""
+    def served(self, configuration: ModelConfiguration | None = None, *, device: Device | None = None) -> ServedModel:
+        """The model's operations, or those of another configuration; with the limits of a GPU that is not here."""
         asked = configuration or self.configuration
-        return serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+        model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+        return model if device is None else served_on(model, device, asked.options)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def on_devices(arguments: argparse.Namespace) -> Iterator[OnDevice]:
             grounds = grounds_on(device, work.db)
             for ranks in asked:
                 options = dataclasses.replace(work.configuration.options, tensor_parallel_size=ranks)
-                models = [work.served(resolve(name, options)) for name in arguments.model]
+                models = [work.served(resolve(name, options), device=device) for name in arguments.model]
                 yield OnDevice(device, ranks, models, [grounds.of(model) for model in models])
 
 

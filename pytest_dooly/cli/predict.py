@@ -35,7 +35,7 @@ def predict(arguments: argparse.Namespace) -> Answer:
     if device is None:
         return _here(arguments, workload)
     with opened(arguments) as work:
-        model = work.served()
+        model = work.served(device=device)
         founded = grounds_on(device, work.db).of(model)
     if workload is None:
         return _step_on(device, arguments, model, founded)

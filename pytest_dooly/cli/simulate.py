@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
-from pytest_dooly.scheduling.clock import Server, Simulated
+from pytest_dooly.report.text import counted
+from pytest_dooly.scheduling.clock import Server
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.simulate import Engine, Simulation, joined
+from pytest_dooly.simulation.simulate import Engine, Simulation, joined, stretched
 from pytest_dooly.simulation.summary import Slo
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.simulation.traces import TraceOptions, read_trace
@@ -34,6 +36,9 @@ __all__ = ["simulate"]
 _SILENT_S = 2.0
 """Seconds of simulation that go without a word."""
 
+_PATIENCE_S = 3.0
+"""Seconds of simulation up to which an overloaded one is done up to eight times more, at other rates."""
+
 
 def simulate(arguments: argparse.Namespace) -> Answer:
     """TTFT, TPOT and latency of every request, as means and percentiles."""
@@ -42,23 +47,29 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
     with opened(arguments) as work:
-        model = work.served()
+        model = work.served(device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
         traffic = _traffic(arguments, model.limits.max_model_len)
         if device is None:
             models = latency_models(model, work.db, work.environment, progress=progress)
         else:
             models = {key: each.model for key, each in grounds_on(device, work.db).of(model).items()}
-    times = StepTimes(model, models, routing=arguments.routing)
+    overlapped = device is not None and not arguments.no_async_scheduling
+    times = StepTimes(model, models, routing=arguments.routing, overlapped=overlapped)
     engine = Engine(
         kv_blocks=arguments.kv_blocks,
         block_size=work.configuration.options.block_size or 16,
         prefix_caching=not arguments.no_prefix_caching,
         long_prefill_token_threshold=arguments.long_prefill_token_threshold,
         async_scheduling=not arguments.no_async_scheduling,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
     options = engine.options(model, None if device is None else device.name)
-    simulation = Simulation(_served(arguments, traffic, times, options, scheduler), times.out_of_range())
+    deployment = _deployment(arguments, times, options, scheduler)
+    begin_s = time.perf_counter()
+    simulated = joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
+    search = time.perf_counter() - begin_s < _PATIENCE_S
+    simulation = Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
     warn(simulation.out_of_range)
     if png is not None:
         save_simulation(simulation.simulated, png)
@@ -66,7 +77,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
-    document |= simulation.summary(slo)
+    document |= simulation.summary(slo, search=search)
     where = "here" if device is None else f"on {device.name}"
     title = (
         f"{model.name} {where}: up to {options.limits.max_num_tokens:,} tokens and {options.limits.max_num_seqs:,} "
@@ -84,15 +95,10 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
     rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
     if arguments.trace is not None:
         _refuse_beside_a_trace(arguments)
-        options = TraceOptions(limit=arguments.requests, max_model_len=max_model_len)
-        file = read_trace(Path(arguments.trace), options, arrivals=rates, seed=arguments.seed)
-        for reason, number in file.rejected.items():
-            progress(f"{number:,} requests of {arguments.trace} left out: {reason}")
-        if file.late:
-            progress(
-                f"{file.late:,} requests of {arguments.trace} have a time before the one above, and follow at once"
-            )
-        return _until(file.traffic.capped(arguments.concurrency), arguments.duration)
+        return _traced(arguments, rates, max_model_len)
+    for name in ("trace_model", "trace_hash_tokens", "trace_time_unit"):
+        if getattr(arguments, name) is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} says how a file is read: name it with --trace")
     if arguments.prompt is None:
         raise ConfigurationError("name the tokens of each prompt with --prompt, or a file with --trace")
     if rates is None and arguments.duration is not None:
@@ -106,6 +112,28 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
     )
     requests = arguments.requests or (None if rates is not None else 10 * arguments.concurrency)
     return synthetic.draw(arguments.seed, num_requests=requests, duration_s=arguments.duration)
+
+
+def _traced(arguments: argparse.Namespace, rates: Arrivals | None, max_model_len: int) -> Traffic:
+    """A file's requests, with what is to be said of them."""
+    path = Path(arguments.trace)
+    options = TraceOptions(
+        limit=arguments.requests,
+        max_model_len=max_model_len,
+        model=arguments.trace_model,
+        hash_tokens=arguments.trace_hash_tokens or 512,
+        time_unit_s=arguments.trace_time_unit,
+    )
+    untimed = arguments.concurrency is not None
+    file = read_trace(path, options, arrivals=rates, seed=arguments.seed, untimed=untimed)
+    for reason, number in file.rejected.items():
+        progress(f"{counted(number, 'request')} of {path} left out: {reason}")
+    if file.late:
+        progress(f"{counted(file.late, 'request')} of {path} with a time before the one above, sent right after it")
+    number = len(file.traffic.requests)
+    if arguments.requests is not None and number < arguments.requests:
+        progress(f"{path} gives {counted(number, 'request')}, fewer than the {arguments.requests:,} of --requests")
+    return _until(file.traffic.capped(arguments.concurrency), arguments.duration)
 
 
 def _until(traffic: Traffic, duration_s: float | None) -> Traffic:
@@ -141,17 +169,15 @@ def _lengths(text: str, ratio: float | None) -> Lengths:
     return Lengths.below(lengths.only, ratio)
 
 
-def _served(
+def _deployment(
     arguments: argparse.Namespace,
-    traffic: Traffic,
     times: StepTimes,
     options: SchedulerOptions,
     scheduler: Callable[[SchedulerOptions], Scheduler],
-) -> Simulated:
+) -> Deployment:
     server_s = arguments.server_ms / 1e3 / 2  # half on the way in, half on the way out: only their sum shows
     server = Server(server_s, server_s, options.async_scheduling)
-    deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
-    return joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
+    return Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
 
 
 def _bar(number: int) -> Callable[[int], None]:
@@ -168,11 +194,12 @@ def _bar(number: int) -> Callable[[int], None]:
 
 def _verdict(document: dict[str, Any]) -> list[str]:
     """What a load beyond capacity comes to."""
-    sustained = document["sustained_throughput"]
-    if sustained is None:
+    served, rate = document["sustained_throughput"], document["sustainable_rate"]
+    if served is None:
         return []
+    found = "at which rate it would not was not searched for" if rate is None else f"at {rate:.3g}/s it would not"
     return [
         "",
-        f"OVERLOADED: requests come faster than they are served, so that the queue grows for as long as they do; "
-        f"about {sustained:.3g} requests/s would be sustained",
+        "OVERLOADED: requests come faster than they are served, so that the queue grows for as long as they do; "
+        f"{served:.3g} requests/s were served, {found}",
     ]

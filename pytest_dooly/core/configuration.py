@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
 
@@ -23,7 +24,7 @@ def _option(flag: str, description: str, default: int | str | None = None) -> An
 
 
 @dataclass(frozen=True)
-class ServingOptions:
+class ServingOptions(Document):
     """Options of the engine; None leaves the engine's own default.
 
     Each is an option of the plugin (`--dooly-FLAG`) and of the CLI (`--FLAG`), with the flag in the field's metadata.
@@ -58,6 +59,12 @@ class ServingOptions:
             raise ConfigurationError(f"unknown execution {self.execution!r}: name {EAGER} or {CUDA_GRAPH}")
         if self.device == "cpu":
             self.execution_on(self.device)
+
+    @property
+    def named(self) -> dict[str, int | str]:
+        """What is not the default, by field."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != usual[name]}
 
     def execution_on(self, device: str) -> str:
         """How the model runs on a device, cpu or cuda.

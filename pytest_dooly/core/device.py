@@ -1,12 +1,17 @@
-"""GPUs by name: what their data sheets say, for estimates and for features of what a kernel does."""
+"""GPUs by name: what their data sheets say, what CUDA reports of their memory, how a server bounds its steps there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["DEVICES", "Device", "device_named", "device_of"]
+__all__ = ["DEVICES", "Device", "device_named", "device_of", "served_on", "serving_limits"]
+
+_GIB = float(1 << 30)
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Device:
         name: as people and public tables name it (`h200_sxm`).
         product: as its driver names it (`NVIDIA H200`).
         multiprocessors: streaming multiprocessors.
-        memory_bytes: of the device.
+        memory_bytes: of the device, as CUDA reports it.
         memory_bytes_per_s: peak of that memory.
         flops_per_s: peak of bf16 matrix products without sparsity; 8-bit ones are twice as fast, 4-bit ones four times.
         link_bytes_per_s: to the other GPUs of a node, in one direction.
@@ -33,13 +38,20 @@ class Device:
 
 
 DEVICES: tuple[Device, ...] = (
-    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 80e9, 2.039e12, 312e12, 300e9),
-    Device("b200_sxm", "NVIDIA B200", 148, 180e9, 7.7e12, 2250e12, 900e9),
-    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 80e9, 3.35e12, 989e12, 450e9),
-    Device("h200_sxm", "NVIDIA H200", 132, 141e9, 4.8e12, 989e12, 450e9),
-    Device("l40s", "NVIDIA L40S", 142, 48e9, 0.864e12, 362e12, 32e9),
+    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 300e9),
+    Device("b200_sxm", "NVIDIA B200", 148, 178.35 * _GIB, 7.7e12, 2250e12, 900e9),
+    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 450e9),
+    Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 450e9),
+    Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 32e9),
 )
-"""Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S."""
+"""Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S.
+
+Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and 2026, of which vLLM takes its share:
+0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,
+183,359 of a B200 and 46,068 of an L40S. Drivers differ by up to 0.1 GiB. Sources: vLLM's own words in public logs
+("Free memory on device (78.84/79.25 GiB)" of an A100 80GB under 0.31.0; 79.19 of an H100, 139.8 of an H200), and
+PyTorch's "total capacity of" in those of the B200 (178.35 GiB) and the L40S (44.39).
+"""
 
 
 def device_named(name: str) -> Device:
@@ -57,3 +69,41 @@ def device_named(name: str) -> Device:
 def device_of(product: str) -> Device | None:
     """The device whose driver names it so, or None."""
     return next((device for device in DEVICES if device.product == product), None)
+
+
+def served_on(model: ServedModel, device: Device, options: ServingOptions) -> ServedModel:
+    """The model with the limits that it is served with on a device, whatever it was traced on.
+
+    Args:
+        model: as traced, under its key still.
+        device: that serves it.
+        options: that it is served with.
+    """
+    return replace(model, limits=serving_limits(device, options, model.limits.max_model_len))
+
+
+def serving_limits(device: Device, options: ServingOptions, max_model_len: int) -> Limits:
+    """The bounds of a batch that `vllm serve` takes on a device; what the options name stands.
+
+    Source: `EngineArgs.get_batch_defaults` and `_set_default_max_num_seqs_and_batched_tokens_args` of vLLM 0.32.0
+    (vllm/engine/arg_utils.py), for the usage context OPENAI_API_SERVER.
+
+    Args:
+        device: that serves.
+        options: whose max_num_tokens and max_num_seqs come before the defaults.
+        max_model_len: most tokens of one request.
+    """
+    num_tokens, num_seqs = _SERVING_DEFAULTS[_memory_class(device)]
+    num_seqs = options.max_num_seqs or num_seqs
+    num_tokens = options.max_num_tokens or min(num_tokens, num_seqs * max_model_len)
+    return Limits(num_tokens, options.max_num_seqs or min(num_seqs, num_tokens), max_model_len)
+
+
+_SERVING_DEFAULTS = {"B200": (16384, 1024), "H100": (8192, 1024), "others": (2048, 256)}
+"""Most tokens and requests of a step, by the GPUs that vLLM has in mind."""
+
+
+def _memory_class(device: Device) -> str:
+    if device.memory_bytes >= 160 * _GIB:
+        return "B200"
+    return "H100" if device.memory_bytes >= 70 * _GIB and "a100" not in device.product.lower() else "others"

@@ -15,6 +15,7 @@ __all__ = [
     "ADMISSION",
     "LAUNCH",
     "REQUEST_SYMBOLS",
+    "STEP",
     "Coverage",
     "FloorDiv",
     "Operation",
@@ -33,6 +34,9 @@ REQUEST_SYMBOLS = frozenset({"num_tokens", "num_reqs", "query_len", "context_len
 it, so it belongs to the sweep point and not to the signature. Summed over experts it is num_tokens * top_k.
 """
 
+
+STEP = "step"
+"""What an engine does around the forward pass of a step: schedules, prepares inputs, hands on outputs."""
 
 ADMISSION = "admission"
 """Name of the overhead that a request costs once, before its first step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -51,10 +52,12 @@ class Traffic:
         requests: those that follow another stand behind it; all others ascend in time.
         concurrency: most of them that the client has under way at once, the others wait at the client (`vllm bench
             serve --max-concurrency`); None for as many as arrive.
+        rates: requests per second of each stage, as they were asked for; empty where times say it all.
     """
 
     requests: Sequence[TrafficRequest]
     concurrency: int | None = None
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.requests:
@@ -80,6 +83,17 @@ class Traffic:
     def longest(self) -> int:
         """Most tokens of a request, prompt and output."""
         return max(request.prompt_len + request.output_len for request in self.requests)
+
+    @property
+    def offered_rate(self) -> float:
+        """Requests per second from the beginning to the last one that has a time; infinite for all at once."""
+        last_s = max(request.arrival_s for request in self.requests if request.follows is None)
+        return len(self.requests) / last_s if last_s else math.inf
+
+    def stretched(self, factor: float) -> Traffic:
+        """The same requests at so many times their times: what comes of the same chance at another rate."""
+        requests = [r if r.follows is not None else replace(r, arrival_s=factor * r.arrival_s) for r in self.requests]
+        return replace(self, requests=requests, rates=tuple(rate / factor for rate in self.rates))
 
     def capped(self, concurrency: int | None) -> Traffic:
         """The same requests with at most so many under way at once."""

@@ -1,4 +1,4 @@
-"""What was found out about models, as JSON: validations, operations alone, coverage, runs."""
+"""What was found out about models, as JSON: options, validations, operations alone, coverage, runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pytest_dooly.core.document import parsed
 from pytest_dooly.core.environment import Environment, content_hash
 from pytest_dooly.latency_db.tables import Tables
 
-__all__ = ["FindingTables"]
+__all__ = ["OPTIONS", "FindingTables"]
+
+OPTIONS = "options"
+"""Kind of the finding that holds what a model is served with: its key only hashes them."""
 
 
 class FindingTables(Tables):

@@ -89,7 +89,7 @@ def candidate(
     """
     models = {key: each.model for key, each in founded.items()}
     try:
-        prediction = predict_served(StepTimes(model, models, routing=routing), workload, device)
+        prediction = predict_served(StepTimes(model, models, routing=routing, overlapped=True), workload, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
     context = workload.prompt_len + workload.output_len // 2

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import overload
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
-from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.device import Device, device_named, served_on
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel, served_key
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.errors import ConfigurationError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.errors import ConfigurationError, DocumentError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.latency_db.findings import OPTIONS
 from pytest_dooly.prediction.step import StepPrediction, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served, predict_workload
@@ -91,7 +93,7 @@ def predict(
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     prediction: StepPrediction | WorkloadPrediction
     if workload is not None:
-        times = StepTimes(served, models, routing=spread)
+        times = StepTimes(served, models, routing=spread, overlapped=device is not None)
         on = None if device is None else device_named(device)
         prediction = predict_workload(times, workload) if on is None else predict_served(times, workload, on)
     else:
@@ -132,9 +134,12 @@ def known(
 def _founded(
     db: LatencyDB, name: str, options: ServingOptions | None, device: Device
 ) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
-    """The model, whatever it was traced on, and what the latency DB knows of the device."""
+    """The model, whatever it was traced on, with the device's limits, and what the latency DB knows of the device."""
     how = f"dooly plan {name} --device {device.name}"
-    _, model = _served(db, name, options, db.environments(), how, flags="--")[0]
+    environment, model = _served(db, name, options, db.environments(), how, flags="--")[0]
+    asked = options or _kept_options(db, model, environment)
+    if asked is not None:
+        model = served_on(model, device, asked)
     return model, {key: each.model for key, each in Grounds(db, device).of(model).items()}
 
 
@@ -179,18 +184,36 @@ def _served(
     chosen = [(each, model) for each, model in found if model.key == served_key(configuration, each)]
     if chosen:
         return chosen
+    kept = dict.fromkeys(_kept_options(db, model, each) for each, model in found)
     if options is None:
+        several = " or ".join(f"options={_written(each)}" for each in kept)
         raise MissingMeasurements(
-            f"the latency DB has {name!r} with several options, none of them the default ones: "
-            "name them, as in options=pytest_dooly.ServingOptions(tensor_parallel_size=2)"
+            f"the latency DB has {name!r} with several options, none of them the default ones: name {several}"
         )
-    usual = ServingOptions()
-    named = [
-        f"{flags}{field.metadata['flag']}={getattr(options, field.name)}"
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != getattr(usual, field.name)
-    ]
+    asked = _flagged(options, flags)
+    others = " or ".join(" ".join(_flagged(each, flags)) or "the default options" for each in kept if each is not None)
     raise MissingMeasurements(
-        f"the latency DB has {name!r}, but not with {' '.join(named) or 'the default options'}: "
-        f"run {' '.join([how, *named])}"
+        f"the latency DB has {name!r}, but not with {' '.join(asked) or 'the default options'}"
+        f"{others and ', only with '}{others}: run {' '.join([how, *asked])}"
     )
+
+
+def _kept_options(db: LatencyDB, model: ServedModel, environment: Environment) -> ServingOptions | None:
+    """What a model is served with; None where an earlier version traced it, whose limits stand."""
+    with suppress(DocumentError):
+        document = db.load_finding(OPTIONS, model.key, environment)
+        return None if document is None else ServingOptions.from_json(document)
+    return None
+
+
+def _written(options: ServingOptions | None) -> str:
+    """As a user of the API writes them."""
+    if options is None:
+        return "those of a trace by an earlier version, which kept no values"
+    return f"pytest_dooly.ServingOptions({', '.join(f'{field}={value!r}' for field, value in options.named.items())})"
+
+
+def _flagged(options: ServingOptions, flags: str) -> list[str]:
+    """As a user of a command writes them."""
+    flag_of = {field.name: field.metadata["flag"] for field in dataclasses.fields(options)}
+    return [f"{flags}{flag_of[field]}={value}" for field, value in options.named.items()]

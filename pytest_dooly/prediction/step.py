@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.batch import Batch, SweepPoint
-from pytest_dooly.core.operation import ADMISSION, LAUNCH, OperationKind
+from pytest_dooly.core.operation import ADMISSION, LAUNCH, STEP, OperationKind
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.core.work import Work, features_of
@@ -107,6 +107,11 @@ def step_operations(model: ServedModel) -> list[ModelOperation]:
 
 def is_admission(operation: ModelOperation) -> bool:
     return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == ADMISSION
+
+
+def is_hosts(operation: ModelOperation) -> bool:
+    """Whether the engine's process alone does it, which asynchronous scheduling does while the device works."""
+    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == STEP
 
 
 def is_launch(operation: ModelOperation) -> bool:

@@ -22,7 +22,14 @@ import numpy.typing as npt
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.work import Work
-from pytest_dooly.prediction.step import check_regressors, is_in_forward, is_launch, predict_steps, step_operations
+from pytest_dooly.prediction.step import (
+    check_regressors,
+    is_hosts,
+    is_in_forward,
+    is_launch,
+    predict_steps,
+    step_operations,
+)
 from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.scheduling.scheduler import Scheduled
 
@@ -54,6 +61,7 @@ class StepTimes:
         models: Mapping[str, LatencyModel],
         *,
         routing: RoutingDistribution = UNIFORM,
+        overlapped: bool = False,
     ) -> None:
         """Fills the tables.
 
@@ -61,6 +69,8 @@ class StepTimes:
             model: what is served.
             models: latency models by signature key.
             routing: how a mixture's router spreads tokens over experts.
+            overlapped: whether the engine's process prepares a step while the device works on the one before, so that
+                the slower of the two decides (asynchronous scheduling on a device apart from the processor).
 
         Raises:
             ConfigurationError: the routing has another number of experts than the model.
@@ -72,7 +82,10 @@ class StepTimes:
         operations = step_operations(model)
         check_regressors(model, operations, models)
         launches = [operation for operation in operations if is_launch(operation)]
-        self._all = _Tables(_only(model, (o for o in operations if not is_launch(o))), models, routing)
+        hidden = [operation for operation in operations if overlapped and is_hosts(operation)]
+        beside = [o for o in operations if not is_launch(o) and o not in hidden]
+        self._all = _Tables(_only(model, beside), models, routing)
+        self._hosts = _Tables(_only(model, hidden), models, routing) if hidden else None
         self._launched = _Tables(_only(model, launches), models, routing) if launches else None
         self._forward = _Tables(_only(model, filter(is_in_forward, operations)), models, routing) if launches else None
 
@@ -88,7 +101,7 @@ class StepTimes:
         step_s = self._all.step_s(step)
         if self._launched is not None and self._forward is not None:
             step_s += max(0.0, self._launched.step_s(step) - self._forward.step_s(step))
-        return step_s
+        return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step))
 
     def out_of_range(self) -> tuple[str, ...]:
         """One line for each operation that the widest steps asked for lie outside of the known range of."""

@@ -95,6 +95,8 @@ class FamilyRegressor:
             values = columns[name]
             if name == "batch_size":
                 low = 0.0  # a chunk of a prompt is worth less than one prompt
+            if name == "context_len":
+                values = np.maximum(values, 1.0)  # a prompt of one token runs as a decode, and attends to one as well
             beyond = max(float(values.max()) / max(high, 1e-9), low / max(float(values.min()), 1e-9))
             if beyond > max(furthest, 1 + 1e-6):
                 value = values.max() if values.max() > high else values.min()

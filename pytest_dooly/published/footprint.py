@@ -1,7 +1,7 @@
 """What a model and its requests take of a device's memory, from its operations alone.
 
 Parameters are the tensors of an operation whose sizes no request decides, caches those that a request's length does.
-Left out: activations, graphs, and what is empty of a request's last block. An embedding and the logits' weight count
+Left out: graphs, and what is empty of a request's last block. An embedding and the logits' weight count
 twice where they are one tensor.
 """
 
@@ -10,16 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_dooly.core.device import Device
+from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "kv_blocks"]
+__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "kv_blocks", "working_bytes"]
 
 ENGINE_SHARE = 0.92
-"""Of the memory, that vLLM takes unless told otherwise (`gpu_memory_utilization` of 0.32.0)."""
+"""Of the memory, that vLLM takes unless told otherwise: `gpu_memory_utilization`, 0.9 before 0.21.0."""
 
-_CHUNK_BYTES = 1 << 30
-"""Of memory that vLLM's profiling run takes for activations at 2,048 tokens and more: assumed, not known."""
+_GIB = float(1 << 30)
+
+_CONTEXT_BYTES, _COLLECTIVES_BYTES = 0.2 * _GIB, 0.45 * _GIB
+"""Of CUDA and of the engine's buffers; of those that collectives take in addition."""
+
+_WIDEST, _COPIES = 1.5, 5
+"""How much the widest activation of a step stands for: that and half of it, as of a gated layer; tensors of the size of
+all requests' logits in 32 bits that sampling holds at once."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +66,52 @@ def footprint(model: ServedModel, device: Device, *, num_reqs: int, seq_len: int
     return Footprint(weights_bytes, cache_bytes, ENGINE_SHARE * device.memory_bytes)
 
 
-def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
+def working_bytes(model: ServedModel) -> float:
+    """What a rank takes while it runs: of the engine's share, it is neither weights nor cache.
+
+    Source: set by hand after logs of vLLM 0.15.1 on H100 (2,048 tokens and 128 requests a step), which leave 0.42 GiB
+    for Llama-2-7B and 0.87 to 0.91 GiB for three larger models on 2 and 4 ranks. Of Llama-3.1-8B, whose logits are
+    wider, an A100's log of 0.31.0 leaves 1.7 GiB (2,048 tokens, 256 requests): there it falls short by 0.8 GiB.
+
+    Args:
+        model: one rank of it, with the limits that it is served with.
+    """
+    wide_bytes = [0.0]
+    logits_bytes = collectives_bytes = 0.0
+    for operation in model.operations:
+        if operation.signature.kind is OperationKind.COLLECTIVE:
+            collectives_bytes = _COLLECTIVES_BYTES
+        for role, dtype, shape in operation.signature.tensors:
+            if shape[:1] == ("num_tokens",):
+                wide_bytes.append(fixed_size(shape) * dtype_bytes(dtype))
+            elif role == "logits":
+                logits_bytes = 4.0 * fixed_size(shape)
+    activations_bytes = _WIDEST * model.limits.max_num_tokens * max(wide_bytes)
+    sampling_bytes = _COPIES * model.limits.max_num_seqs * logits_bytes
+    return _CONTEXT_BYTES + collectives_bytes + activations_bytes + sampling_bytes
+
+
+def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> int:
     """KV blocks that the device's memory leaves beside the weights.
 
     Args:
         model: one rank of it.
         device: that serves the rank.
         block_size: tokens in one block.
+        share: of the memory, that the engine takes (`gpu_memory_utilization`).
 
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps nothing of its requests.
     """
     held = footprint(model, device, num_reqs=1, seq_len=block_size)
-    left_bytes = held.usable_bytes - held.weights_bytes - _CHUNK_BYTES
+    usable_bytes = share * device.memory_bytes
+    left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
     if held.cache_bytes <= 0:
         raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     if left_bytes < held.cache_bytes:
         raise ConfigurationError(
             f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
-            f"{held.usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
+            f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
     return int(left_bytes / held.cache_bytes)
 

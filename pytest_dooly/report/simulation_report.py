@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from pytest_dooly.report.figure import (
     shorten,
     style,
 )
-from pytest_dooly.report.text import format_latency
+from pytest_dooly.report.text import counted, format_latency
 from pytest_dooly.report.timeline import KV_BLOCKS, STEP_TIME, Timeline
 from pytest_dooly.scheduling.clock import Simulated
 from pytest_dooly.simulation.summary import PERCENTILES
@@ -64,6 +64,19 @@ _METRICS = {
 _COUNTS = ("completed", "failed", "total_input_tokens", "total_output_tokens", "num_preemptions")
 """Keys of whole numbers; all others have two decimals, the peak of requests too."""
 
+_STAGE_COLUMNS = {
+    "request_rate": "asked",
+    "request_throughput": "served",
+    "completed": "requests",
+    "mean_ttft_ms": "TTFT",
+    "p99_ttft_ms": "P99",
+    "mean_tpot_ms": "TPOT",
+    "p99_tpot_ms": "P99",
+    "mean_e2el_ms": "E2EL",
+    "p99_e2el_ms": "P99",
+}
+"""Of the table of stages: rates a second, means and 99th percentiles in ms."""
+
 _CACHE = {"prefix_cache_hit_rate": "Prefix cache hit rate (%):", "num_preemptions": "Preemptions:"}
 
 _MARKED = (50, 90, 99)
@@ -81,6 +94,8 @@ def format_simulation(document: Mapping[str, Any], *, title: str) -> str:
     Args:
         document: of `summary`, or one that `vllm bench serve --save-result` wrote; what it lacks has no line.
         title: of the table, shortened where it is too long.
+
+    Stages have a line each: rates in requests per second as asked and served, means and 99th percentiles in ms.
     """
     lines = [f"{f' {shorten(title, _COLUMNS - 4)} ':=^{_RULE}}"]
     lines += _lines(document, _TOTALS)
@@ -90,7 +105,8 @@ def format_simulation(document: Mapping[str, Any], *, title: str) -> str:
         tails = {f"p{p}_{metric}_ms": f"P{p} {unit}" for p in PERCENTILES if p != 50}
         rows = {f"mean_{metric}_ms": f"Mean {unit}", f"median_{metric}_ms": f"Median {unit}", **tails}
         lines += _section(name, _lines(document, rows))
-    return "\n".join([*lines, *_section("KV Cache", _lines(document, _CACHE)), "=" * _RULE])
+    lines += _section("KV Cache", _lines(document, _CACHE))
+    return "\n".join([*lines, *_section("Stages", _stage_lines(document.get("stages", ()))), "=" * _RULE])
 
 
 def _section(name: str, lines: list[str]) -> list[str]:
@@ -101,10 +117,19 @@ def _lines(document: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     return [f"{label:{_LABEL}} {_number(key, document[key])}" for key, label in labels.items() if key in document]
 
 
-def _number(key: str, value: float | None) -> str:
+def _stage_lines(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not stages:
+        return []
+    rows = [["stage", *_STAGE_COLUMNS.values()]]
+    rows += [[str(each["stage"]), *(_number(key, each[key]) for key in _STAGE_COLUMNS)] for each in stages]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _number(key: str, value: float | str | None) -> str:
     if value is None:
         return "-"
-    if key in _COUNTS:
+    if key in _COUNTS or isinstance(value, str):
         return str(value)
     return f"{100 * value if key == 'prefix_cache_hit_rate' else value:.2f}"
 
@@ -115,8 +140,9 @@ def save_simulation(simulated: Simulated, path: Path) -> None:
     below = [[name, name] for name in timeline.panels]
     with style():
         figure = new_figure(12, 9)
-        counts = f"{_counted(len(simulated.sent_s), 'request')} in {_counted(len(simulated.steps), 'step')}"
-        headline(figure, f"{counts}, as simulated")
+        counts = f"{counted(len(simulated.sent_s), 'request')} in {counted(len(simulated.steps), 'step')}"
+        several = f" of {timeline.num_engines} engines, counts of all together" if timeline.num_engines > 1 else ""
+        headline(figure, f"{counts}{several}, as simulated")
         axes: dict[str, Axes] = figure.subplot_mosaic(
             [["TTFT", "TPOT"], *below], height_ratios=[2.6] + [1] * len(below)
         )
@@ -134,13 +160,9 @@ _PANEL_KINDS = (OperationKind.ACTIVATION, OperationKind.LINEAR, OperationKind.SA
 """Whose colours the panels borrow."""
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _draw_distribution(ax: Axes, name: str, values_s: Array, colour: str) -> None:
     values = values_s[~np.isnan(values_s)] * 1e3
-    ax.set_title(f"{name} of {_counted(len(values), 'request')}", fontweight="bold")
+    ax.set_title(f"{name} of {counted(len(values), 'request')}", fontweight="bold")
     ax.set_xlabel(f"{name}, ms")
     ax.set_ylabel("requests")
     if not len(values):

@@ -280,5 +280,5 @@ def step_name(batch: Batch) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 token`, `2,000 tokens`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -62,9 +62,10 @@ class StepRecord:
         num_tokens: of the step.
         num_decodes: requests that got one more token.
         num_running: requests admitted.
-        num_waiting: requests that waited.
+        num_waiting: requests that it left waiting.
         used_blocks: KV blocks held.
         preempted: requests thrown out.
+        engine: which of the replicas ran it, from 0.
     """
 
     begin_s: float
@@ -75,6 +76,7 @@ class StepRecord:
     num_waiting: int
     used_blocks: int
     preempted: int
+    engine: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Simulated:
         cached_tokens: of the prompt, found in the prefix cache.
         preemptions: how often it was thrown out.
         steps: as they ran.
+        stage_decodes: of each step, how many of its decodes belong to each stage; empty where there is one stage.
     """
 
     traffic: Traffic
@@ -98,6 +101,7 @@ class Simulated:
     cached_tokens: npt.NDArray[np.int64]
     preemptions: npt.NDArray[np.int64]
     steps: Sequence[StepRecord]
+    stage_decodes: Sequence[Sequence[int]] = ()
 
     @property
     def ttft_s(self) -> Array:
@@ -139,6 +143,7 @@ def run(
     times: StepLatency,
     server: Server | None = None,
     *,
+    engine: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Simulated:
     """Serves all requests.
@@ -148,12 +153,13 @@ def run(
         scheduler: idle.
         times: of the steps.
         server: around the engine; nothing is lost there where it is None.
+        engine: its number among replicas.
         progress: called now and then with the number of requests that have ended.
 
     Raises:
         ConfigurationError: the scheduler refuses a request.
     """
-    return _Run(traffic, scheduler, times, server or Server(), progress).result()
+    return _Run(traffic, scheduler, times, server or Server(), engine=engine, progress=progress).result()
 
 
 class _Run:
@@ -165,9 +171,12 @@ class _Run:
         scheduler: Scheduler,
         times: StepLatency,
         server: Server,
+        *,
+        engine: int,
         progress: Callable[[int], None],
     ) -> None:
-        self._progress, self._ended = progress, 0
+        self._engine, self._progress, self._ended = engine, progress, 0
+        self._num_stages, self._stage_decodes = traffic.num_stages, list[list[int]]()
         self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
         number = len(traffic.requests)
         self._sent_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(3))
@@ -215,6 +224,7 @@ class _Run:
             np.array(cached, dtype=np.int64),
             self._preemptions,
             self._steps,
+            self._stage_decodes,
         )
 
     def _send(self, now_s: float) -> None:
@@ -257,6 +267,8 @@ class _Run:
         latency_s = self._times.step_s(step)
         self._idle_from_s = begin_s + latency_s
         self._under_way.append((step, self._idle_from_s))
+        if self._num_stages > 1:
+            self._stage_decodes.append(self._decodes_by_stage(step))
         for place in step.preempted:
             self._preemptions[place] += 1
         scheduler = self._scheduler
@@ -270,8 +282,16 @@ class _Run:
                 scheduler.num_waiting,
                 scheduler.used_blocks,
                 len(step.preempted),
+                self._engine,
             )
         )
+
+    def _decodes_by_stage(self, step: Scheduled) -> list[int]:
+        counts, requests = [0] * self._num_stages, self._traffic.requests
+        for place, query_len, context_len in zip(step.requests, step.query_lens, step.context_lens, strict=True):
+            if query_len == 1 and context_len:
+                counts[requests[place].stage] += 1
+        return counts
 
     def _finish(self) -> float:
         """Ends the step that began first; returns when that is."""

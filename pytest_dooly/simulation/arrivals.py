@@ -114,6 +114,11 @@ class Arrivals:
         return ",".join(map(str, self.stages))
 
     @property
+    def each_rate(self) -> tuple[float, ...]:
+        """Requests per second of each stage."""
+        return tuple(stage.rate for stage in self.stages)
+
+    @property
     def duration_s(self) -> float | None:
         """Seconds that all stages last; None where the last has no end."""
         return _total([stage.duration_s for stage in self.stages])
@@ -167,7 +172,9 @@ class Arrivals:
             yield last
             return
         if duration_s is None:
-            raise ConfigurationError(f"arrivals at {self.rates} requests per second have no end: name one")
+            raise ConfigurationError(
+                f"arrivals at {self.rates} requests per second have no end: name a --duration or --requests"
+            )
         left_s = duration_s - sum(stage.duration_s or 0.0 for stage in before)
         if left_s > 0 or not before:
             yield replace(last, duration_s=left_s)

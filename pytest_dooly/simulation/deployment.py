@@ -67,11 +67,13 @@ class Deployment:
         for request, replica in zip(traffic.requests, self._routed(traffic.requests), strict=True):
             shares[replica].append(request)
         simulated: list[Simulated] = []
-        for share in filter(None, shares):
+        for replica, share in enumerate(shares):
+            if not share:
+                continue
             done = sum(len(each.sent_s) for each in simulated)
             scheduler, part = self.scheduler(self.options), replace(traffic, requests=tuple(share))
             told = partial(_told, progress, done)
-            simulated.append(run(part, scheduler, self.times, self.server, progress=told))
+            simulated.append(run(part, scheduler, self.times, self.server, engine=replica, progress=told))
         return simulated
 
     def _routed(self, requests: Sequence[TrafficRequest]) -> Iterator[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,21 @@ from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks
 from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.simulation.deployment import Deployment, Router
 from pytest_dooly.simulation.summary import Slo, overloaded, summary
+from pytest_dooly.simulation.sustained import sustainable_rate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "joined", "simulate"]
+__all__ = ["Engine", "Simulation", "joined", "simulate", "stretched"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Engine:
         priority: whether smaller priorities go first.
         long_prefill_token_threshold: most tokens of one prompt in a step where others are there; 0 for no bound.
         async_scheduling: whether a step is scheduled while the one before runs.
+        gpu_memory_utilization: share of the device's memory that the engine takes.
     """
 
     kv_blocks: int | None = None
@@ -49,6 +53,13 @@ class Engine:
     priority: bool = False
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True
+    gpu_memory_utilization: float = ENGINE_SHARE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
 
     def options(self, model: ServedModel, device: str | None) -> SchedulerOptions:
         """For a model on a device, None for one whose memory nobody knows.
@@ -58,7 +69,8 @@ class Engine:
         """
         blocks = self.kv_blocks
         if blocks is None and device is not None:
-            blocks = kv_blocks(model, device_named(device), block_size=self.block_size)
+            share = self.gpu_memory_utilization
+            blocks = kv_blocks(model, device_named(device), block_size=self.block_size, share=share)
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(
@@ -79,24 +91,34 @@ class Simulation:
     Attributes:
         simulated: every request.
         out_of_range: one line for each operation that was asked outside of its known range.
+        again: simulates the same requests at so many times their times.
     """
 
     simulated: Simulated
     out_of_range: tuple[str, ...] = ()
+    again: Callable[[float], Simulated] | None = None
 
-    def summary(self, slo: Slo | str | None = None) -> dict[str, Any]:
+    def summary(self, slo: Slo | str | None = None, *, search: bool = False) -> dict[str, Any]:
         """By the keys of `vllm bench serve --save-result`; where rates change, each under `stages` as well.
+
+        Of a load beyond capacity `sustained_throughput` is what was served of it.
 
         Args:
             slo: for the goodput, as in `ttft:300ms,tpot:40ms`.
+            search: whether `sustainable_rate` is searched for, which takes up to eight more simulations.
         """
         bound = Slo.parse(slo) if isinstance(slo, str) else slo
         document = summary(self.simulated, slo=bound)
         document["sustained_throughput"] = overloaded(self.simulated)
-        stages = np.array([request.stage for request in self.simulated.traffic.requests])
-        if stages.max():
-            document["stages"] = [summary(self.simulated, slo=bound, of=stages == stage) for stage in np.unique(stages)]
+        document["sustainable_rate"] = self.sustainable_rate() if search else None
+        stages = sorted({request.stage for request in self.simulated.traffic.requests})
+        if stages[-1]:
+            document["stages"] = [{"stage": each} | summary(self.simulated, slo=bound, stage=each) for each in stages]
         return document
+
+    def sustainable_rate(self) -> float | None:
+        """Requests per second that the same traffic may come at; None where it is kept up with as it is."""
+        return None if self.again is None else sustainable_rate(self.simulated, self.again)
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -151,10 +173,16 @@ def simulate(
         served, models = known(opened, model, options, device=device, environment=environment)
     engine, server = engine or Engine(), server or Server()
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
-    times = StepTimes(served, models, routing=spread)
+    overlapped = device is not None and engine.async_scheduling
+    times = StepTimes(served, models, routing=spread, overlapped=overlapped)
     deployment = Deployment(times, engine.options(served, device), server, replicas, router)
     simulated = joined(deployment.simulate(traffic))
-    return Simulation(simulated, times.out_of_range())
+    return Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
+
+
+def stretched(deployment: Deployment, traffic: Traffic, factor: float) -> Simulated:
+    """The traffic on a deployment, at so many times its times."""
+    return joined(deployment.simulate(traffic.stretched(factor)))
 
 
 def joined(parts: Sequence[Simulated]) -> Simulated:
@@ -168,11 +196,24 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
         return np.concatenate([getattr(part, name) for part in parts])[order]
 
     return Simulated(
-        traffic=Traffic(tuple(requests[place] for place in order)),
+        traffic=Traffic(tuple(requests[place] for place in order), rates=parts[0].traffic.rates),
         sent_s=of("sent_s"),
         first_s=of("first_s"),
         last_s=of("last_s"),
         cached_tokens=of("cached_tokens"),
         preemptions=of("preemptions"),
         steps=[step for part in parts for step in part.steps],
+        stage_decodes=_stage_decodes(parts),
     )
+
+
+def _stage_decodes(parts: Sequence[Simulated]) -> list[list[int]]:
+    """Of each step by stage; a replica that was sent one stage alone has kept none."""
+    num_stages = max(part.traffic.num_stages for part in parts)
+    if num_stages == 1:
+        return []
+    found = []
+    for part in parts:
+        kept = part.stage_decodes or [[step.num_decodes] for step in part.steps]
+        found += [[*counts, *[0] * (num_stages - len(counts))] for counts in kept]
+    return found

@@ -58,6 +58,8 @@ class Slo:
                 seconds = -1.0
             if name not in ("ttft", "tpot", "e2el") or not 0 < seconds < float("inf"):
                 raise ConfigurationError(f"cannot read {part!r} of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s")
+            if f"{name}_s" in bounds:
+                raise ConfigurationError(f"the SLO {text!r} bounds {name} twice: name one bound of each")
             bounds[f"{name}_s"] = seconds
         return cls(**bounds)
 
@@ -71,19 +73,21 @@ class Slo:
         return good
 
 
-def summary(simulated: Simulated, *, slo: Slo | None = None, of: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """The document of a simulation, or of some of its requests; latencies in ms, as vLLM's benchmark writes them.
+def summary(simulated: Simulated, *, slo: Slo | None = None, stage: int | None = None) -> dict[str, Any]:
+    """The document of a simulation, or of one of its stages; latencies in ms, as vLLM's benchmark writes them.
 
     Args:
         simulated: the simulation.
         slo: for the goodput.
-        of: which requests, shape (requests,); all where it is None.
+        stage: whose requests; all where it is None.
     """
-    chosen = np.ones(len(simulated.sent_s), dtype=bool) if of is None else of
+    stages = np.array([request.stage for request in simulated.traffic.requests])
+    chosen = np.ones(len(stages), dtype=bool) if stage is None else stages == stage
     requests = [request for request, wanted in zip(simulated.traffic.requests, chosen, strict=True) if wanted]
     prompts, outputs = (sum(getattr(r, name) for r in requests) for name in ("prompt_len", "output_len"))
     duration_s = float(simulated.last_s[chosen].max() - simulated.sent_s[chosen].min()) or 1e-9
     document: dict[str, Any] = {
+        "request_rate": _asked_rate(simulated.traffic.rates, stage),
         "duration": duration_s,
         "completed": len(requests),
         "failed": 0,
@@ -98,8 +102,7 @@ def summary(simulated: Simulated, *, slo: Slo | None = None, of: npt.NDArray[np.
         "num_preemptions": int(simulated.preemptions[chosen].sum()),
     }
     document |= _statistics("ttft", simulated.ttft_s[chosen]) | _statistics("tpot", simulated.tpot_s[chosen])
-    if of is None:
-        document |= _weighted("itl", *_intervals(simulated))
+    document |= _weighted("itl", *_intervals(simulated, stage))
     return document | _statistics("e2el", simulated.latency_s[chosen])
 
 
@@ -143,11 +146,27 @@ def _weighted(name: str, values_s: Array, weights: Array) -> dict[str, float | N
     return {f"{each}_{name}_ms": float(value) for each, value in zip(names, values, strict=True)}
 
 
-def _intervals(simulated: Simulated) -> tuple[Array, Array]:
-    """Time between the ends of consecutive steps, and how many requests got a further token in the later one."""
+def _asked_rate(rates: Sequence[float], stage: int | None) -> float | str | None:
+    """Requests per second as vLLM's benchmark writes them; None where nobody named them, or several of them."""
+    if not rates or (stage is None and len(rates) > 1):
+        return None
+    rate = rates[stage or 0]
+    return "inf" if np.isinf(rate) else rate
+
+
+def _intervals(simulated: Simulated, stage: int | None) -> tuple[Array, Array]:
+    """Time between the ends of consecutive steps, and how many requests got a further token in the later one.
+
+    Args:
+        simulated: the simulation.
+        stage: whose requests count; all where it is None.
+    """
     begins_s = np.array([step.begin_s for step in simulated.steps])
     ends_s = begins_s + [step.latency_s for step in simulated.steps]
-    decodes = np.array([step.num_decodes for step in simulated.steps], dtype=np.float64)
+    if stage is None or not simulated.stage_decodes:
+        decodes = np.array([step.num_decodes for step in simulated.steps], dtype=np.float64)
+    else:
+        decodes = np.array(simulated.stage_decodes, dtype=np.float64)[:, stage]
     # Neither idle time nor the beginning of the next replica's steps is anybody's wait.
     onwards = np.abs(begins_s[1:] - ends_s[:-1]) <= 1e-9 * ends_s[:-1]
     return np.diff(ends_s)[onwards], decodes[1:][onwards]

@@ -132,7 +132,7 @@ class SyntheticTraffic:
                 requests.append(
                     self._next(requests[-1], len(requests) - 1, (next(names), prompts[turn]), outputs[turn])
                 )
-        return Traffic(requests, self.concurrency)
+        return Traffic(requests, self.concurrency, self.arrivals.each_rate)
 
     def _turns(self, rng: np.random.Generator, number: int) -> list[int]:
         if self.sessions is None:

@@ -67,7 +67,12 @@ class TraceFile:
 
 
 def read_trace(
-    path: Path, options: TraceOptions | None = None, *, arrivals: Arrivals | None = None, seed: int = 0
+    path: Path,
+    options: TraceOptions | None = None,
+    *,
+    arrivals: Arrivals | None = None,
+    seed: int = 0,
+    untimed: bool = False,
 ) -> TraceFile:
     """The traffic in a file, which is read piece by piece.
 
@@ -76,6 +81,7 @@ def read_trace(
         options: what of it is read; everything by default.
         arrivals: in place of the file's times; needed where it has none. The traffic ends with them or with the file.
         seed: of these arrivals.
+        untimed: whether a file without times is taken too, its requests all at once, as a closed loop needs them.
 
     Raises:
         ConfigurationError: it cannot be read, has no known format, a line is wrong, or no request is left. Names path
@@ -83,12 +89,13 @@ def read_trace(
     """
     options = options or TraceOptions()
     with _rows(path, options) as (name, rows):
-        kept = _Kept(path, options, timed=arrivals is None)
+        kept = _Kept(path, options, timed=arrivals is None and not untimed)
         kept.take(rows)
     requests: Sequence[TrafficRequest] = kept.requests
     if arrivals is not None:
         requests = _arriving(kept.requests, arrivals, np.random.default_rng(seed))
-    return TraceFile(Traffic(requests), dict(kept.rejected), kept.late, name)
+    rates = () if arrivals is None else arrivals.each_rate
+    return TraceFile(Traffic(requests, rates=rates), dict(kept.rejected), kept.late, name)
 
 
 def read_lengths(path: Path, options: TraceOptions | None = None) -> LengthTable:
@@ -204,7 +211,7 @@ class _Kept:
         """Seconds after the first row, or after the latest so far where that is later."""
         if row.time_s is None or self._first_s is None:
             if self._timed:
-                raise unreadable(self._path, row.line, "no column of times, as arrival_s: name a rate of arrivals")
+                raise unreadable(self._path, row.line, "no column of times, as arrival_s: name a rate or a concurrency")
             return 0.0
         arrival_s = row.time_s - self._first_s
         if arrival_s < self._latest_s:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import pytest_dooly
 from pytest_dooly import cli
 from tests.cli import SMALL
 
@@ -34,7 +35,9 @@ def test_a_load_on_what_was_profiled_here(profiled: Path, capsys: pytest.Capture
 
 def test_stages_closed_loops_prefixes_and_goodput(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     staged = simulated(capsys, "--rate=2@10,5@10", "--prompt=12", "--arrivals=constant", "--slo=ttft:1s", "--output=4")
-    assert [stage["completed"] for stage in staged["stages"]] == [20, 50]  # type: ignore[attr-defined]
+    stages: list[dict[str, float]] = staged["stages"]  # type: ignore[assignment]
+    assert [(each["stage"], each["request_rate"], each["completed"]) for each in stages] == [(0, 2, 20), (1, 5, 50)]
+    assert all(each["mean_itl_ms"] > 0 for each in stages)
     assert staged["request_goodput"] is not None
     loop = simulated(capsys, "--concurrency=2", "--requests=10", "--prompt=12", "--output=4", "--range-ratio=0.5")
     assert (loop["completed"], loop["max_concurrent_requests"]) == (10, 2)
@@ -52,15 +55,58 @@ def test_a_trace_is_served_and_what_is_too_long_is_counted(profiled: Path, capsy
     assert cli.main(["simulate", "model", "--json", "--trace=trace.csv", "--out=requests.csv", *SMALL]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["completed"] == 2
-    assert "1 requests of trace.csv left out" in captured.err
+    assert "1 request of trace.csv left out" in captured.err
+    assert cli.main(["simulate", "model", "--json", "--trace=trace.csv", "--requests=9", *SMALL]) == 0
+    assert "trace.csv gives 2 requests, fewer than the 9 of --requests" in capsys.readouterr().err
     assert cli.main(["simulate", "model", "--json", "--trace=trace.csv", "--duration=0.5", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out)["completed"] == 1
     assert len((profiled / "requests.csv").read_text().splitlines()) == 3
 
 
 def test_a_load_beyond_capacity_is_called_so(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["simulate", "model", "--rate=100000", "--requests=2000", "--prompt=12", "--output=4", *SMALL]) == 0
-    assert "OVERLOADED" in capsys.readouterr().out
+    load = ("--rate=100000", "--requests=400", "--prompt=12", "--output=4")
+    document = simulated(capsys, *load)
+    served, rate = document["sustained_throughput"], document["sustainable_rate"]
+    assert 0.5 * served < rate < 1.2 * served  # type: ignore[operator]
+    assert simulated(capsys, f"--rate={0.9 * rate}", *load[1:])["sustained_throughput"] is None  # type: ignore[operator]
+    assert cli.main(["simulate", "model", *load, *SMALL]) == 0
+    assert f"requests/s were served, at {rate:.3g}/s it would not" in capsys.readouterr().out
+
+
+def test_a_file_is_read_as_its_options_say(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = '{"timestamp": %d, "input_length": 20, "output_length": 2, "hash_ids": [1, 2]}\n'
+    (profiled / "qwen.jsonl").write_text("".join(line % at for at in range(3)))
+    document = simulated(capsys, "--trace=qwen.jsonl", "--trace-hash-tokens=16", "--trace-time-unit=60")
+    assert document["completed"] == 3
+    assert document["duration"] > 120  # type: ignore[operator]
+    assert document["prefix_cache_hit_rate"] > 0.5  # type: ignore[operator]
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    (profiled / "burst.csv").write_text(header + "".join(f"{i},{m},8,2,10,x\n" for i, m in enumerate(("A", "B", "B"))))
+    assert simulated(capsys, "--trace=burst.csv", "--trace-model=B")["completed"] == 2
+    assert cli.main(["simulate", "model", "--rate=1", "--prompt=8", "--trace-model=B", *SMALL]) == 2
+    assert "--trace-model says how a file is read: name it with --trace" in capsys.readouterr().err
+
+
+def test_a_file_without_times_is_served_in_a_closed_loop(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (profiled / "lengths.csv").write_text("prompt_len,output_len\n" + "8,4\n" * 6)
+    document = simulated(capsys, "--trace=lengths.csv", "--concurrency=2")
+    assert (document["completed"], document["max_concurrent_requests"]) == (6, 2)
+    assert cli.main(["simulate", "model", "--trace=lengths.csv", *SMALL]) == 2
+    assert "name a rate or a concurrency" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_here_is_served_with_its_own_limits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load = ["--rate=5", "--requests=20", "--prompt=8", "--kv-blocks=100"]
+    asked = ["simulate", "model", "--engine=fake", "--device=h200_sxm", *load]
+    assert cli.main([*asked, "--json"]) == 0
+    served = json.loads(capsys.readouterr().out)
+    assert (served["max_num_tokens"], served["max_num_seqs"], served["max_model_len"]) == (8192, 1024, 512)
+    kept = pytest_dooly.predict("model", workload=pytest_dooly.Workload(8, 4, 100), device="h200_sxm")
+    assert kept.ttft_s > 0  # the options are in the latency DB, and they name no limits
+    assert cli.main([*asked, "--max-num-tokens=64", "--max-num-seqs=2"]) == 0
+    assert "up to 64 tokens and 2 requests a step" in capsys.readouterr().out
+    assert cli.main([*asked, "--max-num-seqs=2", "--gpu-memory-utilization=90"]) == 2
+    assert "must be above 0 and at most 1, got 90" in capsys.readouterr().err
 
 
 def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +117,7 @@ def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--rate=1", "--prompt=8"], "name a --duration or --requests"),
         (["--rate=1"], "name the tokens of each prompt with --prompt"),
         (["--prompt=8"], "name a rate"),
         (["--trace=t.csv", "--prompt=8"], "--prompt does not go with --trace"),

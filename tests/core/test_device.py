@@ -2,8 +2,11 @@ import dataclasses
 
 import pytest
 
-from pytest_dooly.core.device import DEVICES, Device, device_named, device_of
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.core.device import DEVICES, Device, device_named, device_of, served_on, serving_limits
 from pytest_dooly.errors import ConfigurationError
+from tests.samples import served
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
@@ -33,3 +36,40 @@ def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
     assert all(value > 0 for value in dataclasses.astuple(device)[2:])
     assert device.link_bytes_per_s < device.memory_bytes_per_s < device.flops_per_s
     assert 100 < device.flops_per_s / device.memory_bytes_per_s < 500  # operations a byte: the ridge of a roofline
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a100_sxm", 81920), ("b200_sxm", 183359), ("h100_sxm", 81559), ("h200_sxm", 143771), ("l40s", 46068)],
+)
+def test_memory_is_a_little_less_than_nvidia_smi_shows(name: str, shown: int) -> None:
+    assert 0.98 * shown < device_named(name).memory_bytes / 2**20 < shown
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "num_seqs"),
+    [
+        ("a100_sxm", 2048, 256),
+        ("b200_sxm", 16384, 1024),
+        ("h100_sxm", 8192, 1024),
+        ("h200_sxm", 8192, 1024),
+        ("l40s", 2048, 256),
+    ],
+)
+def test_a_server_takes_the_limits_of_its_device(name: str, num_tokens: int, num_seqs: int) -> None:
+    device = device_named(name)
+    assert serving_limits(device, ServingOptions(), 4096) == Limits(num_tokens, num_seqs, 4096)
+
+
+def test_limits_that_are_named_stand_and_bound_the_others() -> None:
+    h100 = device_named("h100_sxm")
+    assert serving_limits(h100, ServingOptions(max_num_tokens=512), 4096) == Limits(512, 512, 4096)
+    assert serving_limits(h100, ServingOptions(max_num_seqs=4), 1000) == Limits(4000, 4, 1000)
+    assert serving_limits(h100, ServingOptions(max_num_tokens=9000, max_num_seqs=4), 1000) == Limits(9000, 4, 1000)
+
+
+def test_a_model_is_found_under_its_key_whatever_serves_it() -> None:
+    traced = served()
+    moved = served_on(traced, device_named("l40s"), ServingOptions())
+    assert (moved.key, moved.limits.max_model_len) == (traced.key, traced.limits.max_model_len)
+    assert moved.limits != traced.limits

@@ -34,7 +34,7 @@ MODELS = {key: each.model for key, each in FOUNDED.items()}
 def test_a_candidate_is_the_workload_and_the_shares_of_a_decode_step_in_its_middle() -> None:
     workload = Workload(prompt_len=128, output_len=64, concurrency=4)
     found = candidate(MODEL, FOUNDED, DEVICE, workload, ranks=2)
-    assert found.prediction == predict_served(StepTimes(MODEL, MODELS), workload, DEVICE)
+    assert found.prediction == predict_served(StepTimes(MODEL, MODELS, overlapped=True), workload, DEVICE)
     assert found.tokens_per_s == pytest.approx(4 * 64 / found.prediction.duration_s)
     step = predict_step(MODEL, MODELS, Batch.uniform(4, 1, 160))
     linear_s = next(each.latency_s for each in step.operations if each.label == SIGNATURES[0].label)

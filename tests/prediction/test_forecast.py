@@ -13,7 +13,8 @@ from pytest_dooly.core.signature import served_key
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.forecast import predict
+from pytest_dooly.latency_db.findings import OPTIONS
+from pytest_dooly.prediction.forecast import known, predict
 from pytest_dooly.prediction.step import StepPrediction
 from pytest_dooly.prediction.workload import WorkloadPrediction
 from tests.samples import ADMISSION, ENVIRONMENT, LINEAR, model_and_regressors, served, uses
@@ -104,6 +105,7 @@ def test_of_several_options_the_default_ones_are_meant_unless_others_are_named(t
         key = served_key(resolve("llama3", options), ENVIRONMENT)
         with LatencyDB.open(path) as opened:
             opened.save_model(dataclasses.replace(model, key=key), ENVIRONMENT)
+            opened.save_finding(OPTIONS, key, ENVIRONMENT, options.to_json())
 
     def latency_s(options: ServingOptions | None = None) -> float:
         step = predict("llama3", batch="64", db=path, device="h200_sxm", options=options)
@@ -115,13 +117,37 @@ def test_of_several_options_the_default_ones_are_meant_unless_others_are_named(t
     assert alone == latency_s(two)
     trace(four, 4)
     assert latency_s(four) == pytest.approx(2 * alone)
-    with pytest.raises(MissingMeasurements, match="'llama3' with several options, none of them the default ones: name"):
+    with pytest.raises(
+        MissingMeasurements,
+        match=r"default ones: name options=pytest_dooly\.ServingOptions\(tensor_parallel_size=4\) or "
+        r"options=pytest_dooly\.ServingOptions\(tensor_parallel_size=2\)",
+    ):
         latency_s()
     trace(ServingOptions(), 1)
     assert latency_s() == latency_s(ServingOptions()) == pytest.approx(alone / 2)
-    with pytest.raises(MissingMeasurements, match="not with --tp=8: run dooly plan llama3 --device h200_sxm --tp=8"):
+    there = "only with the default options or --tp=4 or --tp=2"
+    with pytest.raises(
+        MissingMeasurements, match=f"not with --tp=8, {there}: run dooly plan llama3 --device h200_sxm --tp=8"
+    ):
         latency_s(ServingOptions(tensor_parallel_size=8))
     with pytest.raises(
-        MissingMeasurements, match="not with --dooly-tp=8: run pytest --dooly-model=llama3 --dooly-tp=8"
+        MissingMeasurements, match="not with --dooly-tp=8, .*: run pytest --dooly-model=llama3 --dooly-tp=8"
     ):
         predict("llama3", batch="64", db=path, options=ServingOptions(tensor_parallel_size=8))
+
+
+def test_a_device_brings_its_limits_where_the_options_name_none(tmp_path: Path) -> None:
+    path, few = tmp_path / "latency.db", ServingOptions(max_num_seqs=4)
+    model = served(uses(LINEAR), uses(ADMISSION), name="llama3")
+
+    def num_seqs(options: ServingOptions, asked: ServingOptions | None = None, *, kept: bool = True) -> int:
+        key = served_key(resolve("llama3", options), ENVIRONMENT)
+        with LatencyDB.open(path) as opened:
+            opened.save_model(dataclasses.replace(model, key=key), ENVIRONMENT)
+            if kept:
+                opened.save_finding(OPTIONS, key, ENVIRONMENT, options.to_json())
+            return known(opened, "llama3", asked, device="h200_sxm")[0].limits.max_num_seqs
+
+    assert num_seqs(few) == num_seqs(few, few, kept=False) == 4
+    assert num_seqs(few, kept=False) == model.limits.max_num_seqs  # nobody knows what was named
+    assert num_seqs(ServingOptions()) == 1024

@@ -57,6 +57,13 @@ def test_a_size_in_a_gap_is_not_between_sizes_that_say_much_of_it() -> None:
     assert not spans(256)
 
 
+def test_a_prompt_of_one_token_is_within_the_range_of_the_shortest_decodes() -> None:
+    family = regressor(Family("decode", "auto"), 1e-3, batch_size=(1.0, 8.0), context_len=(1.0, 1024.0))
+    assert family.out_of_range({"batch_size": np.array([1.0]), "context_len": np.array([0.0])}) is None
+    longer = regressor(Family("decode", "auto"), 1e-3, batch_size=(1.0, 8.0), context_len=(64.0, 1024.0))
+    assert longer.out_of_range({"batch_size": np.array([1.0]), "context_len": np.array([0.0])}) is not None
+
+
 def test_part_of_a_prompt_is_within_the_range_of_whole_ones() -> None:
     family = regressor(Family("prefill", "auto"), 1e-3, batch_size=(1.0, 8.0), prompt_len=(16.0, 1024.0))
     assert family.out_of_range({"batch_size": np.array([0.2]), "prompt_len": np.array([100.0])}) is None

@@ -10,7 +10,7 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, kv_blocks
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, kv_blocks, working_bytes
 from tests.samples import served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -52,6 +52,17 @@ def test_it_fits_up_to_what_the_engine_takes() -> None:
     assert not footprint(model, less, num_reqs=1, seq_len=1).fits
 
 
+def test_work_takes_what_a_step_and_its_logits_take() -> None:
+    gated = Signature(OperationKind.ACTIVATION, "silu_and_mul", (("x", "bf16", ("num_tokens", 64)),), (), "num_tokens")
+    sampler = Signature(OperationKind.SAMPLER, "sampler", (("logits", "bf16", ("num_reqs", 100)),), (), "num_reqs")
+    alone = working_bytes(served())
+    limits = served().limits
+    assert working_bytes(served(uses(gated, 9))) - alone == pytest.approx(1.5 * limits.max_num_tokens * 2 * 64)
+    assert working_bytes(served(uses(sampler))) - alone == pytest.approx(5 * limits.max_num_seqs * 4 * 100)
+    reduced = Signature(OperationKind.COLLECTIVE, "all_reduce", (), (("ranks", 2),), "num_tokens")
+    assert working_bytes(served(uses(reduced))) > alone + 2**28
+
+
 @pytest.mark.parametrize(
     ("dtype", "size"), [("bf16", 2), ("fp32", 4), ("fp8_e4m3fn", 1), ("uint8", 1), ("int64", 8), ("bool", 1)]
 )
@@ -60,14 +71,15 @@ def test_the_name_of_a_dtype_says_its_size(dtype: str, size: float) -> None:
 
 
 def test_blocks_are_what_the_weights_leave() -> None:
-    """10 GB, 92 % of it taken, 1 GiB for activations; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
+    """10 GB, 92 % of it taken, less what a step takes; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
     model = served(uses(linear(1024, 1024)), uses(attention(32, 8, 128), 32))
     block_bytes = 16 * 32 * 2 * 8 * 128 * 2
-    assert kv_blocks(model, DEVICE) == int((9.2e9 - 2**30 - 2 * 1024 * 1024) / block_bytes)
+    assert kv_blocks(model, DEVICE) == int((9.2e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
+    assert kv_blocks(model, DEVICE, share=0.5) == int((5e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    small = Device("tiny", "Tiny GPU", 1, 1e9, 1e12, 1e14, 1e11)
+    small = Device("tiny", "Tiny GPU", 1, 1e8, 1e12, 1e14, 1e11)
     with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
         kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
     with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):

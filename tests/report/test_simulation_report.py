@@ -19,8 +19,9 @@ from pytest_dooly.errors import ConfigurationError, MissingExtraError
 from pytest_dooly.latency_db.export import ExportError
 from pytest_dooly.report import simulation_report
 from pytest_dooly.report.simulation_report import format_simulation, save_requests, save_simulation
-from pytest_dooly.report.timeline import KV_BLOCKS, STEP_TIME, Timeline
+from pytest_dooly.report.timeline import KV_BLOCKS, RUNNING, STEP_TIME, WAITING, Timeline
 from pytest_dooly.scheduling.clock import Simulated, StepRecord
+from pytest_dooly.simulation.simulate import Simulation
 from pytest_dooly.simulation.summary import Slo, summary
 
 COLUMNS = [
@@ -106,9 +107,30 @@ def test_what_is_not_known_is_a_dash_and_what_is_lacking_has_no_line() -> None:
     assert known["Successful requests:"] == "1"
     assert known["Request goodput (req/s):"] == known["Mean TPOT (ms):"] == known["P99 TPOT (ms):"] == "-"
     assert known["P99 TTFT (ms):"] == "100.00"
-    of_stage = format_simulation(summary(THREE, of=np.array([True, True, False])), title="stage")
-    assert "ITL" not in of_stage
-    assert "Inter-token" not in of_stage
+    vllms = {name: value for name, value in summary(THREE).items() if "_itl_" not in name}
+    assert "Inter-token" not in format_simulation(vllms, title="without")
+
+
+def test_stages_have_a_line_each() -> None:
+    text = format_simulation(Simulation(THREE).summary(), title="toy")
+    header, first, second = text.partition("Stages")[2].splitlines()[1:4]
+    assert header.split() == ["stage", "asked", "served", "requests", "TTFT", "P99", "TPOT", "P99", "E2EL", "P99"]
+    assert first.split() == ["0", "-", "1.45", "2", "200.00", "298.00", "20.00", "20.00", "280.00", "378.00"]
+    assert second.split() == ["1", "-", "5.00", "1", "200.00", "200.00", "-", "-", "200.00", "200.00"]
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Stages" not in format_simulation(summary(THREE), title="toy")
+
+
+def test_counts_of_several_engines_are_added_and_the_picture_says_so(tmp_path: Path, figures: list[Figure]) -> None:
+    one = [step(i / 100, 0.01, num_running=2, used_blocks=5) for i in range(100)]
+    other = [step(0.5 + i / 100, 0.01, num_running=3, engine=1) for i in range(100)]
+    timeline = Timeline.of([*other, *one])
+    mean, most = timeline.panels[RUNNING]
+    assert (mean.min(), mean.max(), most.max()) == (2, 5, 5)
+    assert set(mean[:300]) == {2}  # the other has not begun
+    assert set(mean[700:900]) == {3}  # the one has ended
+    save_simulation(simulated(0.1, steps=(*one, *other)), tmp_path / "two.png")
+    assert "1 request in 200 steps of 2 engines, counts of all together" in figures[0].get_suptitle()
 
 
 def test_a_document_that_vllm_wrote_has_its_peak_and_no_cache() -> None:
@@ -157,7 +179,7 @@ def test_the_picture_marks_percentiles_above_the_load(tmp_path: Path, figures: l
     assert (ttft.get_title("left"), tpot.get_title("left")) == ("TTFT of 3 requests", "TPOT of 2 requests")
     assert notes(ttft) == ["p50 200 ms", "p90 280 ms", "p99 298 ms"]
     assert notes(tpot) == ["p50 20.0 ms", "p90 20.0 ms", "p99 20.0 ms"]
-    assert [ax.get_title("left") for ax in load] == ["requests waiting", "requests running", KV_BLOCKS, STEP_TIME]
+    assert [ax.get_title("left") for ax in load] == [WAITING, RUNNING, KV_BLOCKS, STEP_TIME]
     assert [ax.get_title("right") for ax in load] == ["at most 0", "at most 2", "at most 5", "at most 100 ms"]
     assert ttft.get_xscale() == tpot.get_xscale() == "linear"
 
@@ -212,7 +234,7 @@ def test_preemptions_are_marked_where_there_are_any(tmp_path: Path, figures: lis
 def test_a_bin_has_mean_and_maximum_of_the_steps_that_begin_in_it() -> None:
     waiting = [step(i / 1024, 1 / 1024, num_waiting=i % 4) for i in range(4_000)]
     timeline = Timeline.of(waiting[::-1])  # steps of several engines need not ascend
-    mean, most = timeline.panels["requests waiting"]
+    mean, most = timeline.panels[WAITING]
     assert len(mean) == len(most) == len(timeline.edges_s) - 1 == 1000
     assert set(mean) == {1.5}
     assert set(most) == {3.0}
@@ -238,9 +260,9 @@ def test_a_short_step_does_not_hide_a_long_one_of_another_engine() -> None:
 
 def test_steps_that_take_no_time_are_there(tmp_path: Path) -> None:
     timeline = Timeline.of([step(0.0, 0.0, num_waiting=1), step(0.0, 0.0, num_waiting=5)])
-    assert timeline.panels["requests waiting"][1].max() == 5
+    assert timeline.panels[WAITING][1].max() == 5
     at_the_end = Timeline.of([step(0.0, 0.5), step(1.0, 0.0, num_waiting=4)])
-    assert at_the_end.panels["requests waiting"][1][-1] == 4
+    assert at_the_end.panels[WAITING][1][-1] == 4
     save_simulation(simulated(0.0, 0.0, steps=(step(0.0, 0.0, num_running=0),)), tmp_path / "one.png")
 
 

@@ -62,6 +62,15 @@ def test_equal_beginnings_go_to_the_same_replica() -> None:
     assert not homes[0] & homes[1]
 
 
+def test_steps_name_their_engine_and_count_their_stages() -> None:
+    requests = [TrafficRequest(float(i), 4, 3, stage=i // 3) for i in range(6)]
+    together = joined(deployed(3).simulate(Traffic(requests, rates=(1.0, 1.0))))
+    assert list(dict.fromkeys(step.engine for step in together.steps)) == [0, 1, 2]
+    assert [sum(counts) for counts in together.stage_decodes] == [step.num_decodes for step in together.steps]
+    assert np.sum(together.stage_decodes, axis=0).tolist() == [6, 6]  # two decodes of each of three requests
+    assert together.traffic.rates == (1.0, 1.0)
+
+
 def test_a_closed_loop_takes_one_replica() -> None:
     with pytest.raises(ConfigurationError, match="several replicas take open arrivals alone"):
         deployed(2).simulate(Traffic([TrafficRequest(0.0, 5, 5)], concurrency=1))

@@ -52,6 +52,24 @@ def test_goodput_counts_those_that_meet_every_bound() -> None:
     assert summary(of, slo=Slo.parse("e2el:0.25s"))["request_goodput"] == pytest.approx(1 / 3.8)
 
 
+def test_a_stage_s_intervals_count_by_its_own_tokens_and_its_rate_is_told() -> None:
+    of = simulated([0.1, 0.1], [0.01, 0.01])
+    steps = [StepRecord(0.0, 1.0, 2, 2, 2, 0, 1, 0), StepRecord(1.0, 1.0, 2, 2, 2, 0, 1, 0)]
+    steps += [StepRecord(2.0, 3.0, 2, 2, 2, 0, 1, 0)]
+    requests = [dataclasses.replace(r, stage=i) for i, r in enumerate(of.traffic.requests)]
+    traffic = Traffic(requests, rates=(2.0, float("inf")))
+    staged = dataclasses.replace(of, traffic=traffic, steps=steps, stage_decodes=[[2, 0], [2, 0], [0, 2]])
+    first, second = (summary(staged, stage=stage) for stage in (0, 1))
+    assert (first["mean_itl_ms"], second["mean_itl_ms"]) == (pytest.approx(1000), pytest.approx(3000))
+    assert (first["request_rate"], second["request_rate"], summary(staged)["request_rate"]) == (2.0, "inf", None)
+    assert summary(dataclasses.replace(of, traffic=Traffic(requests[:1] * 2, rates=(3.0,))))["request_rate"] == 3.0
+
+
+def test_a_bound_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="bounds ttft twice: name one bound of each"):
+        Slo.parse("ttft:1s,ttft:2s")
+
+
 def test_one_token_each_has_no_tpot_and_misses_none() -> None:
     document = summary(simulated([0.1, 0.2], [0.0, 0.0], output_len=1), slo=Slo(tpot_s=1e-9))
     assert document["mean_tpot_ms"] is None

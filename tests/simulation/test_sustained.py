@@ -1,0 +1,71 @@
+"""The rate that is kept up with, on an engine whose capacity is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.traffic import Traffic, TrafficRequest
+from pytest_dooly.scheduling.clock import Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
+from pytest_dooly.simulation.arrivals import Arrivals
+from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
+from pytest_dooly.simulation.sustained import sustainable_rate
+from pytest_dooly.simulation.synthetic import SyntheticTraffic
+
+OPTIONS = SchedulerOptions(Limits(max_num_tokens=64, max_num_seqs=4, max_model_len=128), 100)
+
+
+class Steady:
+    """A step takes a second: of requests of one token, 4 a second."""
+
+    def step_s(self, step: Scheduled) -> float:
+        return 1.0
+
+
+class Tried:
+    """What a traffic comes to at other rates, and how often that was asked."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic, self.rates = traffic, list[float]()
+
+    def __call__(self, factor: float = 1.0) -> Simulated:
+        traffic = self.traffic.stretched(factor)
+        self.rates.append(traffic.offered_rate)
+        return run(traffic, NativeScheduler(OPTIONS), Steady())
+
+
+def traffic(rate: float, arrivals: str = "constant") -> Traffic:
+    lengths = PromptAndOutput(Lengths.parse("16"), Lengths.parse("1"))
+    return SyntheticTraffic(Arrivals.parse(str(rate), arrivals), lengths).draw(num_requests=400)
+
+
+@pytest.mark.parametrize("rate", [4.5, 8.0, 400.0])
+def test_the_rate_lies_just_below_capacity_however_high_the_load(rate: float) -> None:
+    tried = Tried(traffic(rate))
+    found = sustainable_rate(tried(), tried)
+    assert found == pytest.approx(4, rel=0.05)
+    assert len(tried.rates) <= 9
+
+
+def test_bursts_are_kept_up_with_at_a_lower_rate() -> None:
+    tried = Tried(traffic(8.0, "poisson"))
+    found = sustainable_rate(tried(), tried)
+    assert found is not None
+    assert 2 < found < 4.1
+
+
+def test_a_load_that_is_kept_up_with_is_not_searched() -> None:
+    tried = Tried(traffic(3.0))
+    assert sustainable_rate(tried(), tried) is None
+    assert len(tried.rates) == 1
+    at_once = Tried(Traffic([TrafficRequest(0.0, 16, 1)] * 40))
+    assert sustainable_rate(at_once(), at_once) is None
+
+
+def test_stretched_traffic_has_the_same_requests_at_other_times() -> None:
+    of = Traffic([TrafficRequest(2.0, 9, 1), TrafficRequest(0.5, 7, 1, follows=0)], rates=(4.0,))
+    slower = of.stretched(2.0)
+    assert [request.arrival_s for request in slower.requests] == [4.0, 0.5]  # a pause between turns stays
+    assert (slower.rates, of.offered_rate, slower.offered_rate) == ((2.0,), 1.0, 0.5)
