@@ -50,7 +50,7 @@ _DETAILS = {
 _USUAL = frozenset({"unquantized", "kv_auto"})
 """Parts that a label leaves out."""
 
-_TRACE_FORMAT = 3
+_TRACE_FORMAT = 4
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
@@ -102,7 +102,9 @@ class Signature(Document):
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:
-            sizes = "x".join(map(str, next(filter(None, shapes.values()), [])))
+            # Positions and ids have shapes that say little of the work.
+            telling = sorted(self.tensors, key=lambda tensor: tensor[1].startswith("int"))
+            sizes = "x".join(map(str, next(filter(None, (shapes[role] for role, _, _ in telling)), [])))
         dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
         details = [text.format(attributes[key]) for key, text in _DETAILS.items() if key in attributes]
         kept = (name, sizes, *dtypes[:1], "bias" if "bias" in shapes else "", *details)

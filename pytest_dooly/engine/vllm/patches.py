@@ -12,7 +12,7 @@ import torch
 from pytest_dooly.engine.base import Origins
 from pytest_dooly.engine.vllm.parallel import one_of_many
 
-__all__ = ["inspecting_here", "without_weights"]
+__all__ = ["without_weights"]
 
 # Names of integers in a Hugging Face configuration that count layers or name tokens: no size is made of them.
 _NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
@@ -56,24 +56,23 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def inspecting_here() -> Iterator[None]:
-    """VLLM looks at an architecture it has not met in a process of its own, which takes as long as all the rest."""
-    from vllm.model_executor.models import registry
-
-    with mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()):
-        yield
-
-
 def _plant(config: Any, plant: Callable[[str, int], int]) -> None:
     model = config.model_config
     named = [(model.hf_text_config, name, name) for name in vars(model.hf_text_config)]
     # What vLLM has read off the configuration by itself, under the names that configurations use.
     named += [(model.model_arch_config, ours, theirs) for ours, theirs in _DERIVED.items()]
     for owner, attribute, name in [*named, (config.cache_config, "block_size", "block_size")]:
-        value = getattr(owner, attribute, None)
+        value = _global_value(owner, attribute)
         if type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
             object.__setattr__(owner, attribute, plant(name, value))
+
+
+def _global_value(config: Any, attribute: str) -> Any:
+    """What a configuration says for all layers alike; None where Transformers refuses, since layers differ in it."""
+    try:
+        return getattr(config, attribute, None)
+    except RuntimeError:
+        return None
 
 
 @contextmanager
