@@ -40,6 +40,7 @@ TensorIdentity = tuple[str, str, tuple[int | str, ...]]
 _DETAILS = {
     "method": "{}",
     "sliding_window": "w{}",
+    "attention_chunk_size": "c{}",
     "soft_cap": "cap{:g}",
     "kv_cache_dtype": "kv_{}",
     "architecture": "{}",
@@ -86,6 +87,16 @@ class Signature(Document):
     def key(self) -> str:
         """Content hash: equal for equal operations, on every machine."""
         return content_hash(self.to_json())
+
+    @property
+    def window(self) -> int | None:
+        """Most tokens that a query attends to: of a sliding window, or of its chunk, of which it sees half on average.
+
+        None where it attends to all before it.
+        """
+        attributes = dict(self.attributes)
+        widest = attributes.get("sliding_window") or attributes.get("attention_chunk_size")
+        return int(widest) if widest else None
 
     @property
     def label(self) -> str:

@@ -30,7 +30,8 @@ TELLING = {OperationKind.LINEAR, OperationKind.ATTENTION, OperationKind.MOE, Ope
             LLAMA4,
             {
                 "linear-5120x7168-bf16": 48,
-                "attention-40h8kv128-bf16": 48,
+                "attention-40h8kv128-bf16-c8192": 36,
+                "attention-40h8kv128-bf16": 12,
                 "linear-5120x5120-bf16": 48,
                 "linear-5120x16-bf16": 48,
                 "fused_moe-16e1-5120x16384-bf16": 48,
