@@ -17,6 +17,7 @@ from pytest_dooly.core.scheduling import Scheduler, SchedulerOptions
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
+from pytest_dooly.engine.vllm.custom_code import read_as_data
 from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.model_classes import classes_found_here
@@ -78,7 +79,7 @@ class VllmEngine:
         """The model without weights; see `Engine.skeleton`."""
         with quiet():
             check_import()
-            with classes_found_here():
+            with classes_found_here(), read_as_data(configuration.document):
                 config = engine_config(configuration)
                 with without_weights(config, origins):
                     model = built(configuration, config, origins)
@@ -89,7 +90,7 @@ class VllmEngine:
         """A model of the same architecture in small; see `Engine.small`."""
         if configuration.directory is None:
             raise ConfigurationError(f"{configuration.name} has no config.json here to make a small model of")
-        with quiet():
+        with quiet(), read_as_data(configuration.document):
             check_import()
             document = in_small(configuration.document, sizes_by_default(configuration))
         if not runs_here(document):
@@ -116,7 +117,7 @@ class VllmEngine:
         with quiet():
             check_import()
             permit_tiles()
-            with classes_found_here():
+            with classes_found_here(), read_as_data(configuration.document):
                 return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
     def scheduler(self, options: SchedulerOptions) -> Scheduler:

@@ -1,4 +1,4 @@
-"""How vLLM finds the class of a model: in this process, past packages that are not installed, without a log."""
+"""How vLLM finds the class of a model: in this process, past what only images need and without a log."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ def classes_found_here() -> Iterator[None]:
     writes what goes wrong to its log. Files of multimodal models import packages that only prepare images and sound:
     those that are not installed are stood in for.
     """
+    from vllm.config import ModelConfig
     from vllm.model_executor.models import registry
+    from vllm.multimodal.registry import MultiModalRegistry
 
     lazy = registry._LazyRegisteredModel
+    # Asked for what `language_model_only` says, some processors want a tokenizer; vLLM 0.26 has it in the registry.
+    asks = ModelConfig, "_supports_multimodal_inputs"
+    if not hasattr(*asks):
+        asks = MultiModalRegistry, "supports_multimodal_inputs"
     with (
+        mock.patch.object(*asks, return_value=False),
         mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()),
         mock.patch.object(registry, "_try_inspect_model_cls", lambda _, model: model.inspect_model_cls()),
         mock.patch.object(registry, "_try_load_model_cls", lambda _, model: model.load_model_cls()),
