@@ -50,6 +50,7 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         _never_reloaded(),
         _any_processor(config),
         _attributes_of_parameters(),
+        _never_moved_away(),
         # A line for the log that looks into a tensor's values.
         mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
     ):
@@ -123,6 +124,18 @@ def _attributes_of_parameters() -> Iterator[None]:
         return parameter
 
     with mock.patch.object(BasevLLMParameter, "__new__", make):
+        yield
+
+
+@contextmanager
+def _never_moved_away() -> Iterator[None]:
+    """Towers that are left out stay where they are: fake tensors hold no memory to be freed, and cannot be moved."""
+    move = torch.nn.Module.to
+
+    def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return module if args == ("meta",) else move(module, *args, **kwargs)
+
+    with mock.patch.object(torch.nn.Module, "to", moved):
         yield
 
 

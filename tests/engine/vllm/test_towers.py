@@ -15,7 +15,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import model_operations
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.tracing.trace import cover, trace
-from tests.models import GEMMA3, LLAMA4, QWEN2_5_VL, write
+from tests.models import GEMMA3, LLAMA, LLAMA4, QWEN2_5_VL, write
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -82,3 +82,16 @@ def test_a_rotation_that_knows_images_has_a_position_for_each_of_its_axes(engine
     traced, _ = trace(engine, configuration)
     rotary = next(each for each in traced.operations if each.kind is OperationKind.ROTARY)
     assert [str(dim) for dim in rotary.inputs[0].shape] == ["3", "num_tokens"]
+
+
+def test_a_tower_that_vllm_takes_away_part_by_part_is_left_out_too(engine: Engine, tmp_path: Path) -> None:
+    document = {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "text_config": dict(LLAMA),
+        "vision_config": {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 28},
+    }
+    traced, _ = trace(engine, resolve(str(write(tmp_path, document)), ServingOptions(device="cpu")))
+    layers = [each.layer for each in traced.operations if each.kind is OperationKind.ATTENTION]
+    assert len(layers) == LLAMA["num_hidden_layers"]
+    assert not any("vision" in each.layer for each in traced.operations)
