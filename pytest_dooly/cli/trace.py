@@ -8,6 +8,7 @@ import dataclasses
 from pytest_dooly.cli.answer import Answer, progress
 from pytest_dooly.cli.opening import Opened, opened
 from pytest_dooly.core.configuration import resolve
+from pytest_dooly.core.language_model import left_out
 from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.errors import DoolyError
@@ -25,6 +26,7 @@ def trace(arguments: argparse.Namespace) -> Answer:
         return _diff(arguments)
     with opened(arguments) as work:
         model = work.served()
+        others = left_out(work.configuration.document)
         coverage, line = (None, "coverage not counted") if arguments.no_coverage else _covered(work, model)
     operations = [
         {
@@ -39,11 +41,12 @@ def trace(arguments: argparse.Namespace) -> Answer:
     document = {
         "model": model.name,
         "architecture": model.architecture,
+        "left_out": list(others),
         "limits": dataclasses.asdict(model.limits),
         "coverage": coverage and {"share": coverage.share, **coverage.to_json()},
         "operations": operations,
     }
-    return Answer(document, [format_operations(model), "", line])
+    return Answer(document, [format_operations(model, others), "", line])
 
 
 def _covered(work: Opened, model: ServedModel) -> tuple[Coverage | None, str]:

@@ -41,6 +41,7 @@ _DETAILS = {
     "method": "{}",
     "precision": "{}",
     "sliding_window": "w{}",
+    "attention_chunk_size": "c{}",
     "soft_cap": "cap{:g}",
     "kv_cache_dtype": "kv_{}",
     "architecture": "{}",
@@ -51,7 +52,7 @@ _DETAILS = {
 _USUAL = frozenset({"unquantized", "kv_auto"})
 """Parts that a label leaves out."""
 
-_TRACE_FORMAT = 4
+_TRACE_FORMAT = 5
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
@@ -89,6 +90,16 @@ class Signature(Document):
         return content_hash(self.to_json())
 
     @property
+    def window(self) -> int | None:
+        """Most tokens that a query attends to: of a sliding window, or of its chunk, of which it sees half on average.
+
+        None where it attends to all before it.
+        """
+        attributes = dict(self.attributes)
+        widest = attributes.get("sliding_window") or attributes.get("attention_chunk_size")
+        return int(widest) if widest else None
+
+    @property
     def label(self) -> str:
         """Readable and stable, nearly always unique: `linear-4096x6144-bf16`, `attention-32h8kv128-bf16-w4096`."""
         shapes = {role: [dim for dim in shape if isinstance(dim, int)] for role, _, shape in self.tensors}
@@ -103,7 +114,9 @@ class Signature(Document):
         elif "weight" in shapes:
             sizes = "x".join(map(str, reversed(shapes["weight"])))
         else:
-            sizes = "x".join(map(str, next(filter(None, shapes.values()), [])))
+            # Positions and ids have shapes that say little of the work.
+            telling = sorted(self.tensors, key=lambda tensor: tensor[1].startswith("int"))
+            sizes = "x".join(map(str, next(filter(None, (shapes[role] for role, _, _ in telling)), [])))
         dtypes = [dtype for _, dtype, _ in self.tensors if not dtype.startswith("int")]
         shown = attributes.keys() - ({"method"} if "precision" in attributes else set())
         details = [text.format(attributes[key]) for key, text in _DETAILS.items() if key in shown]

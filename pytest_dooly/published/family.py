@@ -116,7 +116,7 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
         sizes = (("ranks", int(attributes["ranks"])),)
         return (Part(Family(signature.name, _dtype(signature.tensors[0][1])), sizes, columns=_columns(signature)),)
     if signature.name == "attention" and "backend" in attributes and _dtype(signature.tensors[0][1]) == "bf16":
-        return _attention(attributes)
+        return _attention(attributes, signature.window or 0)
     if signature.name == "mla_layer":
         return _latent_layer(attributes, precision)
     if signature.name == "mla_attention":
@@ -218,14 +218,14 @@ def _gemm(precision: str, n: int, k: int, sign: int = 1) -> Part:
     return Part(Family("gemm", precision), (("k", k), ("n", n)), sign)
 
 
-def _attention(attributes: Mapping[str, str | int | float | bool]) -> tuple[Part, ...]:
+def _attention(attributes: Mapping[str, str | int | float | bool], window: int) -> tuple[Part, ...]:
     backend = str(attributes["backend"])
     precision = str(attributes["kv_cache_dtype"])
     sizes = (
         ("head_size", int(attributes["head_size"])),
         ("num_heads", int(attributes["num_heads"])),
         ("num_kv_heads", int(attributes["num_kv_heads"])),
-        ("window", int(attributes.get("sliding_window", 0))),
+        ("window", window),
     )
     where = None if backend.startswith("CPU") else backend
     return tuple(Part(Family(phase, precision, where), sizes) for phase in ("prefill", "decode"))

@@ -118,8 +118,7 @@ def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     """Bytes of an operation's parameters, and of what it keeps of one request."""
-    window = int(dict(signature.attributes).get("sliding_window", 0))
-    tokens = min(seq_len, window or seq_len)
+    tokens = min(seq_len, signature.window or seq_len)
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]

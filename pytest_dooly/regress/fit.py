@@ -146,8 +146,8 @@ class _Data:
         spread = np.array([each.iqr_s for each in measured]) / 1.349 / latencies_s
         rounds = np.minimum([each.rounds for each in measured], _INDEPENDENT_ROUNDS)
         weights = MODEL_ERROR / np.sqrt(MODEL_ERROR**2 + spread**2 / rounds)
-        attribute = dict(signature.attributes).get("sliding_window")
-        return cls(Work.of(list(outcomes)), latencies_s, weights, float(attribute) if attribute else None)
+        window = float(signature.window) if signature.window else None
+        return cls(Work.of(list(outcomes)), latencies_s, weights, window)
 
     def matrix(self, candidate: _Candidate) -> Array:
         """The candidate's features, shape (points, features)."""

@@ -54,9 +54,17 @@ _LABEL = 64
 _NARROW = 51
 
 
-def format_operations(model: ServedModel) -> str:
-    """A table of the model's operations with the origin of every dimension, at most 100 columns wide."""
-    lines = [f"{model.name} ({model.architecture})", "", f"{'kind':10}  {'times':>5}  operation"]
+def format_operations(model: ServedModel, left_out: Sequence[str] = ()) -> str:
+    """A table of the model's operations with the origin of every dimension, at most 100 columns wide.
+
+    Args:
+        model: whose operations they are.
+        left_out: parts of the checkpoint that were not traced.
+    """
+    lines = [f"{model.name} ({model.architecture})"]
+    if left_out:
+        lines += _wrap(f"{' and '.join(left_out)} left out: only the language model is traced", "", "  ")
+    lines += ["", f"{'kind':10}  {'times':>5}  operation"]
     for operation in model.operations:
         signature = operation.signature
         head = f"{signature.kind:10}  {operation.multiplicity:5}  {signature.label} per {signature.swept}"

@@ -39,8 +39,7 @@ def flops_of(signature: Signature, point: SweepPoint) -> float:
 
 def window_of(signature: Signature) -> float | None:
     """Attention window in tokens; None where all is attended."""
-    window = dict(signature.attributes).get("sliding_window")
-    return float(window) if window else None
+    return float(signature.window) if signature.window else None
 
 
 def bytes_of(signature: Signature, of: Features) -> Array:

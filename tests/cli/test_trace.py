@@ -24,6 +24,17 @@ def test_trace_prints_every_operation_with_its_origins(place: Path, capsys: pyte
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_trace_says_what_of_a_checkpoint_it_leaves_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = {**LLAMA, "vision_config": {"depth": 27}, "audio_config": {"num_hidden_layers": 12}}
+    write(place / "towers", document, hidden_size=64, intermediate_size=96, vocab_size=128)
+    assert cli.main(["trace", "towers", *SMALL, "--no-coverage"]) == 0
+    line = "vision tower (27 layers) and audio tower (12 layers) left out: only the language model is traced"
+    assert capsys.readouterr().out.splitlines()[1] == line
+    assert cli.main(["trace", "towers", "--json", *SMALL, "--no-coverage"]) == 0
+    parts = json.loads(capsys.readouterr().out)["left_out"]
+    assert parts == ["vision tower (27 layers)", "audio tower (12 layers)"]
+
+
 def test_trace_as_json_is_one_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trace", "model", "--json", *SMALL]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -126,6 +126,29 @@ def test_labels_are_for_people() -> None:
     assert Signature(OperationKind.OVERHEAD, "schedule", (), (), "batch").label == "schedule"
 
 
+def test_positions_give_no_label_its_sizes() -> None:
+    tensors = (("positions", "int64", (3, "num_tokens")), ("query", "bf16", ("num_tokens", 512)))
+    rotary = Signature(OperationKind.ROTARY, "rotary_embedding", tensors, (), "num_tokens")
+    assert rotary.label == "rotary_embedding-512-bf16"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "window", "detail"),
+    [
+        ((), None, ""),
+        ((("sliding_window", 1024),), 1024, "-w1024"),
+        ((("attention_chunk_size", 8192),), 8192, "-c8192"),
+    ],
+)
+def test_a_query_attends_to_its_window_or_to_its_chunk(
+    attributes: tuple[tuple[str, int], ...], window: int | None, detail: str
+) -> None:
+    heads = (("head_size", 128), ("num_heads", 32), ("num_kv_heads", 8), *attributes)
+    attention = Signature(OperationKind.ATTENTION, "attention", (), tuple(sorted(heads)), "batch")
+    assert attention.window == window
+    assert attention.label == f"attention-32h8kv128{detail}"
+
+
 def test_a_label_of_experts_counts_them() -> None:
     experts = Signature(
         OperationKind.MOE,

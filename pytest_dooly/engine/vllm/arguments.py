@@ -11,7 +11,7 @@ from pytest_dooly.engine.vllm.installation import installed_version
 from pytest_dooly.engine.vllm.refusals import first_line, reason
 from pytest_dooly.errors import ConfigurationError, EngineError
 
-__all__ = ["GRAPHS", "engine_arguments", "engine_config", "limits_of", "start"]
+__all__ = ["GRAPHS", "engine_arguments", "engine_config", "limits_of", "sizes_by_default", "start"]
 
 GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}}
 """Arguments of an engine that replays CUDA graphs of the same kernels that it runs eagerly: nothing is compiled."""
@@ -31,6 +31,8 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "async_scheduling": False,
         # Random prompts share no prefix; a cache hit would hide work that the prediction counts.
         "enable_prefix_caching": False,
+        # Towers for images and sound are left out: requests here are text.
+        "language_model_only": True,
         "dtype": options.dtype or "bfloat16",
         "tensor_parallel_size": options.tensor_parallel_size,
         "enable_expert_parallel": options.expert_parallel_size > 1,
@@ -57,9 +59,22 @@ def engine_config(configuration: ModelConfiguration) -> Any:
     try:
         return EngineArgs(**engine_arguments(configuration)).create_engine_config(UsageContext.LLM_CLASS)
     except Exception as error:
-        raise ConfigurationError(
-            f"vLLM {installed_version()} refuses the configuration of {configuration.name}: {reason(error)}"
-        ) from error
+        raise _refused(configuration, error) from error
+
+
+def sizes_by_default(configuration: ModelConfiguration) -> dict[str, Any]:
+    """Fields of the language model's configuration as vLLM reads it, those that config.json does not say included.
+
+    Raises:
+        ConfigurationError: vLLM refuses it.
+    """
+    from vllm.transformers_utils.config import get_config, get_hf_text_config
+
+    try:
+        known: dict[str, Any] = get_hf_text_config(get_config(str(configuration.directory), False)).to_dict()
+    except Exception as error:
+        raise _refused(configuration, error) from error
+    return known
 
 
 def limits_of(config: Any) -> Limits:
@@ -92,3 +107,9 @@ def start(arguments: dict[str, Any], kv_tokens: int) -> Any:
         return LLM(**arguments, disable_log_stats=False, kv_cache_memory_bytes=2**30, num_gpu_blocks_override=blocks)
     except Exception as error:
         raise EngineError(f"vLLM does not start: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _refused(configuration: ModelConfiguration, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"vLLM {installed_version()} refuses the configuration of {configuration.name}: {reason(error)}"
+    )

@@ -9,7 +9,7 @@ import torch
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 
-__all__ = ["attention_metadata", "batch_at", "ordered", "positions_of"]
+__all__ = ["attention_metadata", "batch_at", "ordered", "position_axes", "positions_of"]
 
 # A step's context where only the number of requests matters.
 _SOME_CONTEXT = 16
@@ -52,6 +52,15 @@ def ordered(batch: Batch, longest_decode: int | None) -> Batch:
 def positions_of(batch: Batch) -> torch.Tensor:
     """Place of every new token in its sequence, shape (num_tokens,)."""
     return torch.cat([torch.arange(request.context_len, request.seq_len) for request in batch.requests])
+
+
+def position_axes(model_config: Any) -> tuple[int, ...]:
+    """What comes before num_tokens in the shape of positions: the axes of a rotation that knows images, else nothing.
+
+    Args:
+        model_config: vLLM's own.
+    """
+    return (int(getattr(model_config, "mrope_num_dims", 3)),) if model_config.uses_mrope else ()
 
 
 def attention_metadata(group: Any, batch: Batch, device: torch.device) -> tuple[Any, torch.Tensor]:

@@ -15,10 +15,12 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton
-from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config
+from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
+from pytest_dooly.engine.vllm.custom_code import read_as_data
 from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
-from pytest_dooly.engine.vllm.patches import inspecting_here, without_weights
+from pytest_dooly.engine.vllm.model_classes import classes_found_here
+from pytest_dooly.engine.vllm.patches import without_weights
 from pytest_dooly.engine.vllm.skeleton import VllmSkeleton, built
 from pytest_dooly.engine.vllm.small import in_small, written
 from pytest_dooly.errors import ConfigurationError, EngineError, UntestedEngineWarning
@@ -45,8 +47,10 @@ class VllmEngine:
             warnings.warn(text, UntestedEngineWarning, stacklevel=2)
         # In-process, or the layers live where we cannot reach them; offline, since nothing may be downloaded.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # what goes wrong is raised
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # Transformers warns of fields of a checkpoint that it does not know, as if the user could change them.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         # The other runner, which a GPU gets, keeps no attention groups and samples by another kernel.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
@@ -75,18 +79,20 @@ class VllmEngine:
         """The model without weights; see `Engine.skeleton`."""
         with quiet():
             check_import()
-            with inspecting_here():
+            with classes_found_here(), read_as_data(configuration.document):
                 config = engine_config(configuration)
-            with without_weights(config, origins):
-                model = built(configuration, config, origins)
-                yield VllmSkeleton(model, config, between_layers=between_layers(configuration))
+                with without_weights(config, origins):
+                    model = built(configuration, config, origins)
+                    yield VllmSkeleton(model, config, between_layers=between_layers(configuration))
 
     @contextmanager
     def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
         """A model of the same architecture in small; see `Engine.small`."""
         if configuration.directory is None:
             raise ConfigurationError(f"{configuration.name} has no config.json here to make a small model of")
-        document = in_small(configuration.document)
+        with quiet(), read_as_data(configuration.document):
+            check_import()
+            document = in_small(configuration.document, sizes_by_default(configuration))
         if not runs_here(document):
             del document["quantization_config"]
         options = replace(configuration.options, max_model_len=256, max_num_tokens=256, max_num_seqs=8)
@@ -111,7 +117,8 @@ class VllmEngine:
         with quiet():
             check_import()
             permit_tiles()
-            return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
+            with classes_found_here(), read_as_data(configuration.document):
+                return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
     def scheduler(self, options: SchedulerOptions) -> Scheduler:
         """VLLM's own scheduler over virtual requests; see `Engine.scheduler`."""

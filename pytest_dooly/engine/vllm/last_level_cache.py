@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.language_model import language_model
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, fixed_size
 
@@ -56,7 +57,7 @@ def layers_needed(configuration: ModelConfiguration, operations: Sequence[ModelO
     )
     rotation = math.ceil(2 * _last_level_cache_bytes() / max(1, layer_bytes))
     affordable = psutil.virtual_memory().available // 3 // max(1, layer_bytes)
-    depth = configuration.document.get("num_hidden_layers", _MAX_LAYERS)
+    depth = language_model(configuration.document).get("num_hidden_layers", _MAX_LAYERS)
     return max(last + 1, min(rotation, affordable, depth, _MAX_LAYERS))
 
 

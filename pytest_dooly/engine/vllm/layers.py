@@ -77,6 +77,7 @@ class LayerCatalogue:
             "num_kv_heads": int(layer.num_kv_heads),
             "sinks": bool(getattr(layer, "has_sink", False)) or None,
             "sliding_window": int(layer.sliding_window) if layer.sliding_window else None,
+            "attention_chunk_size": int(getattr(layer, "attention_chunk_size", None) or 0) or None,
             "soft_cap": float(getattr(implementation, "logits_soft_cap", None) or 0) or None,
             "shares_kv": bool(getattr(layer, "kv_sharing_target_layer_name", None)) or None,
         }

@@ -13,7 +13,7 @@ from pytest_dooly.engine.base import Origins
 from pytest_dooly.engine.vllm.parallel import one_of_many
 from pytest_dooly.engine.vllm.quantisation import any_kernel
 
-__all__ = ["inspecting_here", "without_weights"]
+__all__ = ["without_weights"]
 
 # Names of integers in a Hugging Face configuration that count layers or name tokens: no size is made of them.
 _NO_SIZE = ("_token_id", "layers", "layer_types", "chunk_size_feed_forward", "num_labels")
@@ -51,18 +51,10 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         _never_reloaded(),
         any_kernel(config.quant_config is not None),
         _attributes_of_parameters(),
+        _never_moved_away(),
         # A line for the log that looks into a tensor's values.
         mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
     ):
-        yield
-
-
-@contextmanager
-def inspecting_here() -> Iterator[None]:
-    """VLLM looks at an architecture it has not met in a process of its own, which takes as long as all the rest."""
-    from vllm.model_executor.models import registry
-
-    with mock.patch.object(registry, "_run_in_subprocess", lambda inspect: inspect()):
         yield
 
 
@@ -72,9 +64,17 @@ def _plant(config: Any, plant: Callable[[str, int], int]) -> None:
     # What vLLM has read off the configuration by itself, under the names that configurations use.
     named += [(model.model_arch_config, ours, theirs) for ours, theirs in _DERIVED.items()]
     for owner, attribute, name in [*named, (config.cache_config, "block_size", "block_size")]:
-        value = getattr(owner, attribute, None)
+        value = _global_value(owner, attribute)
         if type(value) is int and value > 0 and not any(part in name for part in _NO_SIZE):
             object.__setattr__(owner, attribute, plant(name, value))
+
+
+def _global_value(config: Any, attribute: str) -> Any:
+    """What a configuration says for all layers alike; None where Transformers refuses, since layers differ in it."""
+    try:
+        return getattr(config, attribute, None)
+    except RuntimeError:
+        return None
 
 
 @contextmanager
@@ -125,4 +125,16 @@ def _attributes_of_parameters() -> Iterator[None]:
         return parameter
 
     with mock.patch.object(BasevLLMParameter, "__new__", make):
+        yield
+
+
+@contextmanager
+def _never_moved_away() -> Iterator[None]:
+    """Towers that are left out stay where they are: fake tensors hold no memory to be freed, and cannot be moved."""
+    move = torch.nn.Module.to
+
+    def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return module if args == ("meta",) else move(module, *args, **kwargs)
+
+    with mock.patch.object(torch.nn.Module, "to", moved):
         yield

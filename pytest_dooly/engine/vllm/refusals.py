@@ -16,4 +16,5 @@ def reason(error: Exception) -> str:
     wrapped = [line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")]
     first, *more = wrapped or lines or [type(error).__name__]
     why = " ".join([first, *more[:1]]) if first.endswith(":") else first
-    return why.partition(" [type=")[0]
+    # A list of all architectures there are is no reason.
+    return why.partition(" [type=")[0].partition(" Supported architectures: ")[0]

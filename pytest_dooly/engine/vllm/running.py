@@ -13,7 +13,7 @@ from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.engine.base import Clock, Layer
 from pytest_dooly.engine.stand_ins import Place, Recalled, Timed, Untimed, in_place_of, places_of_layers
 from pytest_dooly.engine.vllm.arguments import limits_of
-from pytest_dooly.engine.vllm.batches import attention_metadata, batch_at, ordered, positions_of
+from pytest_dooly.engine.vllm.batches import attention_metadata, batch_at, ordered, position_axes, positions_of
 from pytest_dooly.engine.vllm.layers import LayerCatalogue, decoder_layers, outermost_leaves
 from pytest_dooly.engine.vllm.sampling import greedy_sampling
 
@@ -94,7 +94,8 @@ class RunningModel:
     def forward(self, batch: Batch, within: AbstractContextManager[object] = _ALONE) -> None:
         """Runs the model, the logits and the sampler once, in the batch's context; see `Session.forward`."""
         ids = torch.randint(1, self.vocab_size, (batch.num_tokens,), device=self.device)
-        positions = positions_of(batch).to(self.device)
+        axes = position_axes(self._config.model_config)
+        positions = positions_of(batch).to(self.device).expand(*axes, -1).contiguous()
         metadata = greedy_sampling(self.device)
         metadata.logitsprocs = self._runner.input_batch.logitsprocs
         with within:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
-from pytest_dooly.engine.vllm.patches import inspecting_here
+from pytest_dooly.engine.vllm.model_classes import classes_found_here
 from pytest_dooly.engine.vllm.refusals import reason
 from pytest_dooly.engine.vllm.sampling import greedy_parameters
 from pytest_dooly.engine.vllm.small import written
@@ -194,7 +194,7 @@ def _config(options: SchedulerOptions) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     limits = options.limits
-    with written({**_MODEL, "max_position_embeddings": limits.max_model_len}) as folder, inspecting_here():
+    with written({**_MODEL, "max_position_embeddings": limits.max_model_len}) as folder, classes_found_here():
         arguments = EngineArgs(
             model=str(folder),
             skip_tokenizer_init=True,

@@ -11,6 +11,7 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.operation import Operation, OperationKind
 from pytest_dooly.engine.base import Layer, Origins
 from pytest_dooly.engine.vllm.arguments import limits_of
+from pytest_dooly.engine.vllm.batches import position_axes
 from pytest_dooly.engine.vllm.device import device_of
 from pytest_dooly.engine.vllm.identity import layer_identity
 from pytest_dooly.engine.vllm.installation import installed_version
@@ -66,7 +67,8 @@ class VllmSkeleton:
 
         device = next(self._model.parameters()).device
         with set_forward_context(None, self._config, num_tokens=int(num_tokens)):
-            ids, positions = (torch.empty(num_tokens, dtype=torch.int64, device=device) for _ in range(2))
+            shapes = (num_tokens,), (*position_axes(self._config.model_config), num_tokens)
+            ids, positions = (torch.empty(shape, dtype=torch.int64, device=device) for shape in shapes)
             hidden = self._model(ids, positions)
             logits = self._model.compute_logits(hidden.new_empty((num_reqs, hidden.shape[-1])))
             self._sampler(logits=logits, sampling_metadata=greedy_sampling(device))
@@ -111,8 +113,11 @@ def built(configuration: ModelConfiguration, config: Any, origins: Origins) -> t
 
 def _check_backend(configuration: ModelConfiguration, model: torch.nn.Module) -> None:
     """A platform without the attention backend that was asked for may take its own and say nothing."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
     asked = configuration.options.attention_backend
-    taken = {module.attn_backend.get_name() for module in model.modules() if hasattr(module, "attn_backend")}
+    layers = [module for module in model.modules() if isinstance(module, AttentionLayerBase)]
+    taken = {layer.attn_backend.get_name() for layer in layers if hasattr(layer, "attn_backend")}
     if asked and taken and asked.upper() not in taken:
         raise _wrong_backend(configuration, f"{device_of(configuration)} runs {' and '.join(sorted(taken))} instead")
 

@@ -44,7 +44,7 @@ def skip_what_0_26_lacks(engine: Engine, alias: str, lacking: frozenset[str] = N
 def in_small(alias: str) -> dict[str, Any]:
     from pytest_dooly.engine.vllm.small import in_small
 
-    return in_small(resolve(alias).document)
+    return in_small(resolve(alias).document, {})
 
 
 def configured(folder: Path, document: Mapping[str, Any], **options: Any) -> ModelConfiguration:

@@ -76,8 +76,11 @@ QUANTISED: dict[str, tuple[str, dict[str, Any]]] = {
     "modelopt nvfp4": (
         "nvfp4",
         {
+            **_group(_number(4, "float", "tensor"), _number(4, "float", "tensor"), ""),
             "quant_method": "modelopt",
-            "quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]},
+            "quant_algo": "NVFP4",
+            "kv_cache_quant_algo": "FP8",
+            "group_size": 16,
         },
     ),
     "AWQ": ("int4", {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}),
@@ -86,7 +89,10 @@ QUANTISED: dict[str, tuple[str, dict[str, Any]]] = {
         "int8_weights",
         {"quant_method": "gptq", "bits": 8, "group_size": 128, "desc_act": False, "sym": True},
     ),
-    "FBGEMM fp8": ("fp8", {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    "FBGEMM fp8": (
+        "fp8",
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]},
+    ),
 }
 MOE = {
     **LLAMA,

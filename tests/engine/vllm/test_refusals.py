@@ -19,6 +19,7 @@ from pytest_dooly.engine.vllm.refusals import reason
             "Class validation error for 'x': ValueError: no multiple",
         ),
         ("plain\nand more", "plain"),
+        ("X is not supported. Supported architectures: dict_keys(['A', 'B'])", "X is not supported."),
         ("", "ValueError"),
     ],
 )
