@@ -76,7 +76,11 @@ class Grounds:
             environment, outcomes = measured
             regressor = fit(signature, outcomes)
             return Foundation(regressor, Basis("measured", len(outcomes), (str(environment),), regressor.error))
-        parts = [(part, self.regressor(part.family)) for part in parts_of(signature)]
+        asked = parts_of(signature)
+        published = None if asked else self._published.get(portable(signature))
+        if published is not None:
+            return self._at_own_sizes(signature, *published)
+        parts = [(part, self.regressor(part.family)) for part in asked]
         known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
@@ -92,6 +96,14 @@ class Grounds:
         reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "published" if exact else "across sizes"
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
+
+    def _at_own_sizes(
+        self, signature: Signature, environment: Environment, rows: Sequence[PublishedLatency]
+    ) -> Foundation:
+        """A regressor on what others have measured of the very operation, where it is of no family."""
+        regressor = fit(signature, {row.point: _measurement(row.latency_s) for row in rows})
+        sources = tuple(source.name for source in self._db.sources(environment, [rows[0].signature.key]))
+        return Foundation(regressor, Basis("published", len(rows), sources, regressor.error))
 
     def predictable(self, model: ServedModel, *, target: float) -> dict[str, float | None]:
         """Expected error of the operations that need not be timed, by signature key.
@@ -217,6 +229,24 @@ class Grounds:
             for key, outcomes in self._outcomes[environment].items()
             if len(outcomes) >= _FEWEST
         }
+
+    @cached_property
+    def _published(self) -> Mapping[Signature, tuple[Environment, Sequence[PublishedLatency]]]:
+        """What others have measured of operations of no family, by portable signature; of the most rows where several
+        environments have one."""
+        found: dict[Signature, tuple[Environment, Sequence[PublishedLatency]]] = {}
+        for environment in self._environments:
+            lone = [key for key in self._db.published_counts(environment) if not parts_of(self._signatures[key])]
+            for key, rows in self._db.published(environment, lone).items() if lone else ():
+                same = portable(self._signatures[key])
+                if len(rows) >= _FEWEST and (same not in found or len(rows) > len(found[same][1])):
+                    found[same] = environment, rows
+        return found
+
+
+def _measurement(latency_s: float) -> Measurement:
+    """What is published of a point: a mean, of whose rounds nothing is known."""
+    return Measurement(rounds=1, min_s=latency_s, median_s=latency_s, mean_s=latency_s, iqr_s=0.0)
 
 
 def grounds_of(

@@ -81,6 +81,7 @@ class Simulated:
     Attributes:
         traffic: what was asked.
         sent_s: when the client sent it, shape (requests,).
+        scheduled_s: when the engine first made a step with it.
         first_s: when the client had the first token.
         last_s: when it had the last token.
         cached_tokens: of the prompt, found in the prefix cache.
@@ -90,6 +91,7 @@ class Simulated:
 
     traffic: Traffic
     sent_s: Array
+    scheduled_s: Array
     first_s: Array
     last_s: Array
     cached_tokens: npt.NDArray[np.int64]
@@ -118,6 +120,7 @@ class Simulated:
         return {
             "stage": [request.stage for request in requests],
             "sent_s": self.sent_s,
+            "scheduled_s": self.scheduled_s,
             "first_token_s": self.first_s,
             "last_token_s": self.last_s,
             "prompt_len": [request.prompt_len for request in requests],
@@ -167,7 +170,7 @@ class _Run:
         self._progress, self._ended = progress, 0
         self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
         number = len(traffic.requests)
-        self._sent_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(3))
+        self._sent_s, self._scheduled_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(4))
         self._preemptions = np.zeros(number, dtype=np.int64)
         self._steps: list[StepRecord] = []
         self._turns: dict[int, list[int]] = {}
@@ -181,6 +184,7 @@ class _Run:
         self._seats = traffic.concurrency
         self._freed_s: deque[float] = deque()
         self._arriving: deque[tuple[float, int]] = deque()  # on the way to the engine
+        self._unscheduled: set[int] = set()  # never in a step
         self._unserved: set[int] = set()  # without a first token
         self._under_way: deque[tuple[Scheduled, float]] = deque()
         self._idle_from_s = 0.0
@@ -207,6 +211,7 @@ class _Run:
         return Simulated(
             self._traffic,
             self._sent_s,
+            self._scheduled_s,
             self._first_s,
             self._last_s,
             np.array(cached, dtype=np.int64),
@@ -238,6 +243,7 @@ class _Run:
         while self._arriving and self._arriving[0][0] <= now_s:
             _, place = self._arriving.popleft()
             self._scheduler.add(place, self._traffic.requests[place])
+            self._unscheduled.add(place)
             self._unserved.add(place)
 
     def _begin(self, step: Scheduled, now_s: float) -> None:
@@ -252,6 +258,9 @@ class _Run:
         latency_s = self._times.latency_s(num_decodes, decode_tokens, chunks)
         self._idle_from_s = begin_s + latency_s
         self._under_way.append((step, self._idle_from_s))
+        for place in self._unscheduled.intersection(step.requests):
+            self._scheduled_s[place] = now_s
+            self._unscheduled.discard(place)
         for place in step.preempted:
             self._preemptions[place] += 1
         scheduler = self._scheduler

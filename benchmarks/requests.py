@@ -1,0 +1,250 @@
+"""One run, request by request: simulated from published latencies of operators, beside what vLLM measured.
+
+Run as `python -m benchmarks.requests [--clone DIR] [--db FILE] [--write DIR]`. `benchmarks/request_runs.py` says where
+the runs come from and what their times are. Each is simulated with its own arrivals, lengths and common beginnings of
+prompts, with the limits of its engine, and on the RTX 4090, whose KV cache is full for most of the run, with the number
+of KV blocks that the engine logged; on the RTX Pro 6000 with what memory leaves, which the run does not fill.
+
+Step times come from the operator tables of the same GPU and model that lie beside the runs (`dooly import
+llmservingsim`), of which those of the RTX 4090 are in `benchmarks/llmservingsim/`; a clone has the others. Nothing is
+fitted to a run. Where a table has no rows, the estimate of the data sheet stands: collectives, the first norm of a
+model, norms of queries and keys, and the engine's own share of a step.
+
+Not simulated: Qwen3-30B-A3B, whose two engines share their experts (DP 2 x EP 2) and wait for each other at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.public import write
+from benchmarks.request_runs import Measured, read_runs
+from benchmarks.study.redundancy import progress
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.configuration import ServingOptions, resolve
+from pytest_dooly.core.device import device_named
+from pytest_dooly.core.scheduling import SchedulerOptions
+from pytest_dooly.engine import load_engine
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.published.grounds import Grounds
+from pytest_dooly.published.llmservingsim import Bundle
+from pytest_dooly.report.figure import INK, headline, new_figure, save_png, style
+from pytest_dooly.serving import serve
+from pytest_dooly.simulation.clock import Simulated, run
+from pytest_dooly.simulation.deployment import kv_blocks
+from pytest_dooly.simulation.native import NativeScheduler
+from pytest_dooly.simulation.step_times import StepTimes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KEPT = Path(__file__).with_name("llmservingsim")
+"""Bundles of the repository, as in a clone's `profiler/perf`."""
+
+NUM_TOKENS = 2048
+"""Most tokens of a step, of all these engines."""
+
+QWEN3_32B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 5120,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 25600,
+    "num_hidden_layers": 64,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+"""Its published config.json; the model is not shipped."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a run's engine was started, by its `meta.json`.
+
+    Attributes:
+        device: that served it.
+        bundle: its operator tables, below `profiler/perf`.
+        model: alias; None for Qwen3-32B.
+        ranks: tensor-parallel size.
+        num_seqs: most requests of a step.
+        max_model_len: most tokens of a request.
+        kv_blocks: as logged; None where that is unknown.
+    """
+
+    device: str
+    bundle: str
+    model: str | None
+    ranks: int
+    num_seqs: int
+    max_model_len: int
+    kv_blocks: int | None
+
+
+ENGINES = {
+    "RTX4090/Llama-3.1-8B": Engine(
+        "rtx_4090", "RTX4090/meta-llama/Llama-3.1-8B/bf16/tp1", "llama3", 1, 256, 32768, 2588
+    ),
+    "RTXPRO6000/Llama-3.1-8B": Engine(
+        "rtx_pro_6000", "RTXPRO6000/meta-llama/Llama-3.1-8B/bf16/tp1", "llama3", 1, 128, 131072, None
+    ),
+    "RTXPRO6000/Qwen3-32B": Engine("rtx_pro_6000", "RTXPRO6000/Qwen/Qwen3-32B/bf16/tp2", None, 2, 128, 40960, None),
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run beside its simulation.
+
+    Attributes:
+        name: `<gpu>/<model>`.
+        measured: the run.
+        simulated: the simulation.
+        out_of_range: what was asked outside of the tables.
+    """
+
+    name: str
+    measured: Measured
+    simulated: Simulated
+    out_of_range: Sequence[str]
+
+    def figures(self) -> dict[str, tuple[Array, Array]]:
+        """Measured and simulated by name, in seconds, shape (requests,)."""
+        requests = self.measured.traffic.requests
+        sent_s = np.array([request.arrival_s for request in requests])
+        gaps = np.array([request.output_len - 1 for request in requests])
+        of, found = self.measured, self.simulated
+        return {
+            "queue": (of.scheduled_s - sent_s, found.scheduled_s - found.sent_s),
+            "TTFT": (of.first_s - sent_s, found.ttft_s),
+            "prefill": (of.first_s - of.scheduled_s, found.first_s - found.scheduled_s),
+            "TPOT": ((of.last_s - of.first_s) / gaps, found.tpot_s),
+            "latency": (of.last_s - sent_s, found.latency_s),
+        }
+
+
+def main() -> None:
+    """Imports the tables that are there, simulates, prints, and writes where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clone", metavar="DIR", type=Path, help="of LLMServingSim, for the runs on RTX Pro 6000")
+    parser.add_argument("--db", metavar="FILE", type=Path, help="latency DB to import into; a temporary one else")
+    parser.add_argument("--write", metavar="DIR", type=Path, help="a report and a picture as well")
+    options = parser.parse_args()
+    tables = KEPT if options.clone is None else options.clone / "profiler" / "perf"
+    with tempfile.TemporaryDirectory() as folder, LatencyDB.open(options.db or Path(folder) / "latency.db") as db:
+        found = list(compared(read_runs(), tables, db, Path(folder)))
+    text = "\n".join(report(found))
+    sys.stdout.write(f"{text}\n")
+    if options.write is not None:
+        write(options.write / "requests.md", "Requests of published runs of vLLM, each beside its prediction", __doc__, text)
+        picture(found, options.write / "requests.png")
+
+
+def compared(runs: Mapping[str, Measured], tables: Path, db: LatencyDB, folder: Path) -> Iterator[Compared]:
+    """Every run whose tables are there."""
+    for name, measured in runs.items():
+        engine = ENGINES[name]
+        if (tables / engine.bundle).is_dir():
+            times, options = deployed(engine, tables / engine.bundle, db, folder)
+            progress(f"simulating {name}")
+            simulated = run(measured.traffic, NativeScheduler(options), times)
+            yield Compared(name, measured, simulated, times.out_of_range())
+
+
+def deployed(engine: Engine, directory: Path, db: LatencyDB, folder: Path) -> tuple[StepTimes, SchedulerOptions]:
+    """Step times of the engine, from its tables alone, and how it schedules."""
+    bundle, vllm, device = Bundle.open(directory), load_engine("vllm"), device_named(engine.device)
+    serving = ServingOptions(
+        dtype="bfloat16",
+        tensor_parallel_size=engine.ranks,
+        max_num_tokens=NUM_TOKENS,
+        max_num_seqs=engine.num_seqs,
+        max_model_len=engine.max_model_len,
+    )
+    configuration = resolve(engine.model or qwen(folder), serving)
+    model = serve(vllm, configuration, db, vllm.environment(configuration), progress=progress)
+    for table in bundle.tables(model):
+        db.publish(table)
+    founded = Grounds(db, device, progress=progress).of(model)
+    blocks = engine.kv_blocks or kv_blocks(model, device)
+    limits = Limits(NUM_TOKENS, engine.num_seqs, engine.max_model_len)
+    return StepTimes(model, {key: each.model for key, each in founded.items()}), SchedulerOptions(limits, blocks)
+
+
+def qwen(folder: Path) -> str:
+    """A directory in the folder with the config.json of Qwen3-32B."""
+    directory = folder / "qwen3-32b"
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(QWEN3_32B))
+    return str(directory)
+
+
+def report(rows: Sequence[Compared]) -> Iterator[str]:
+    """Errors of each run, what was out of range, and where in the run they are."""
+    yield "Seconds; MAPE and bias are means over requests, of those that measured 10 ms at least"
+    yield (
+        f"{'run':24} {'':8} {'MAPE':>6} {'bias':>7} {'of mean':>7} {'corr.':>6} | "
+        + " | ".join(f"{f'p{p} measured, predicted':^26}" for p in (50, 90, 99))
+    )
+    for row in rows:
+        for name, (measured_s, simulated_s) in row.figures().items():
+            yield f"{row.name:24} {name:8} {_figures(measured_s, simulated_s)}"
+        begin = min(len(row.measured.first_s), 1)
+        end_s, found_s = row.measured.last_s.max(), row.simulated.last_s.max()
+        yield f"{row.name:24} {'the end':8} measured {end_s:.2f} s, predicted {found_s:.2f} s ({found_s / end_s - begin:+.1%})"
+        yield from (f"  {line}" for line in row.out_of_range)
+
+
+def _figures(measured_s: Array, simulated_s: Array) -> str:
+    known = measured_s >= 0.01
+    errors = simulated_s[known] / measured_s[known] - 1
+    mean = simulated_s.mean() / measured_s.mean() - 1
+    correlation = np.corrcoef(measured_s, simulated_s)[0, 1]
+    cells = (f"{np.percentile(measured_s, p):12.4f} {np.percentile(simulated_s, p):12.4f} " for p in (50, 90, 99))
+    return (
+        f"{np.abs(errors).mean():6.1%} {errors.mean():+7.1%} {mean:+7.1%} {correlation:6.3f} | {' | '.join(cells)}"
+    )
+
+
+def picture(rows: Sequence[Compared], path: Path) -> None:
+    """Predicted against measured, a point a request."""
+    with style():
+        figure = new_figure(12, 3.4 * len(rows) + 0.6)
+        axes = figure.subplots(len(rows), 3, squeeze=False)
+        for row, line in zip(rows, axes, strict=True):
+            for name, ax in zip(("TTFT", "TPOT", "latency"), line, strict=True):
+                _panel(ax, f"{row.name}: {name}, s", *row.figures()[name])
+        headline(figure, "Requests of published runs of vLLM, each beside its prediction")
+        save_png(figure, path)
+
+
+def _panel(ax: Axes, title: str, measured_s: Array, simulated_s: Array) -> None:
+    low, high = min(measured_s.min(), simulated_s.min()), max(measured_s.max(), simulated_s.max())
+    ax.plot((low, high), (low, high), color=INK, linewidth=0.8)
+    ax.scatter(measured_s, simulated_s, s=9, color="#0072b2", alpha=0.6, linewidths=0)
+    ax.set_title(title)
+    ax.set_xlabel("measured")
+    ax.set_ylabel("predicted")
+
+
+if __name__ == "__main__":
+    main()
