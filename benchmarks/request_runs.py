@@ -1,9 +1,9 @@
 """Published runs of vLLM, request by request: what arrived, and when the engine scheduled, began and ended it.
 
-Run as `python -m benchmarks.request_runs CLONE` to make `benchmarks/request_runs.csv` again from a clone of its source:
-github casys-kaist/LLMServingSim at 5daddb2 (MIT, see `benchmarks/llmservingsim/LICENSE`), `bench/examples/<gpu>/<model>/
-vllm/requests.jsonl`, and for what prompts share, `workloads/*.jsonl`, of whose token ids only the lengths of common
-beginnings are kept. vLLM is 0.19.0; the client is within the engine's process (`AsyncLLM.generate`), without a server.
+Run as `python -m benchmarks.request_runs CLONE` to make `benchmarks/request_runs.csv` again from a clone of its
+source: github casys-kaist/LLMServingSim at 5daddb2 (MIT, see `benchmarks/llmservingsim/LICENSE`), the files
+`bench/examples/<gpu>/<model>/vllm/requests.jsonl`, and for what prompts share, `workloads/*.jsonl`, of whose token ids
+only the lengths of common beginnings are kept. vLLM is 0.19.0; the client is within the engine's process (`AsyncLLM.generate`), without a server.
 
 What the times are (`vllm/v1/metrics/stats.py`): `arrival` is when the client's process hands a request over, by its
 wall clock; all others are of the engine core, by the monotonic one: `queued` when it takes the request in, between two
@@ -98,10 +98,8 @@ def extracted(clone: Path, path: Path) -> Iterator[dict[str, str | int]]:
     apart_s = min(request["queued_ts"] - request["arrival_time"] for request in measured)
     begin_s = measured[0]["arrival_time"]
     for request, segments in zip(measured, common([each["input_tok_ids"] for each in sent]), strict=True):
-        times_s = [request["arrival_time"] - begin_s]
-        times_s += [
-            request[name] - apart_s - begin_s for name in ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
-        ]
+        stamps = (request[name] - apart_s for name in ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"))
+        times_s = [stamp_s - begin_s for stamp_s in (request["arrival_time"], *stamps)]
         yield {
             "run": f"{gpu}/{model}",
             "prompt_len": request["input_toks"],
@@ -116,7 +114,7 @@ def common(prompts: Sequence[Sequence[int]]) -> list[list[Segment]]:
     beginnings = [list(itertools.accumulate(_blocks(prompt), lambda a, b: hash((a, b)))) for prompt in prompts]
     users = Counter(itertools.chain.from_iterable(beginnings))
     identities: dict[int, int] = {}
-    found = []
+    found: list[list[Segment]] = []
     for prompt, blocks in zip(prompts, beginnings, strict=True):
         segments: list[Segment] = []
         for number, same in itertools.groupby(blocks, users.__getitem__):

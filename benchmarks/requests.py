@@ -48,6 +48,8 @@ from pytest_dooly.simulation.step_times import StepTimes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TITLE = "Requests of published runs of vLLM, each beside its prediction"
+
 KEPT = Path(__file__).with_name("llmservingsim")
 """Bundles of the repository, as in a clone's `profiler/perf`."""
 
@@ -155,7 +157,7 @@ def main() -> None:
     text = "\n".join(report(found))
     sys.stdout.write(f"{text}\n")
     if options.write is not None:
-        write(options.write / "requests.md", "Requests of published runs of vLLM, each beside its prediction", __doc__, text)
+        write(options.write / "requests.md", TITLE, __doc__, text)
         picture(found, options.write / "requests.png")
 
 
@@ -208,9 +210,9 @@ def report(rows: Sequence[Compared]) -> Iterator[str]:
     for row in rows:
         for name, (measured_s, simulated_s) in row.figures().items():
             yield f"{row.name:24} {name:8} {_figures(measured_s, simulated_s)}"
-        begin = min(len(row.measured.first_s), 1)
         end_s, found_s = row.measured.last_s.max(), row.simulated.last_s.max()
-        yield f"{row.name:24} {'the end':8} measured {end_s:.2f} s, predicted {found_s:.2f} s ({found_s / end_s - begin:+.1%})"
+        ends = f"{end_s:.2f} s, predicted {found_s:.2f} s ({found_s / end_s - 1:+.1%})"
+        yield f"{row.name:24} last token measured {ends}"
         yield from (f"  {line}" for line in row.out_of_range)
 
 
@@ -220,9 +222,7 @@ def _figures(measured_s: Array, simulated_s: Array) -> str:
     mean = simulated_s.mean() / measured_s.mean() - 1
     correlation = np.corrcoef(measured_s, simulated_s)[0, 1]
     cells = (f"{np.percentile(measured_s, p):12.4f} {np.percentile(simulated_s, p):12.4f} " for p in (50, 90, 99))
-    return (
-        f"{np.abs(errors).mean():6.1%} {errors.mean():+7.1%} {mean:+7.1%} {correlation:6.3f} | {' | '.join(cells)}"
-    )
+    return f"{np.abs(errors).mean():6.1%} {errors.mean():+7.1%} {mean:+7.1%} {correlation:6.3f} | {' | '.join(cells)}"
 
 
 def picture(rows: Sequence[Compared], path: Path) -> None:
@@ -233,7 +233,7 @@ def picture(rows: Sequence[Compared], path: Path) -> None:
         for row, line in zip(rows, axes, strict=True):
             for name, ax in zip(("TTFT", "TPOT", "latency"), line, strict=True):
                 _panel(ax, f"{row.name}: {name}, s", *row.figures()[name])
-        headline(figure, "Requests of published runs of vLLM, each beside its prediction")
+        headline(figure, TITLE)
         save_png(figure, path)
 
 

@@ -232,8 +232,7 @@ class Grounds:
 
     @cached_property
     def _published(self) -> Mapping[Signature, tuple[Environment, Sequence[PublishedLatency]]]:
-        """What others have measured of operations of no family, by portable signature; of the most rows where several
-        environments have one."""
+        """What others have measured of operations of no family, by portable signature; where it is most of it."""
         found: dict[Signature, tuple[Environment, Sequence[PublishedLatency]]] = {}
         for environment in self._environments:
             lone = [key for key in self._db.published_counts(environment) if not parts_of(self._signatures[key])]

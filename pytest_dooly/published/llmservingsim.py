@@ -143,18 +143,15 @@ class Bundle:
         last = self.meta["tp_degrees"][-1]
         attention = next((o.signature for o in model.operations if o.signature.name == "attention"), None)
         heads = 0 if attention is None else int(dict(attention.attributes)["num_heads"])
-        found = {"num_attention_heads": heads * self.ranks}
-        found |= {"intermediate_size": down * self.ranks for down in self._columns(model, "down_proj")}
-        for name, size in found.items():
-            if sizes[name] * last != size:
+        found = [("num_attention_heads", heads)]
+        for signature in self._signatures(model, _PLACES["down_proj"]):
+            found += [("intermediate_size", int(shape[1])) for role, _, shape in signature.tensors if role == "weight"]
+        for name, size in found:
+            if sizes[name] * last != size * self.ranks:
                 raise ConfigurationError(
-                    f"{model.name} has {name} {size}, and {self.model}, which {self.directory} is of, has "
+                    f"{model.name} has {name} {size * self.ranks}, and {self.model}, which {self.directory} is of, has "
                     f"{sizes[name] * last}: name that model with --model"
                 )
-
-    def _columns(self, model: ServedModel, layer: str) -> list[int]:
-        weights = (dict((t[0], t[2]) for t in s.tensors)["weight"] for s in self._signatures(model, _PLACES[layer]))
-        return [int(shape[1]) for shape in weights]
 
     def _signatures(self, model: ServedModel, ends: tuple[str, ...]) -> list[Signature]:
         """Operations of the layers whose paths end so, as they are on the profiled GPU."""
@@ -240,7 +237,7 @@ _FILES: Mapping[str, _File] = {
 
 def _on_gpu(signature: Signature, block_size: int) -> Signature:
     """The signature as a trace on the profiled GPU would give it."""
-    decided = {**_ON_GPU, "block_size": block_size}
+    decided: dict[str, str | int] = {**_ON_GPU, "block_size": block_size}
     blocks = f"((context_len + query_len + {block_size - 1}) // {block_size})"
     return replace(
         signature,
@@ -279,9 +276,8 @@ def _rows(path: Path, text: str, file: _File) -> Iterator[dict[str, Any]]:
     needed = {*file.columns, "time_us", *(() if file.layer else ("layer",))}
     missing = sorted(needed - set(lines.fieldnames or ()))
     if missing:
-        raise PublishedDataError(
-            f"{path} has no column {', '.join(missing)}, only {', '.join(lines.fieldnames or ())}: fetch the bundle again"
-        )
+        present = ", ".join(lines.fieldnames or ())
+        raise PublishedDataError(f"{path} has no column {', '.join(missing)}, only {present}: fetch the bundle again")
     for number, line in enumerate(lines, 2):
         try:
             values = {name: int(line[name]) for name in file.columns}

@@ -56,7 +56,9 @@ def simulated(
     first_s = sent_s + np.array(ttfts_s)
     last_s = first_s + 0.02 * (np.array(outputs) - 1)
     cached = np.arange(number, dtype=np.int64) * 25
-    return Simulated(Traffic(requests), sent_s, sent_s, first_s, last_s, cached, np.full(number, 3, dtype=np.int64), steps)
+    return Simulated(
+        Traffic(requests), sent_s, sent_s, first_s, last_s, cached, np.full(number, 3, dtype=np.int64), steps
+    )
 
 
 THREE = simulated(0.1, 0.3, 0.2)
