@@ -3,7 +3,8 @@
 Run as `python -m benchmarks.request_runs CLONE` to make `benchmarks/request_runs.csv` again from a clone of its
 source: github casys-kaist/LLMServingSim at 5daddb2 (MIT, see `benchmarks/llmservingsim/LICENSE`), the files
 `bench/examples/<gpu>/<model>/vllm/requests.jsonl`, and for what prompts share, `workloads/*.jsonl`, of whose token ids
-only the lengths of common beginnings are kept. vLLM is 0.19.0; the client is within the engine's process (`AsyncLLM.generate`), without a server.
+only the lengths of common beginnings are kept. vLLM is 0.19.0; the client calls the engine (`AsyncLLM.generate`)
+without a server between.
 
 What the times are (`vllm/v1/metrics/stats.py`): `arrival` is when the client's process hands a request over, by its
 wall clock; all others are of the engine core, by the monotonic one: `queued` when it takes the request in, between two

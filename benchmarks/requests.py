@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.requests [--clone DIR] [--db FILE] [--write DIR]`. `benchmarks/request_runs.py` says where
 the runs come from and what their times are. Each is simulated with its own arrivals, lengths and common beginnings of
 prompts, with the limits of its engine, and on the RTX 4090, whose KV cache is full for most of the run, with the number
-of KV blocks that the engine logged; on the RTX Pro 6000 with what memory leaves, which the run does not fill.
+of KV blocks that the engine logged; on the RTX Pro 6000, whose cache is never full, with room for all.
 
 Step times come from the operator tables of the same GPU and model that lie beside the runs (`dooly import
 llmservingsim`), of which those of the RTX 4090 are in `benchmarks/llmservingsim/`; a clone has the others. Nothing is
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.public import write
-from benchmarks.request_runs import Measured, read_runs
+from benchmarks.request_runs import BLOCK_SIZE, Measured, read_runs
 from benchmarks.study.redundancy import progress
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
@@ -41,7 +41,6 @@ from pytest_dooly.published.llmservingsim import Bundle
 from pytest_dooly.report.figure import INK, headline, new_figure, save_png, style
 from pytest_dooly.serving import serve
 from pytest_dooly.simulation.clock import Simulated, run
-from pytest_dooly.simulation.deployment import kv_blocks
 from pytest_dooly.simulation.native import NativeScheduler
 from pytest_dooly.simulation.step_times import StepTimes
 
@@ -55,6 +54,9 @@ KEPT = Path(__file__).with_name("llmservingsim")
 
 NUM_TOKENS = 2048
 """Most tokens of a step, of all these engines."""
+
+LONGEST = 5445
+"""Most tokens of a request of all these runs."""
 
 QWEN3_32B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -90,7 +92,7 @@ class Engine:
         ranks: tensor-parallel size.
         num_seqs: most requests of a step.
         max_model_len: most tokens of a request.
-        kv_blocks: as logged; None where that is unknown.
+        kv_blocks: as logged; None where it was not, and never full.
     """
 
     device: str
@@ -187,7 +189,7 @@ def deployed(engine: Engine, directory: Path, db: LatencyDB, folder: Path) -> tu
     for table in bundle.tables(model):
         db.publish(table)
     founded = Grounds(db, device, progress=progress).of(model)
-    blocks = engine.kv_blocks or kv_blocks(model, device)
+    blocks = engine.kv_blocks or 1 + engine.num_seqs * -(-LONGEST // BLOCK_SIZE)
     limits = Limits(NUM_TOKENS, engine.num_seqs, engine.max_model_len)
     return StepTimes(model, {key: each.model for key, each in founded.items()}), SchedulerOptions(limits, blocks)
 

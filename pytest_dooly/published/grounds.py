@@ -21,7 +21,7 @@ from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import Family, lone_parts_of, parts_of, table_of
+from pytest_dooly.published.family import Family, Part, lone_parts_of, mixed_part_of, parts_of, table_of
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.parts import PartsModel
@@ -84,7 +84,7 @@ class Grounds:
         known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
-        founded = PartsModel(known, estimate)
+        founded = PartsModel(known, estimate, self._mixed(signature))
         _, errors = founded.predict(sweep(signature, limits))
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.
@@ -96,6 +96,12 @@ class Grounds:
         reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "published" if exact else "across sizes"
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
+
+    def _mixed(self, signature: Signature) -> tuple[Part, FamilyRegressor] | None:
+        """Attention to prompts and decodes in one step, where such steps are published at its sizes."""
+        part = mixed_part_of(signature)
+        regressor = None if part is None else self.regressor(part.family)
+        return None if part is None or regressor is None or part.sizes not in regressor.rows else (part, regressor)
 
     def _at_own_sizes(
         self, signature: Signature, environment: Environment, rows: Sequence[PublishedLatency]
@@ -208,10 +214,12 @@ class Grounds:
         for environment in self._environments:
             own = {key: len(outcomes) for key, outcomes in self._outcomes[environment].items() if outcomes}
             published = self._db.published_counts(environment)
+            mixed = self._db.published_mixed(environment)
             of_families: dict[Family, dict[str, int]] = {}
             for key, number in (own | published).items():
                 for part in lone_parts_of(self._signatures[key]):
-                    of_families.setdefault(part.family, {})[key] = number
+                    if part.family.kernel != "mixed" or key in mixed:
+                        of_families.setdefault(part.family, {})[key] = number
             # What we have measured of few sizes says nothing of others, and is used as it is.
             counts |= {
                 (environment, family): of_keys
