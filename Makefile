@@ -10,7 +10,7 @@ DB     ?= .dooly/latency.db
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic economy study gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +49,9 @@ bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, besid
 
 bench-traffic: $(STAMP) ## traffic simulated from published latencies beside published runs of vLLM on an H100 (5 minutes)
 	$(BIN)/python -m benchmarks.traffic --write reports/public
+
+bench-requests: $(STAMP) ## a published run of vLLM, request by request, beside its simulation; CLONE=DIR of LLMServingSim for two more (3 minutes)
+	$(BIN)/python -m benchmarks.requests $(CLONE:%=--clone %) --write reports/public
 
 bench-engines: $(STAMP) ## predictions from published latencies beside published runs of vLLM on those GPUs (3 minutes)
 	$(BIN)/python -m benchmarks.engines --write reports/public

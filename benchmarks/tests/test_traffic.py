@@ -83,7 +83,7 @@ def test_figures_are_those_of_each_stage() -> None:
     requests = [TrafficRequest(float(at), 8, 4, stage=2 * (at > 1)) for at in range(4)]
     sent_s, zeros = np.arange(4, dtype=np.float64), np.zeros(4, dtype=np.int64)
     first_s, last_s = sent_s + np.array([1.0, 3.0, 5.0, 5.0]), sent_s + np.array([2.0, 4.0, 8.0, 8.0])
-    simulated = Simulated(Traffic(requests), sent_s, first_s, last_s, zeros, zeros, [])
+    simulated = Simulated(Traffic(requests), sent_s, sent_s, first_s, last_s, zeros, zeros, [])
     first, second = figures(simulated)
     assert first == pytest.approx([3.0, 2.0, 3.98, 2.98])
     assert second == pytest.approx([8.0, 5.0, 8.0, 5.0])

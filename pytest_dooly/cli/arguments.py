@@ -121,12 +121,14 @@ def _report(commands: _Commands) -> None:
 
 def _import(commands: _Commands) -> None:
     imported = commands.add_parser("import", help="published latencies into the latency DB, each with its source")
-    imported.add_argument("package", choices=["aiconfigurator"], help="whose tables")
-    imported.add_argument(
-        "--system", nargs="+", action=_Distinct, required=True, help="as the package names it, as in h200_sxm"
-    )
-    imported.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
-    imported.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
+    imported.add_argument("package", choices=["aiconfigurator", "llmservingsim"], help="whose tables")
+    of_package = imported.add_argument_group("aiconfigurator")
+    of_package.add_argument("--system", nargs="+", action=_Distinct, help="as the package names it, as in h200_sxm")
+    of_package.add_argument("--engine", default="vllm", help="serving engine that the latencies are of (vllm)")
+    of_package.add_argument("--engine-version", help="its version (the latest of each kind of operation)")
+    of_bundle = imported.add_argument_group("llmservingsim")
+    of_bundle.add_argument("directory", nargs="?", metavar="DIR", help="as in profiler/perf/GPU/MODEL/bf16/tp1")
+    of_bundle.add_argument("--model", help="that the tables are of: alias, directory or hub id (the one they name)")
     _common(imported)
 
 

@@ -43,8 +43,12 @@ DEVICES: tuple[Device, ...] = (
     Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 450e9),
     Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 450e9),
     Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 32e9),
+    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 32e9),
+    Device("rtx_pro_6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 188, 101.97e9, 1.597e12, 503.8e12, 64e9),
 )
-"""Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S.
+"""Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
+the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX
+Blackwell (there of the Workstation Edition).
 
 Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and 2026, of which vLLM takes its share:
 0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,

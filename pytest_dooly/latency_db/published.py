@@ -87,6 +87,18 @@ class PublishedTables(Tables):
         )
         return {row["signature"]: row["rows"] for row in rows}
 
+    def published_mixed(self, environment: Environment) -> frozenset[str]:
+        """Keys of the signatures of which others have timed batches of unequal requests in the environment."""
+        rows = self._rows(
+            """
+            SELECT DISTINCT signature FROM published_measurement
+            JOIN sweep_point ON sweep_point.key = published_measurement.sweep_point
+            WHERE environment = ? AND sweep_point.name LIKE '%,%'
+            """,
+            [environment.key],
+        )
+        return frozenset(row["signature"] for row in rows)
+
     def sources(
         self, environment: Environment | None = None, signature_keys: Iterable[str] | None = None
     ) -> dict[Source, int]:

@@ -2,11 +2,12 @@
 
 What a step takes is the sum of what depends on its tokens (linears, norms, mixtures), on its requests (logits, sampler)
 and on who attends to what. The first two are tables over one size. The third is a table of decodes, over their number
-and mean context, and one of prompt chunks, over length and context; what they take alone but not together, as the
-engine's own share of a step, is found out once and taken off. Between the points of a table values are interpolated
-linearly. On an H100's tables, of 200 random steps with up to 200 decodes and three chunks, that is within 0.6 % of the
-predictor in the mean and 2.3 % at the worst for llama3-70b on four ranks, 1.0 and 5.5 % for llama3 on one; steps of
-decodes alone within 0.2 %. What is left is that chunks of one step are not quite the sum of each.
+and mean context, one of what they add to a chunk, short or long, and one of prompt chunks, over length and context;
+what two chunks take apart but not together, as the engine's own share of a step, is found out once and taken off.
+Between the points of a table values are interpolated linearly. On an H100's tables, of 200 random steps with up to 200
+decodes and three chunks, that is within 0.6 % of the predictor in the mean and 2.3 % at the worst for llama3-70b on
+four ranks, 1.0 and 5.5 % for llama3 on one; steps of decodes alone within 0.2 %. What is left is that chunks of one
+step are not quite the sum of each.
 """
 
 from __future__ import annotations
@@ -140,28 +141,49 @@ class _Tables:
         contexts, before = _axis(1, limits.max_model_len), _axis(0, limits.max_model_len)
         self._decodes = _Table(numbers, contexts, self._grid(by_batch, numbers, contexts, decodes=True))
         self._chunks = _Table(lengths, before, self._grid(by_batch, lengths, before, decodes=False))
+        self._beside = [
+            (tokens, _Table(numbers, contexts, self._added(by_batch, numbers, contexts, tokens)))
+            for tokens in (_SOME_TOKENS, float(lengths[-1]))
+        ]
         self._once_s = self._counted_once(by_batch)
 
     def step_s(self, step: Scheduled) -> float:
         num_decodes, chunks = step.num_decodes, step.chunks
         total_s = self._of_tokens[step.num_tokens] + self._of_reqs[num_decodes + len(chunks)]
-        beside_decodes_s, beside_chunks_s = self._once_s
         if num_decodes:
-            total_s += self._decodes.at(num_decodes, step.decode_tokens / num_decodes)
-            total_s -= beside_decodes_s if chunks else 0.0
+            beside = step.num_tokens - num_decodes
+            total_s += self._decodes_s(num_decodes, step.decode_tokens / num_decodes, beside)
         for query_len, context_len in chunks:
             total_s += self._chunks.at(query_len, context_len)
-        return total_s - beside_chunks_s * max(len(chunks) - 1, 0)
+        return total_s - self._once_s * max(len(chunks) - 1, 0)
 
-    def _counted_once(self, part: ServedModel) -> tuple[float, float]:
-        """Seconds that decodes and a chunk take alone but not together, and likewise two chunks."""
+    def _decodes_s(self, num_decodes: int, mean: float, beside: int) -> float:
+        """Seconds of attention to decodes, alone or beside so many tokens of prompts."""
+        if not beside:
+            return self._decodes.at(num_decodes, mean)
+        (few, short), (most, long) = self._beside
+        share = min(max((beside - few) / max(most - few, 1.0), 0.0), 1.0)
+        return (1 - share) * short.at(num_decodes, mean) + share * long.at(num_decodes, mean)
+
+    def _counted_once(self, part: ServedModel) -> float:
+        """Seconds that two chunks take apart but not together."""
         if not part.operations:
-            return 0.0, 0.0
-        chunk, decode = (_SOME_TOKENS, 0), (1, _SOME_TOKENS)
-        groups = [chunk, decode, chunk, decode, chunk, chunk]
-        queries, contexts = zip(*groups, strict=True)
-        chunk_s, decode_s, mixed_s, two_s = self._predict(part, Work.of_batches(queries, contexts, [0, 1, 2, 4]))
-        return float(chunk_s + decode_s - mixed_s), float(2 * chunk_s - two_s)
+            return 0.0
+        chunk_s, two_s = self._predict(part, Work.of_batches([_SOME_TOKENS] * 3, [0] * 3, [0, 1]))
+        return float(2 * chunk_s - two_s)
+
+    def _added(self, part: ServedModel, numbers: Array, contexts: Array, tokens: float) -> Array:
+        """Seconds that decodes add to a chunk of so many tokens, over their number and mean context."""
+        if not part.operations:
+            return np.zeros((len(numbers), len(contexts)))
+        counts, means = (each.ravel() for each in np.meshgrid(numbers, contexts, indexing="ij"))
+        chunk, points = tokens, len(counts)
+        queries = np.tile([chunk, 1.0], points)
+        befores = np.column_stack([np.zeros(points), means]).ravel()
+        of_pairs = np.column_stack([np.ones(points), counts]).ravel()
+        both = Work.of_batches(queries, befores, 2 * np.arange(points), counts=of_pairs)
+        added_s = self._predict(part, both) - self._predict(part, Work.of_batches([chunk], [0.0], [0]))
+        return np.maximum(added_s, 0.0).reshape(len(numbers), len(contexts))
 
     def _line(self, part: ServedModel, longest: int, work: Callable[[Array], Work]) -> list[float]:
         """Seconds at every size up to the longest, by size; no step has none."""

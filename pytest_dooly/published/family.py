@@ -3,13 +3,16 @@
 Most operations are one part. A mixture of experts also runs its router and its shared experts, which are matrix
 products like any other; latent attention is what is left of a whole layer of it without the layer's matrix products.
 What changes the work of a kernel little is left out: a bias, a soft cap, attention sinks.
+
+Attention in a step of prompts and decodes is the sum of both unless such steps were timed: a kernel that has prompts to
+work on may take up to three times as long over the decodes beside them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +23,7 @@ from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
 
-__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "parts_of", "running", "table_of"]
+__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "mixed_part_of", "parts_of", "running", "table_of"]
 
 Array = npt.NDArray[np.float64]
 Columns = dict[str, Array]
@@ -44,7 +47,8 @@ class Family:
     """What operations have in common that differ in sizes alone.
 
     Attributes:
-        kernel: `gemm`, `prefill`, `decode`, `experts`, `latent prefill`, `latent decode` or a collective's name.
+        kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`
+            or a collective's name.
         precision: of weights, or of the KV cache for attention.
         backend: of attention; None where any will do.
     """
@@ -124,11 +128,17 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     return ()
 
 
+def mixed_part_of(signature: Signature) -> Part | None:
+    """Attention to prompts and decodes in one step as a part of its own; None for other operations."""
+    prefill = next((part for part in parts_of(signature) if part.family.kernel == "prefill"), None)
+    return None if prefill is None else replace(prefill, family=replace(prefill.family, kernel="mixed"))
+
+
 def lone_parts_of(signature: Signature) -> tuple[Part, ...]:
     """The parts of an operation whose latency is that of one of them alone, at every point or in one phase."""
-    parts = parts_of(signature)
+    parts, mixed = parts_of(signature), mixed_part_of(signature)
     phases = all(part.family.kernel.endswith(("prefill", "decode")) for part in parts)
-    return parts if len(parts) == 1 or phases else ()
+    return (*parts, *([mixed] if mixed else [])) if len(parts) == 1 or phases else ()
 
 
 def columns_of(part: Part, work: Work) -> Columns:
@@ -144,6 +154,10 @@ def columns_of(part: Part, work: Work) -> Columns:
         return sizes | _prompts(work, dict(part.sizes).get("window", 0))
     if kernel.endswith("decode"):
         return sizes | _decodes(work)
+    if kernel == "mixed":
+        decodes = _decodes(work)
+        beside = {"num_decodes": decodes.pop("batch_size"), **decodes}
+        return sizes | _prompts(work, dict(part.sizes).get("window", 0)) | beside
     features = Features(work, None)
     if part.columns is not None:
         return sizes | {"elements": features.tokens * part.columns}
@@ -166,7 +180,9 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
         work = Work.of([row.point for row in of])
         columns = columns_of(part, work)
         kept = np.ones(len(of), dtype=bool)
-        if "batch_size" in columns:
+        if family.kernel == "mixed":
+            kept = running(columns, len(of))
+        elif "batch_size" in columns:
             prompts = Features(work, None).prompts
             kept = work.sum(prompts if family.kernel.endswith("decode") else 1 - prompts) == 0
         if "context_len" in columns:
@@ -188,7 +204,8 @@ def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
 
 def running(columns: Columns, points: int) -> npt.NDArray[np.bool_]:
     """Which of the points run the part whose columns they are, shape (points,); a step of decodes runs no prefill."""
-    return columns["batch_size"] > 0 if "batch_size" in columns else np.ones(points, dtype=bool)
+    phases = [columns[name] > 0 for name in ("batch_size", "num_decodes") if name in columns]
+    return np.all(phases, axis=0) if phases else np.ones(points, dtype=bool)
 
 
 def _precision(signature: Signature) -> str:

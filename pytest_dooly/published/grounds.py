@@ -21,7 +21,7 @@ from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import Family, lone_parts_of, parts_of, table_of
+from pytest_dooly.published.family import Family, Part, lone_parts_of, mixed_part_of, parts_of, table_of
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.parts import PartsModel
@@ -76,11 +76,15 @@ class Grounds:
             environment, outcomes = measured
             regressor = fit(signature, outcomes)
             return Foundation(regressor, Basis("measured", len(outcomes), (str(environment),), regressor.error))
-        parts = [(part, self.regressor(part.family)) for part in parts_of(signature)]
+        asked = parts_of(signature)
+        published = None if asked else self._published.get(portable(signature))
+        if published is not None:
+            return self._at_own_sizes(signature, *published)
+        parts = [(part, self.regressor(part.family)) for part in asked]
         known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
-        founded = PartsModel(known, estimate)
+        founded = PartsModel(known, estimate, self._mixed(signature))
         _, errors = founded.predict(sweep(signature, limits))
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.
@@ -92,6 +96,20 @@ class Grounds:
         reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "published" if exact else "across sizes"
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
+
+    def _mixed(self, signature: Signature) -> tuple[Part, FamilyRegressor] | None:
+        """Attention to prompts and decodes in one step, where such steps are published at its sizes."""
+        part = mixed_part_of(signature)
+        regressor = None if part is None else self.regressor(part.family)
+        return None if part is None or regressor is None or part.sizes not in regressor.rows else (part, regressor)
+
+    def _at_own_sizes(
+        self, signature: Signature, environment: Environment, rows: Sequence[PublishedLatency]
+    ) -> Foundation:
+        """A regressor on what others have measured of the very operation, where it is of no family."""
+        regressor = fit(signature, {row.point: _measurement(row.latency_s) for row in rows})
+        sources = tuple(source.name for source in self._db.sources(environment, [rows[0].signature.key]))
+        return Foundation(regressor, Basis("published", len(rows), sources, regressor.error))
 
     def predictable(self, model: ServedModel, *, target: float) -> dict[str, float | None]:
         """Expected error of the operations that need not be timed, by signature key.
@@ -196,10 +214,12 @@ class Grounds:
         for environment in self._environments:
             own = {key: len(outcomes) for key, outcomes in self._outcomes[environment].items() if outcomes}
             published = self._db.published_counts(environment)
+            mixed = self._db.published_mixed(environment)
             of_families: dict[Family, dict[str, int]] = {}
             for key, number in (own | published).items():
                 for part in lone_parts_of(self._signatures[key]):
-                    of_families.setdefault(part.family, {})[key] = number
+                    if part.family.kernel != "mixed" or key in mixed:
+                        of_families.setdefault(part.family, {})[key] = number
             # What we have measured of few sizes says nothing of others, and is used as it is.
             counts |= {
                 (environment, family): of_keys
@@ -217,6 +237,23 @@ class Grounds:
             for key, outcomes in self._outcomes[environment].items()
             if len(outcomes) >= _FEWEST
         }
+
+    @cached_property
+    def _published(self) -> Mapping[Signature, tuple[Environment, Sequence[PublishedLatency]]]:
+        """What others have measured of operations of no family, by portable signature; where it is most of it."""
+        found: dict[Signature, tuple[Environment, Sequence[PublishedLatency]]] = {}
+        for environment in self._environments:
+            lone = [key for key in self._db.published_counts(environment) if not parts_of(self._signatures[key])]
+            for key, rows in self._db.published(environment, lone).items() if lone else ():
+                same = portable(self._signatures[key])
+                if len(rows) >= _FEWEST and (same not in found or len(rows) > len(found[same][1])):
+                    found[same] = environment, rows
+        return found
+
+
+def _measurement(latency_s: float) -> Measurement:
+    """What is published of a point: a mean, of whose rounds nothing is known."""
+    return Measurement(rounds=1, min_s=latency_s, median_s=latency_s, mean_s=latency_s, iqr_s=0.0)
 
 
 def grounds_of(

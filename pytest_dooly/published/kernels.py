@@ -171,6 +171,18 @@ def _decode(c: Columns, family: Family) -> _Kernel:
     return _Kernel(4 * batch * heads * channels * seen, moved, reused, grids, extra)
 
 
+def _mixed(c: Columns, family: Family) -> _Kernel:
+    """Prompts and decodes in one kernel, whose tiles are those of prompts: one for each head of a decode."""
+    decodes = {name: values for name, values in c.items() if name not in ("batch_size", "prompt_len")}
+    of_prompts, of_decodes = _prefill(c, family), _decode(decodes | {"batch_size": c["num_decodes"]}, family)
+    moved = of_prompts.moved + of_decodes.moved
+    grids = {**of_prompts.grids, "kv": of_decodes.grids["kv"]}
+    extra = of_prompts.extra | {"decode seen": of_decodes.extra["seen"], "decode bytes": np.log2(of_decodes.moved)}
+    extra |= {"decode share": of_decodes.moved / moved, "decode heads": np.log2(c["num_decodes"] * c["num_heads"])}
+    flops, reused = of_prompts.flops + of_decodes.flops, of_prompts.reused + of_decodes.reused
+    return _Kernel(flops, moved, reused, grids, extra)
+
+
 def _attention(c: Columns, family: Family) -> tuple[Array, Array, Array, Array, Array, float]:
     length = c["prompt_len"] if "prompt_len" in c else c["context_len"] + 1
     cache = _CACHE_BYTES.get(family.precision, 2.0)
@@ -237,6 +249,7 @@ _KERNELS: Mapping[str, Callable[[Columns, Family], _Kernel]] = {
     "gemm": _product,
     "prefill": _prefill,
     "decode": _decode,
+    "mixed": _mixed,
     "experts": _experts,
     "latent prefill": _latent,
     "latent decode": _latent,

@@ -26,10 +26,12 @@ class PartsModel:
     Attributes:
         parts: each with the regressor of its family.
         estimate: of the operation.
+        mixed: in place of the parts where a step has prompts and decodes; None for the sum of both.
     """
 
     parts: tuple[tuple[Part, FamilyRegressor], ...]
     estimate: Estimate
+    mixed: tuple[Part, FamilyRegressor] | None = None
 
     @property
     def grounds(self) -> str:
@@ -62,8 +64,11 @@ class PartsModel:
 
     def _asked(self, work: Work) -> Iterator[tuple[Part, FamilyRegressor, Columns, npt.NDArray[np.bool_]]]:
         """Each part with its regressor, the columns of the points that run it, and which points those are."""
-        for part, regressor in self.parts:
+        mixed = np.zeros(len(work), dtype=bool)
+        if self.mixed is not None:
+            mixed = running(columns_of(self.mixed[0], work), len(work))
+        for part, regressor in (*self.parts, *([self.mixed] if self.mixed else [])):
             columns = columns_of(part, work)
-            runs = running(columns, len(work))
+            runs = running(columns, len(work)) & (mixed == (part.family.kernel == "mixed"))
             if runs.any():
                 yield part, regressor, {name: values[runs] for name, values in columns.items()}, runs

@@ -86,6 +86,7 @@ class Simulated:
     Attributes:
         traffic: what was asked.
         sent_s: when the client sent it, shape (requests,).
+        scheduled_s: when the engine first made a step with it.
         first_s: when the client had the first token.
         last_s: when it had the last token.
         cached_tokens: of the prompt, found in the prefix cache.
@@ -96,6 +97,7 @@ class Simulated:
 
     traffic: Traffic
     sent_s: Array
+    scheduled_s: Array
     first_s: Array
     last_s: Array
     cached_tokens: npt.NDArray[np.int64]
@@ -125,6 +127,7 @@ class Simulated:
         return {
             "stage": [request.stage for request in requests],
             "sent_s": self.sent_s,
+            "scheduled_s": self.scheduled_s,
             "first_token_s": self.first_s,
             "last_token_s": self.last_s,
             "prompt_len": [request.prompt_len for request in requests],
@@ -179,7 +182,7 @@ class _Run:
         self._num_stages, self._stage_decodes = traffic.num_stages, list[list[int]]()
         self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
         number = len(traffic.requests)
-        self._sent_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(3))
+        self._sent_s, self._scheduled_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(4))
         self._preemptions = np.zeros(number, dtype=np.int64)
         self._steps: list[StepRecord] = []
         self._turns: dict[int, list[int]] = {}
@@ -193,6 +196,7 @@ class _Run:
         self._seats = traffic.concurrency
         self._freed_s: deque[float] = deque()
         self._arriving: deque[tuple[float, int]] = deque()  # on the way to the engine
+        self._unscheduled: set[int] = set()  # never in a step
         self._unserved: set[int] = set()  # without a first token
         self._under_way: deque[tuple[Scheduled, float]] = deque()
         self._idle_from_s = 0.0
@@ -219,6 +223,7 @@ class _Run:
         return Simulated(
             self._traffic,
             self._sent_s,
+            self._scheduled_s,
             self._first_s,
             self._last_s,
             np.array(cached, dtype=np.int64),
@@ -253,6 +258,7 @@ class _Run:
             if self._server.admission_s:
                 self._admit(place)
             self._scheduler.add(place, self._traffic.requests[place])
+            self._unscheduled.add(place)
             self._unserved.add(place)
 
     def _admit(self, place: int) -> None:
@@ -269,6 +275,10 @@ class _Run:
         self._under_way.append((step, self._idle_from_s))
         if self._num_stages > 1:
             self._stage_decodes.append(self._decodes_by_stage(step))
+        if self._unscheduled:
+            for place in self._unscheduled.intersection(step.requests):
+                self._scheduled_s[place] = now_s
+                self._unscheduled.discard(place)
         for place in step.preempted:
             self._preemptions[place] += 1
         scheduler = self._scheduler

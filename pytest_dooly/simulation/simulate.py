@@ -198,6 +198,7 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
     return Simulated(
         traffic=Traffic(tuple(requests[place] for place in order), rates=parts[0].traffic.rates),
         sent_s=of("sent_s"),
+        scheduled_s=of("scheduled_s"),
         first_s=of("first_s"),
         last_s=of("last_s"),
         cached_tokens=of("cached_tokens"),

@@ -12,7 +12,12 @@ import pyarrow as pa
 import pytest
 
 from pytest_dooly import cli
+from pytest_dooly.cli import files
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.engine.fake import FakeEngine
 from pytest_dooly.latency_db.db import LatencyDB
+from tests.published import test_llmservingsim as bundles
 from tests.published.aiconfigurator import rows as tables
 
 
@@ -154,3 +159,43 @@ def test_a_package_that_is_missing_is_asked_for(
     assert cli.main([*IMPORT]) == 1
     assert "run pip install 'pytest-dooly[public-data]'" in capsys.readouterr().err
     assert not Path(".dooly").exists()
+
+
+def test_a_bundle_of_llmservingsim_is_imported_with_the_operations_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "load_engine", lambda name: FakeEngine())
+    asked: list[ModelConfiguration] = []
+
+    def serve(engine: object, configuration: ModelConfiguration, *rest: object, **others: object) -> ServedModel:
+        asked.append(configuration)
+        return bundles.model()
+
+    monkeypatch.setattr(files, "serve", serve)
+    command = ["import", "llmservingsim", str(bundles.write(tmp_path))]
+    assert cli.main([*command, "--model", "llama3"]) == 0
+    assert cli.main(command) == 0
+    assert [(c.name, c.options.dtype, c.options.tensor_parallel_size) for c in asked] == [
+        ("llama3", "bfloat16", 2),
+        ("someone/Some-8B", "bfloat16", 2),
+    ]
+    out = capsys.readouterr().out
+    assert "7 latencies from LLMServingSim 1.0.0 (MIT), 7 of them new; 4 rows left out" in out
+    assert "7 latencies from LLMServingSim 1.0.0 (MIT), 0 of them new; 4 rows left out" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("aiconfigurator",), "name systems, as in --system h200_sxm"),
+        (("aiconfigurator", "somewhere/tp1", "--system", "l40s"), "name systems, as in --system h200_sxm"),
+        (("llmservingsim",), "name a directory of a clone, as in profiler/perf"),
+        (("llmservingsim", "somewhere/tp1", "--system", "l40s"), "name a directory of a clone"),
+    ],
+)
+def test_each_package_has_options_of_its_own(
+    command: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["import", *command]) == 2
+    assert message in capsys.readouterr().err

@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from pytest_dooly.core.batch import Batch, SweepPoint
+from pytest_dooly.core.work import Features, Work
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.scheduling.scheduler import Scheduled
 from tests.samples import model_and_regressors
 
@@ -47,3 +52,25 @@ def test_what_lies_outside_of_the_measured_is_told_only_where_it_was_asked_for()
 def test_a_model_without_latencies_is_refused() -> None:
     with pytest.raises(MissingMeasurements, match="has no regressor for"):
         StepTimes(MODEL, {})
+
+
+class Dearer:
+    """Attention that takes 1 us a decode, 3 us beside prompts, and 10 us a prompt."""
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> npt.NDArray[np.float64]:
+        work = points if isinstance(points, Work) else Work.of(points)
+        prompts = Features(work, None).prompts
+        num_prompts, num_decodes = work.sum(prompts), work.sum(1 - prompts)
+        return 1e-6 * (10 * num_prompts + np.where(num_prompts > 0, 3, 1) * num_decodes)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        return None
+
+
+def test_decodes_may_take_longer_beside_prompts() -> None:
+    attended = next(o.signature.key for o in MODEL.operations if o.signature.name == "attention")
+    models: dict[str, LatencyModel] = {**REGRESSORS, attended: Dearer()}
+    times = StepTimes(MODEL, models)
+    for chunks in ([], [(16, 0)], [(100, 0)], [(16, 0), (60, 0)]):
+        exact_s = predict_step(MODEL, models, Batch.of([*[(1, 64)] * 4, *chunks])).latency_s
+        assert times.step_s(step_of([*[(1, 64)] * 4, *chunks])) == pytest.approx(exact_s, rel=1e-3)

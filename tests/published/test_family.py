@@ -15,7 +15,7 @@ from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.aiconfigurator import mapping
-from pytest_dooly.published.family import Family, Part, columns_of, parts_of, running, table_of
+from pytest_dooly.published.family import Family, Part, columns_of, mixed_part_of, parts_of, running, table_of
 from tests.samples import STEP
 from tests.traced import (
     DEEPSEEK_ATTENTION,
@@ -289,3 +289,15 @@ def test_a_table_of_one_phase_leaves_the_other_out() -> None:
     assert len(prompts.sizes) == 2
     assert table_of(Family("decode", "auto", "B"), rows).columns == {}
     assert np.array_equal(table_of(Family("decode", "auto", "B"), rows).latencies_s, np.empty(0))
+
+
+def test_steps_of_both_phases_are_a_family_of_their_own() -> None:
+    signature = attention(8, 2, 64, backend="A")
+    rows = [published(signature, text, 1.0 + i) for i, text in enumerate(("16", "4x1+32", "16,4x1+32"))]
+    mixed = mixed_part_of(signature)
+    assert mixed is not None
+    table = table_of(mixed.family, rows)
+    assert table.latencies_s.tolist() == [3.0]
+    names = ("batch_size", "prompt_len", "num_decodes", "context_len", "num_heads")
+    assert [table.columns[name].tolist() for name in names] == [[1], [16], [4], [32], [8]]
+    assert mixed_part_of(linear(64, 64)) is None

@@ -294,3 +294,31 @@ def test_limits_decide_the_error_that_is_expected(db: LatencyDB) -> None:
         for most in (16, 256)
     )
     assert small.error != large.error
+
+
+def test_an_operation_of_no_family_rests_on_what_others_have_measured_of_it(db: LatencyDB) -> None:
+    points = {(NORM, SweepPoint(num_tokens=n)): 1e-6 * n for n in (1, 2, 4, 8, 16)}
+    few = dict(list(points.items())[:4])
+    db.publish(table(few, file="few.csv"))
+    assert Grounds(db, DEVICE).foundation(NORM, LIMITS).basis.kind == "estimate"
+    db.publish(table(points, file="norms.csv", environment=replayed("0.19.0")))
+    found = Grounds(db, DEVICE).foundation(NORM, LIMITS)
+    assert (found.basis.kind, found.basis.num_rows, found.basis.sources) == ("published", 5, ("tables 1, norms.csv",))
+    assert predicted_s(found, 12) == pytest.approx(12e-6, rel=0.05)
+    elsewhere = dataclasses.replace(NORM, attributes=(("dispatch", "forward_cuda"),))
+    assert Grounds(db, DEVICE).foundation(elsewhere, LIMITS).basis == found.basis
+
+
+def test_steps_of_prompts_and_decodes_are_not_the_sum_of_both_where_they_were_timed(db: LatencyDB) -> None:
+    signature = attention(8, 2, 64, backend="FLASH_ATTN")
+    alone = {f"{n}x1+{c}": 1e-6 * n * c for n in (1, 2, 4, 8) for c in (64, 128, 256)}
+    alone |= {f"{q}+{c}": 1e-6 * q + 1e-9 * c for q in (16, 32, 64, 128) for c in (0, 64, 128)}
+    beside = {f"{q},{n}x1+{c}": 1e-6 * q + 3e-6 * n * c for q in (16, 64) for n in (1, 2, 4, 8) for c in (64, 128, 256)}
+
+    def found(latencies_s: dict[str, float], file: str) -> float:
+        db.publish(table({(signature, SweepPoint.parse(text)): s for text, s in latencies_s.items()}, file=file))
+        model = Grounds(db, DEVICE).foundation(attention(8, 2, 64), LIMITS).model
+        return float(model.predict_s([SweepPoint(batch=Batch.parse("16,4x1+128"))])[0])
+
+    assert found(alone, "alone.csv") == pytest.approx(16e-6 + 512e-6, rel=0.1)
+    assert found(beside, "beside.csv") == pytest.approx(16e-6 + 3 * 512e-6, rel=0.1)

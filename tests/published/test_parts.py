@@ -67,3 +67,12 @@ def test_what_lies_outside_of_the_published_latencies_is_named(point: str, line:
     model = PartsModel(((part, within),), Estimate(KNOWN, DEVICE))
     assert model.out_of_range(SweepPoint.parse(point)) == line
     assert model.out_of_range(Work.of([SweepPoint.parse(point)])) == line
+
+
+def test_steps_of_both_phases_are_predicted_whole_where_such_steps_are_known() -> None:
+    prefill, decode = parts_of(attention(32, 8, 128))
+    mixed = dataclasses.replace(prefill, family=dataclasses.replace(prefill.family, kernel="mixed"))
+    known = [(part, regressor(part.family, s)) for part, s in ((prefill, 3e-3), (decode, 5e-4), (mixed, 7e-3))]
+    model = PartsModel(tuple(known[:2]), Estimate(KNOWN, DEVICE), known[2])
+    work = Work.of([SweepPoint(batch=Batch.parse(text)) for text in ("8", "1+8", "8,1+8")])
+    assert model.predict_s(work).tolist() == pytest.approx([3e-3, 5e-4, 7e-3])

@@ -28,6 +28,7 @@ COLUMNS = [
     "request",
     "stage",
     "sent_s",
+    "scheduled_s",
     "first_token_s",
     "last_token_s",
     "prompt_len",
@@ -56,7 +57,9 @@ def simulated(
     first_s = sent_s + np.array(ttfts_s)
     last_s = first_s + 0.02 * (np.array(outputs) - 1)
     cached = np.arange(number, dtype=np.int64) * 25
-    return Simulated(Traffic(requests), sent_s, first_s, last_s, cached, np.full(number, 3, dtype=np.int64), steps)
+    return Simulated(
+        Traffic(requests), sent_s, sent_s, first_s, last_s, cached, np.full(number, 3, dtype=np.int64), steps
+    )
 
 
 THREE = simulated(0.1, 0.3, 0.2)
@@ -275,7 +278,7 @@ def test_csv_and_parquet_read_back_equal(tmp_path: Path) -> None:
     assert header == table.column_names == COLUMNS
     rows = [tuple(row.values()) for row in table.to_pylist()]
     assert [tuple(float(cell) if cell else None for cell in line) for line in lines] == rows
-    assert rows[1] == pytest.approx((1, 0, 1.0, 1.3, 1.38, 100, 5, 0.3, 0.02, 0.38, 25, 3))
+    assert rows[1] == pytest.approx((1, 0, 1.0, 1.0, 1.3, 1.38, 100, 5, 0.3, 0.02, 0.38, 25, 3))
     assert rows[2][COLUMNS.index("stage")] == 1
     assert [row[COLUMNS.index("tpot_s")] is None for row in rows] == [False, False, True]
     assert table["ttft_s"].to_pylist() == THREE.ttft_s.tolist()

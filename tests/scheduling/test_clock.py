@@ -50,7 +50,9 @@ def test_what_server_and_client_add_is_in_the_first_token_and_not_between_them()
 def test_a_request_joins_the_step_after_those_that_are_made_already(async_scheduling: bool, first_s: float) -> None:
     """It comes within a decode from 11 to 12 s; with the next one made already it joins at 13 s, else at 12."""
     traffic = Traffic([TrafficRequest(0.0, 20, 9), TrafficRequest(11.5, 20, 1)])
-    assert served(traffic, async_scheduling=async_scheduling).first_s[1] == first_s
+    simulated = served(traffic, async_scheduling=async_scheduling)
+    assert simulated.first_s[1] == first_s
+    assert simulated.scheduled_s.tolist() == [0.0, 12.0]
 
 
 def test_a_closed_loop_sends_when_another_ends() -> None:

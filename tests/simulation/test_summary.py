@@ -20,7 +20,7 @@ def simulated(ttft_s: list[float], tpot_s: list[float], *, output_len: int = 11,
     nothing = np.zeros(len(ttft_s), dtype=np.int64)
     steps = [StepRecord(float(i), 1.0, 1, 1 + i, 1, 0, 1, 0) for i in range(4)]
     last_s = first_s + (output_len - 1) * np.array(tpot_s)
-    return Simulated(Traffic(requests), sent_s, first_s, last_s, nothing + 25, nothing, steps)
+    return Simulated(Traffic(requests), sent_s, sent_s, first_s, last_s, nothing + 25, nothing, steps)
 
 
 def test_means_percentiles_and_rates() -> None:
