@@ -10,7 +10,7 @@ from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["Scheduled", "Scheduler", "SchedulerOptions"]
+__all__ = ["Scheduled", "Scheduler", "SchedulerOptions", "blocks_for_all"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class SchedulerOptions:
                 f"{self.num_blocks} KV blocks of {self.block_size} tokens do not hold one request of "
                 f"max_model_len {self.limits.max_model_len}: it takes {needed}; lower max_model_len"
             )
+
+
+def blocks_for_all(limits: Limits, block_size: int) -> int:
+    """KV blocks that all requests of a step have room in at their full length: nothing is ever preempted."""
+    return 1 + limits.max_num_seqs * -(-limits.max_model_len // block_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
-from pytest_dooly.core.scheduling import SchedulerOptions
+from pytest_dooly.core.scheduling import SchedulerOptions, blocks_for_all
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.latency_db.db import LatencyDB
@@ -179,5 +179,4 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
 
 def room_for_all(model: ServedModel, block_size: int) -> int:
     """KV blocks that all requests of a step have room in at their full length: nothing is ever preempted."""
-    limits = model.limits
-    return 1 + limits.max_num_seqs * -(-limits.max_model_len // block_size)
+    return blocks_for_all(model.limits, block_size)
