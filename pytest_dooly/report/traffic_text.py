@@ -10,7 +10,7 @@ from pytest_dooly.report.text import format_latency, percent, signed
 
 __all__ = ["format_traffic_validation"]
 
-_COLUMNS, _LABEL = 100, 10
+_COLUMNS, _LABEL = 100, 7
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "latency"}
 _HALVES = (("mean", "p99"), ("p50", "p90"))
 """Statistics that stand side by side; those that decide come first."""
@@ -18,8 +18,8 @@ _HALVES = (("mean", "p99"), ("p50", "p90"))
 
 def format_traffic_validation(validation: TrafficValidation) -> str:
     """A table for each load of predicted and measured latencies, and the verdicts below; 100 columns."""
-    half = f"{'predicted':>14} {'measured':>10} {'error':>8} {'noise':>6}"
-    lines = [f"{'':{_LABEL}} |{half} |{half}"]
+    half = f"{'predicted':>13} {'measured':>9} {'error':>8} {'noise':>6}"
+    lines = [f"{'':{_LABEL}} | {half} | {half}"]
     for place, load in enumerate(validation.loads):
         lines += ["", *_wrap(_title(load))]
         for metric in METRICS:
@@ -30,10 +30,8 @@ def format_traffic_validation(validation: TrafficValidation) -> str:
                 if by_statistic
             ]
     found = "found on short requests, one after the other" if validation.calibrated else "as named"
-    lines += [
-        "",
-        f"server and client add {format_latency(validation.server_s)} to each request in the prediction, {found}",
-    ]
+    added = format_latency(validation.server_s)
+    lines += ["", *_wrap(f"server and client add {added} to each request in the prediction, {found}")]
     for verdict in validation.verdicts():
         lines += _wrap(_verdict(verdict))
     failed = sum(load.failed for load in validation.loads)
@@ -53,7 +51,7 @@ def _title(load: Load) -> str:
 
 def _half(row: TrafficRow) -> str:
     predicted, measured = format_latency(row.predicted_s), format_latency(row.measured_s)
-    return f"{row.statistic:4}{predicted:>9} {measured:>10} {signed(row.error):>8} {percent(row.noise):>6}"
+    return f"{row.statistic:4}{predicted:>9} {measured:>9} {signed(row.error):>8} {percent(row.noise):>6}"
 
 
 def _verdict(verdict: TrafficVerdict) -> str:

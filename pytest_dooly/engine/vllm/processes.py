@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,20 +24,19 @@ _LAST_LINES = 12
 
 
 class OwnProcess:
-    """One of vLLM's commands with what it writes in a log."""
+    """A command with what it writes in a log."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         """Starts it.
 
         Args:
-            arguments: of `pytest_dooly.engine.vllm.command`.
+            command: program and arguments.
             log: file for what it writes, but for answers on standard output.
             environment: variables beside those of this process.
         """
         self._log = log
-        command = [sys.executable, "-m", "pytest_dooly.engine.vllm.command", *arguments]
         with log.open("w") as out:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self._process = subprocess.Popen(  # noqa: S603 - of our own making
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 import time
 import urllib.error
@@ -26,8 +27,12 @@ from pytest_dooly.errors import EngineError
 
 __all__ = ["VllmServer", "flags"]
 
-_START_S, _LOOK_S = 900.0, 0.25
+_START_S, _LOOK_S = 900.0, 0.5
 """Seconds that the server has to come up, and between two looks whether it has."""
+
+_COMMAND = (sys.executable, "-m", "pytest_dooly.engine.vllm.command")
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 _NAME = "dooly"
 """The model's, as clients ask for it."""
@@ -74,12 +79,15 @@ class VllmServer:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dooly-")))
             write_tokenizer(self._folder, self._vocab_size)
             # As many threads as latencies were measured with: vLLM would keep a core for itself.
-            threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
-            self._server = OwnProcess(["serve", *self._arguments()], self._folder / "server.log", threads)
+            environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **_OFFLINE}
+            self._server = OwnProcess(
+                [*_COMMAND, "serve", *self._arguments()], self._folder / "server.log", environment
+            )
             stack.callback(self._server.end)
             self._await_health()
-            environment = {**CLIENT_ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
-            self._client = OwnProcess(["client"], self._folder / "client.log", environment)
+            self._client = OwnProcess(
+                [*_COMMAND, "client"], self._folder / "client.log", {**CLIENT_ENVIRONMENT, **_OFFLINE}
+            )
             stack.callback(self._client.end)
             self._running = stack.pop_all()
         return self
