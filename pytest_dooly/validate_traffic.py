@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["between", "validate_traffic"]
 
 _CALIBRATING = 24
-"""Requests one after the other that show what the server adds: the median of few is not the odd late one."""
+"""Requests one after the other that show what the server adds."""
 
 _SHORT_PROMPT, _SHORT_OUTPUT = 16, 4
 """Tokens of each: hardly any time in the engine."""
@@ -45,8 +45,8 @@ def validate_traffic(
 
     The loads are sent in a shuffled order, all of them once before any is sent again. A measured value is the median of
     the repeats; the noise floor as in `validate`. What server and client add to a request is no part of a step: it is
-    named, or found on requests of their own, short and one after the other, as the median of their measured TTFT less
-    the simulated one. The loads that are judged have no say in it.
+    named, or found on requests of their own, short and one after the other: their mean TTFT at the client less what the
+    engine itself says they took in it. Neither the loads that are judged nor any prediction has a say in it.
 
     Args:
         server: that is up.
@@ -61,7 +61,7 @@ def validate_traffic(
         EngineError: the server or the client has died, or no request succeeded.
     """
     progress("warm-up: what server and client add to a request")
-    found_s = _server_s(server, simulate)
+    found_s = _server_s(server)
     added_s = found_s if server_s is None else server_s
     simulated = [simulate(load.traffic, between(added_s)) for load in loads]
     replays: list[list[Replay]] = [[] for _ in loads]
@@ -89,12 +89,13 @@ def between(server_s: float) -> Server:
     return Server(server_s / 2, server_s / 2, async_scheduling=False)
 
 
-def _server_s(server: TrafficServer, simulate: Simulate) -> float:
-    """Seconds that server and client add to each request."""
+def _server_s(server: TrafficServer) -> float:
+    """Seconds that server and client add to each request; 0 where the engine does not say what it takes."""
     short = TrafficRequest(0.0, _SHORT_PROMPT, _SHORT_OUTPUT)
-    traffic = Traffic((short,) * _CALIBRATING, concurrency=1)
-    added_s = server.replay(traffic).ttft_s - simulate(traffic, between(0.0)).ttft_s
-    return max(0.0, float(np.nanmedian(added_s)))
+    replay = server.replay(Traffic((short,) * _CALIBRATING, concurrency=1))
+    if replay.engine_ttft_s is None:
+        return 0.0
+    return max(0.0, float(np.nanmean(replay.ttft_s)) - replay.engine_ttft_s)
 
 
 def _load(load: PlannedLoad, simulated: Simulated, replays: Sequence[Replay]) -> Load:

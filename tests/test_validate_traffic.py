@@ -44,7 +44,8 @@ class Simulator:
         gone = np.arange(len(traffic.requests)) < self._failing
         ttft_s, latency_s = (np.where(gone, np.nan, factor * each) for each in (served.ttft_s, served.latency_s))
         cached, errors = int(served.cached_tokens.sum()), ("gone",) * self._failing
-        return Replay(traffic, served.sent_s, ttft_s, latency_s, prompts, outputs, cached, errors)
+        in_engine_s = float(served.ttft_s.mean()) - self._server_s
+        return Replay(traffic, served.sent_s, ttft_s, latency_s, prompts, outputs, cached, in_engine_s, errors)
 
 
 @pytest.fixture(scope="module")

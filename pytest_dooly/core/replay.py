@@ -26,6 +26,8 @@ class Replay:
         prompt_lens: tokens of the prompt as the server counted them, shape (requests,).
         output_lens: tokens generated, likewise.
         cached_tokens: of all prompts together, found in the server's prefix cache; None where it does not say.
+        engine_ttft_s: seconds from a request's arrival at the engine to its first token there, by the engine's own
+            clock, the mean; None where it does not say.
         errors: one line for each request that failed.
     """
 
@@ -36,6 +38,7 @@ class Replay:
     prompt_lens: npt.NDArray[np.int64]
     output_lens: npt.NDArray[np.int64]
     cached_tokens: int | None = None
+    engine_ttft_s: float | None = None
     errors: tuple[str, ...] = ()
 
     @property

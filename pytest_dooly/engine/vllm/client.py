@@ -95,13 +95,20 @@ def client_arguments(
     return [*given, "--save-result", "--save-detailed", "--disable-tqdm"]
 
 
-def read_result(traffic: Traffic, document: Mapping[str, Any], cached_tokens: int | None = None) -> Replay:
+def read_result(
+    traffic: Traffic,
+    document: Mapping[str, Any],
+    *,
+    cached_tokens: int | None = None,
+    engine_ttft_s: float | None = None,
+) -> Replay:
     """What the client's `--save-detailed` says of each request.
 
     Args:
         traffic: that was sent.
         document: as it was saved.
         cached_tokens: as of a Replay.
+        engine_ttft_s: as of a Replay.
     """
     failed = np.array([bool(error) for error in document["errors"]])
     sent_s = np.array(document["start_times"], dtype=np.float64)
@@ -117,5 +124,6 @@ def read_result(traffic: Traffic, document: Mapping[str, Any], cached_tokens: in
         prompt_lens=np.array(document["input_lens"], dtype=np.int64),
         output_lens=np.array(document["output_lens"], dtype=np.int64),
         cached_tokens=cached_tokens,
+        engine_ttft_s=engine_ttft_s,
         errors=errors,
     )

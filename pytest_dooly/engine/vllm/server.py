@@ -37,16 +37,22 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 _NAME = "dooly"
 """The model's, as clients ask for it."""
 
-_HITS = re.compile(r"^vllm:prefix_cache_hits_total\{[^}]*\} (\S+)$", flags=re.M)
+_HITS, _ENDED = "vllm:prefix_cache_hits_total", "vllm:request_prefill_time_seconds_count"
+_TO_FIRST_TOKEN_S = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
+"""Of the server: tokens found in the prefix cache, requests that ended, seconds that these took in the engine."""
+
+_COUNTER = re.compile(r"^([\w:]+)\{[^}]*\} (\S+)$", flags=re.M)
 
 # A proxy that the environment names is not asked for what is here.
 _HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class VllmServer:
-    """As profiled: eager, one step after the other, the engine in one process, as many threads, room for all requests.
+    """As profiled: eager, one step after the other, as many threads, room for all requests.
 
-    But for what a server adds: prefix caching, a tokenizer, and HTTP in a process before the engine's.
+    But for what a server adds: prefix caching, a tokenizer, and HTTP in a process before the engine's. The model runs
+    in the engine's own process, by the variable that `VllmEngine` sets and the server inherits; on a CPU vLLM would
+    give it one more, which the engine waits for in a busy loop.
     """
 
     def __init__(self, configuration: ModelConfiguration, *, port: int = 0) -> None:
@@ -109,10 +115,17 @@ class VllmServer:
             trace=str(trace),
             result=(str(self._folder), result.name),
         )
-        before = self._cache_hits()
+        before = self._counters()
         answer = self._client.ask(json.dumps(arguments))
         self._check(answer)
-        replay = read_result(traffic, json.loads(result.read_text(encoding="utf-8")), self._cache_hits() - before)
+        after = self._counters()
+        ended, *spent_s = (after.get(name, 0.0) - before.get(name, 0.0) for name in (_ENDED, *_TO_FIRST_TOKEN_S))
+        replay = read_result(
+            traffic,
+            json.loads(result.read_text(encoding="utf-8")),
+            cached_tokens=int(after.get(_HITS, 0.0) - before.get(_HITS, 0.0)),
+            engine_ttft_s=sum(spent_s) / ended if ended else None,
+        )
         result.unlink()
         if len(replay.errors) == len(traffic.requests):
             raise EngineError(f"all {len(traffic.requests)} requests to vLLM's server failed: {replay.errors[0]}")
@@ -165,15 +178,15 @@ class VllmServer:
         if answer != "ok":
             raise EngineError(f"vLLM's client failed: {answer}")
 
-    def _cache_hits(self) -> int:
-        """Tokens found in the prefix cache since the server came up."""
+    def _counters(self) -> dict[str, float]:
+        """What the server has counted since it came up, by name."""
         try:
             with _HERE.open(f"{self._url}/metrics", timeout=60) as answer:
-                found = _HITS.search(answer.read().decode())
+                text = answer.read().decode()
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             self._check("ok")
             raise EngineError(f"vLLM's server does not answer any more: {error}") from error
-        return int(float(found.group(1))) if found else 0
+        return {name: float(value) for name, value in _COUNTER.findall(text)}
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:

@@ -105,9 +105,9 @@ def test_a_result_is_read_by_its_place_and_failures_have_no_latency() -> None:
         "input_lens": [8, 8],
         "output_lens": [3, 0],
     }
-    replay = read_result(traffic, document, 16)
+    replay = read_result(traffic, document, cached_tokens=16, engine_ttft_s=0.2)
     assert replay.sent_s.tolist() == [0.0, 0.5]
     assert (replay.ttft_s[0], replay.latency_s[0]) == (0.25, 1.0)
     assert np.isnan([replay.ttft_s[1], replay.latency_s[1], replay.tpot_s[1]]).all()
     assert replay.errors == ("ConnectionError: gone",)
-    assert replay.cached_tokens == 16
+    assert (replay.cached_tokens, replay.engine_ttft_s) == (16, 0.2)
