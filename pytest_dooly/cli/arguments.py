@@ -104,11 +104,20 @@ def _validate(commands: _Commands) -> None:
     )
     validate.add_argument("--seed", type=int, default=0, help="of the draw, and of the order in a round (0)")
     grids = validate.add_argument_group("a grid in place of drawn workloads")
-    grids.add_argument("--prompt", type=_positive, nargs="+", help="prompt lengths (32 128 512 1024)")
+    grids.add_argument("--prompt", type=_tokens, nargs="+", help="prompt lengths (32 128 512 1024)")
     grids.add_argument("--batch", type=_positive, nargs="+", help="numbers of requests at once (1 4 8)")
-    grids.add_argument("--output", type=_positive, nargs="+", help="output lengths (16)")
+    grids.add_argument("--output", type=_tokens, nargs="+", help="output lengths (16)")
     grids.add_argument("--requests", type=_positive, help="in all, one arriving as one ends (those at once, together)")
-    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all workloads, after a warm-up (3)")
+    traffic = validate.add_argument_group("simulated traffic against the engine's own server and client")
+    traffic.add_argument(
+        "--traffic", action="store_true", help="loads with and without prefix sharing; --prompt (64), --output (32)"
+    )
+    traffic.add_argument("--rate", type=_positive_number, nargs="+", help="requests a second (three, of the capacity)")
+    traffic.add_argument("--arrivals", default="poisson", help="as of simulate (poisson)")
+    traffic.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts (4x8x256)")
+    traffic.add_argument("--server-ms", type=_natural_number, help="that server and client add to each (found out)")
+    traffic.add_argument("--port", type=_port, default=0, help="of the server on loopback (any that is free)")
+    validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all, after a warm-up (3)")
     validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
     validate.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
 
@@ -262,6 +271,11 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _tokens(text: str) -> int | str:
+    """A number of tokens, or a law that such numbers are drawn from."""
+    return text if text[:1].isalpha() else _positive(text)
 
 
 def _natural(text: str) -> int:

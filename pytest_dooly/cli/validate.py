@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_dooly.cli.answer import FAILED, OK, Answer, progress
 from pytest_dooly.cli.opening import Opened, opened
+from pytest_dooly.cli.validate_traffic import validate_traffic
 from pytest_dooly.core.in_situ import InSitu
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
@@ -32,6 +33,10 @@ def validate(arguments: argparse.Namespace) -> Answer:
     """How far TTFT and TPOT are off, and operations alone; into the latency DB and a report."""
     if arguments.repeats < 2:
         raise ConfigurationError(f"--repeats must be at least 2 to show the noise floor, got {arguments.repeats}")
+    if arguments.traffic:
+        return validate_traffic(arguments)
+    if any(isinstance(tokens, str) for tokens in (*(arguments.prompt or ()), *(arguments.output or ()))):
+        raise ConfigurationError("a grid takes numbers of tokens: laws of lengths go with --traffic")
     with opened(arguments) as work:
         model, environment = work.served(), work.environment
         regressors = regressors_of(work.db, environment)

@@ -17,7 +17,9 @@ from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Operation, OperationKind
+from pytest_dooly.core.replay import Replay
 from pytest_dooly.core.signature import ModelOperation
+from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
     "RequestTiming",
     "Session",
     "Skeleton",
+    "TrafficServer",
 ]
 
 Attribute = tuple[str, str | int | float | bool]
@@ -217,6 +220,23 @@ class Session(Protocol):
         """Frees what the engine holds."""
 
 
+class TrafficServer(AbstractContextManager["TrafficServer"], Protocol):
+    """The engine behind its own HTTP server on this machine, and its own client; up while its context lasts.
+
+    Attributes:
+        options: what it schedules by, known before it is up.
+    """
+
+    options: SchedulerOptions
+
+    def replay(self, traffic: Traffic) -> Replay:
+        """Sends every request at its time, streaming, with tokens that no earlier replay had.
+
+        Raises:
+            EngineError: the server or the client has died, or no request succeeded.
+        """
+
+
 class Engine(Protocol):
     """A serving engine of one version.
 
@@ -271,4 +291,16 @@ class Engine(Protocol):
         Raises:
             ConfigurationError: the engine refuses the options.
             EngineError: it has no scheduler of its own, or cannot be imported.
+        """
+
+    def server(self, configuration: ModelConfiguration, *, port: int = 0) -> TrafficServer:
+        """A server that is not up yet, of the whole model with random weights and prefix caching.
+
+        Args:
+            configuration: what is served.
+            port: on loopback; 0 for any that is free.
+
+        Raises:
+            ConfigurationError: the engine refuses the configuration, or the port is taken.
+            EngineError: the engine has no server of its own; when it is to come up: it does not.
         """

@@ -20,7 +20,16 @@ from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.operation import Operation, OperationKind
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, Origins, RequestTiming, Session, Skeleton
+from pytest_dooly.engine.base import (
+    Clock,
+    IsolatedCall,
+    Layer,
+    Origins,
+    RequestTiming,
+    Session,
+    Skeleton,
+    TrafficServer,
+)
 from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.scheduling.clock import Server, run
 from pytest_dooly.scheduling.native import NativeScheduler
@@ -76,6 +85,10 @@ class FakeEngine:
     def scheduler(self, options: SchedulerOptions) -> Scheduler:
         """None; see `Engine.scheduler`."""
         raise EngineError("the fake engine has no scheduler of its own: use the native one, or the engine vllm")
+
+    def server(self, configuration: ModelConfiguration, *, port: int = 0) -> TrafficServer:
+        """None; see `Engine.server`."""
+        raise EngineError("the fake engine has no server of its own: use the engine vllm")
 
 
 class _FakeSkeleton:

@@ -14,7 +14,7 @@ from packaging.version import Version
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
 from pytest_dooly.core.signature import ModelOperation
-from pytest_dooly.engine.base import Origins, Session, Skeleton
+from pytest_dooly.engine.base import Origins, Session, Skeleton, TrafficServer
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
 from pytest_dooly.engine.vllm.custom_code import read_as_data
 from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
@@ -125,3 +125,11 @@ class VllmEngine:
         from pytest_dooly.engine.vllm.scheduler import VllmScheduler
 
         return VllmScheduler(options)
+
+    def server(self, configuration: ModelConfiguration, *, port: int = 0) -> TrafficServer:
+        """`vllm serve` and `vllm bench serve`; see `Engine.server`."""
+        from pytest_dooly.engine.vllm.server import VllmServer
+
+        with quiet():
+            check_import()
+            return VllmServer(configuration, port=port)
