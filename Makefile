@@ -47,7 +47,7 @@ bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatur
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
 	$(BIN)/python -m benchmarks.public --system $(SYSTEM) --write reports/public
 
-bench-traffic: $(STAMP) ## traffic simulated from published latencies beside published runs of vLLM on an H100 (5 minutes)
+bench-traffic: $(STAMP) ## traffic simulated from published latencies beside published runs of vLLM on an H100 (10 minutes)
 	$(BIN)/python -m benchmarks.traffic --write reports/public
 
 bench-requests: $(STAMP) ## a published run of vLLM, request by request, beside its simulation; CLONE=DIR of LLMServingSim for two more (3 minutes)
