@@ -18,17 +18,15 @@ MIXTURES = ("gpt-oss", "MiniMax", "Mixtral", "A3B", "A22B", "A17B", "DeepSeek", 
 
 @dataclass(frozen=True)
 class Row:
-    """A published run, what is predicted of it, and what another tool estimates; None where it does not.
+    """A published run, and what is predicted of it.
 
     Attributes:
         run: as published.
         ours: as predicted here.
-        theirs: TTFT and TPOT as aiconfigurator estimates them, in seconds.
     """
 
     run: PublishedRun
     ours: Predicted
-    theirs: tuple[float, float] | None = None
 
     @property
     def tpot_error(self) -> float | None:
@@ -54,7 +52,7 @@ def is_mixture(model: str) -> bool:
 def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     """One row for each model, device, precision and version; then sums, and what was left out."""
     trusted = [row for row in rows if not row.run.low_trust]
-    yield "MAPE (mean with its sign, 90th percentile); theirs is what aiconfigurator estimates of the same runs"
+    yield "TPOT: MAPE (mean with its sign, 90th percentile); TTFT: median error; tokens a second: MAPE"
     yield _HEADER
     for group in sorted({row.run.group for row in trusted}):
         of = [row for row in trusted if row.run.group == group]
@@ -68,7 +66,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 
 
-_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'theirs':>7} | {'TTFT, median':>12} | {'theirs':>7} | {'tokens/s':>8}"
+_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'TTFT':>7} | {'tokens/s':>8}"
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:
@@ -76,12 +74,10 @@ def _line(label: str, rows: Sequence[Row]) -> str:
         return f"{label:64} {0:4}"
     cells = [
         _spread([row.tpot_error for row in rows]),
-        _of([_error(row.theirs[1], row.run.tpot_s) for row in rows if row.theirs], np.mean),
         _of([row.ttft_error for row in rows], np.median),
-        _of([_error(row.theirs[0], row.run.ttft_s) for row in rows if row.theirs], np.median),
         _of([row.throughput_error for row in rows], np.mean),
     ]
-    widths = (24, 7, 12, 7, 8)
+    widths = (24, 7, 8)
     return f"{label:64} {len(rows):4} | " + " | ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 

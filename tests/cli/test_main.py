@@ -57,7 +57,6 @@ def test_wrong_usage_exits_2(
         ["plan"],
         ["compare"],
         ["predict", "model", "--prompt=1.5"],
-        ["import", "aiconfigurator"],
         ["import", "nonsense", "--system", "h200_sxm"],
     ],
 )

@@ -77,7 +77,8 @@ def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: p
     assert cli.main([*asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["tp"], document["device"], document["workload"]["output_len"]) == (1, "h200_sxm", 8)
-    assert 0 < document["tpot_s"] < document["ttft_s"] < document["duration_s"]
+    # Nothing of so small a model takes the device longer than the engine takes over a step.
+    assert 0 < document["tpot_s"] <= document["ttft_s"] < document["duration_s"]
     assert document["expected_error"] > 0
     assert document["memory"]["fits"]
     assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=4000", *SMALL]) == 0

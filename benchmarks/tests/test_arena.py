@@ -1,0 +1,68 @@
+"""Published runs as they are read, and their errors as they are added up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.arena.models import document_of
+from benchmarks.arena.predictions import Predicted
+from benchmarks.arena.report import Row, is_mixture, tables
+from benchmarks.arena.runs import PublishedRun, read_runs
+
+RUNS = list(read_runs())
+FOUND = [run for run, _, _ in RUNS if run is not None]
+
+
+def test_every_row_is_a_run_or_has_a_reason() -> None:
+    assert len(RUNS) == 1478
+    assert all((run is None) == bool(reason) for run, _, reason in RUNS)
+    assert len(FOUND) == 969
+
+
+def test_a_run_is_what_its_row_says() -> None:
+    run = next(each for each in FOUND if each.model == "openai/gpt-oss-120b" and each.version == "0.11.2")
+    assert (run.device, run.ranks, run.kv_cache_dtype) == ("b200_sxm", 1, "fp8")
+    assert (run.prompt_len, run.output_len, run.shortest) == (1024, 1024, 0.8)
+    assert (run.concurrency, run.num_requests, run.max_num_tokens, run.max_num_seqs) == (4, 40, 8192, 512)
+    assert run.ttft_s == pytest.approx(0.0442424)
+    assert run.tpot_s == pytest.approx(0.0037348)
+    assert run.async_scheduling
+    assert not run.low_trust
+
+
+def test_scheduling_is_asynchronous_by_default_since_0_14() -> None:
+    versions = {run.version: run.async_scheduling for run in FOUND if "async-scheduling" not in run.row["notes"]}
+    assert (versions["0.10.2"], versions["0.12.0"], versions["0.18.0"]) == (False, False, True)
+
+
+def test_the_most_requests_of_a_step_may_be_those_at_once() -> None:
+    run = next(each for each in FOUND if "max-num-seqs=concurrency" in each.row["notes"])
+    assert run.max_num_seqs == run.concurrency
+
+
+def test_configurations_are_as_published() -> None:
+    pytest.importorskip("aiconfigurator_core")
+    llama, minimax = (document_of(name) for name in ("nvidia/Llama-3.3-70B-Instruct-FP8", "MiniMaxAI/MiniMax-M2.5"))
+    assert llama is not None
+    assert minimax is not None
+    assert (llama["hidden_size"], llama["quantization_config"]["quant_method"]) == (8192, "modelopt")
+    assert minimax["quantization_config"]["weight_block_size"] == [128, 128]
+    assert document_of("nobody/nothing") is None
+
+
+def row(run: PublishedRun, tpot_s: float, ttft_s: float) -> Row:
+    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0, None, {}))
+
+
+def test_errors_add_up_by_group_and_kind() -> None:
+    of = {is_mixture(run.model): run for run in FOUND if not run.low_trust}
+    text = list(tables([row(of[False], 0.011, 0.15), row(of[True], 0.008, 0.1)], Counter({"no reason": 3})))
+    lines = {line[:64].strip(): line for line in text}
+    assert "10.0% (+10.0%, 10%)" in lines["dense"]
+    assert "20.0% (-20.0%, 20%)" in lines["mixtures"]
+    assert "15.0% (-5.0%, 19%)" in lines["all"]
+    assert "50.0%" in lines["dense"]
+    assert text[-1] == "    3 no reason"
