@@ -141,7 +141,8 @@ def predictions(runs: Sequence[Run], db: LatencyDB) -> list[WorkloadPrediction]:
         return model, {key: each.model for key, each in grounds(device).of(model).items()}
 
     def predicted(run: Run) -> WorkloadPrediction:
-        times = StepTimes(*known(run.model, run.ranks, run.device), overlapped=True)
+        # Whole latencies are those of vLLM's pages of 2024, before asynchronous scheduling.
+        times = StepTimes(*known(run.model, run.ranks, run.device), overlapped=run.tpot_s is not None)
         return predict_served(times, run.workload, device_named(run.device))
 
     return [predicted(run) for run in runs]
