@@ -1,3 +1,3 @@
-"""Traffic through a scheduler on a virtual clock. Imports `prediction` and below; `simulate` is the API's function."""
+"""Traffic drawn, read and summed up, and replicas. Imports `prediction` and below; `simulate` is the API's function."""
 
 __all__ = ()
