@@ -34,7 +34,6 @@ Not simulated: Qwen3-30B-A3B, whose two engines share their experts (DP 2 x EP 2
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.arena.models import written
 from benchmarks.public import write
 from benchmarks.request_runs import BLOCK_SIZE, Measured, read_runs
 from benchmarks.study.redundancy import progress
@@ -81,26 +81,6 @@ BACKLOG_S = 12.0
 
 LONGEST = 5445
 """Most tokens of a request of all these runs."""
-
-QWEN3_32B = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 5120,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 25600,
-    "num_hidden_layers": 64,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-"""Its published config.json; the model is not shipped."""
 
 Array = npt.NDArray[np.float64]
 
@@ -208,7 +188,7 @@ def deployed(engine: Engine, directory: Path, db: LatencyDB, folder: Path) -> tu
         max_num_seqs=engine.num_seqs,
         max_model_len=engine.max_model_len,
     )
-    configuration = resolve(engine.model or qwen(folder), serving)
+    configuration = resolve(engine.model or written("Qwen/Qwen3-32B", folder), serving)
     model = serve(vllm, configuration, db, vllm.environment(configuration), progress=progress)
     for table in (*bundle.tables(model), *(collectives() if engine.ranks > 1 else ())):
         db.publish(table)
@@ -222,14 +202,6 @@ def deployed(engine: Engine, directory: Path, db: LatencyDB, folder: Path) -> tu
 def collectives() -> tuple[PublishedTable, ...]:
     """What aiconfigurator has of collectives among RTX Pro 6000."""
     return tuple(table for table in read_tables("rtx_pro_6000_server") if "/comm/" in table.source.file)
-
-
-def qwen(folder: Path) -> str:
-    """A directory in the folder with the config.json of Qwen3-32B."""
-    directory = folder / "qwen3-32b"
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(QWEN3_32B))
-    return str(directory)
 
 
 def report(rows: Sequence[Compared]) -> Iterator[str]:

@@ -85,8 +85,8 @@ def validate_traffic(
 
 
 def between(server_s: float) -> Server:
-    """Half on the way in, half on the way out: only their sum shows."""
-    return Server(server_s / 2, server_s / 2, async_scheduling=False)
+    """Around an engine that schedules and executes one after the other, as the server that is started here does."""
+    return Server.adding(server_s, async_scheduling=False)
 
 
 def _server_s(server: TrafficServer) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.arena.models import written
 from benchmarks.arena.runs import PublishedRun
 from benchmarks.study.redundancy import import_tables, progress
-from pytest_dooly.core.batch import Batch, Limits
+from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.core.signature import ServedModel
@@ -21,8 +21,6 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.shares import shares_of
-from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
@@ -43,15 +41,11 @@ class Predicted:
         ttft_s: time to first token, mean or median as the run has it.
         tpot_s: time per output token, likewise; None for one token.
         tokens_per_s: generated.
-        error: expected relative error of a decode step in the middle; None where it is unknown.
-        shares: of that step's latency by what it rests on.
     """
 
     ttft_s: float
     tpot_s: float | None
     tokens_per_s: float
-    error: float | None
-    shares: dict[str, float]
 
 
 def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:
@@ -97,9 +91,9 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
             configuration = resolve(written(runs[0].model, folder), _options(runs[0]))
             model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
             founded = Grounds(db, device, progress=progress).of(model)
+            models = {key: each.model for key, each in founded.items()}
     except DoolyError as error:
         return [str(error)] * len(runs)
-    models = {key: each.model for key, each in founded.items()}
     blocks = _blocks(model, device)
     longest = max(run.prompt_len + run.output_len for run in runs)
     widest = Limits(max(run.max_num_tokens for run in runs), max(run.max_num_seqs for run in runs), longest + 1)
@@ -109,15 +103,14 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
     }
     found: list[Predicted | str] = []
     for each in runs:
-        times = kinds[each.async_scheduling]
         limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
         overlapped = each.async_scheduling
         options = SchedulerOptions(
             limits, blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
         )
-        simulated = run(_traffic(each), NativeScheduler(options), times, Server(async_scheduling=overlapped))
-        decode = Batch.uniform(min(each.concurrency or each.num_requests, limits.max_num_seqs), 1, each.prompt_len)
-        shares = shares_of(model, predict_step(model, models, decode), founded)
+        simulated = run(
+            _traffic(each), NativeScheduler(options), kinds[overlapped], Server(async_scheduling=overlapped)
+        )
         centre = np.nanmedian if each.medians else np.nanmean
         tokens = sum(request.output_len for request in simulated.traffic.requests)
         found.append(
@@ -125,8 +118,6 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
                 float(centre(simulated.ttft_s)),
                 float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
                 tokens / float(simulated.last_s.max()),
-                shares.error,
-                {str(kind): share for kind, share in shares.by_kind.items()},
             )
         )
     return found

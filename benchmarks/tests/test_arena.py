@@ -54,7 +54,7 @@ def test_configurations_are_as_published() -> None:
 
 
 def row(run: PublishedRun, tpot_s: float, ttft_s: float) -> Row:
-    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0, None, {}))
+    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0))
 
 
 def test_errors_add_up_by_group_and_kind() -> None:

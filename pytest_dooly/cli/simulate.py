@@ -175,8 +175,7 @@ def _deployment(
     options: SchedulerOptions,
     scheduler: Callable[[SchedulerOptions], Scheduler],
 ) -> Deployment:
-    server_s = arguments.server_ms / 1e3 / 2  # half on the way in, half on the way out: only their sum shows
-    server = Server(server_s, server_s, options.async_scheduling)
+    server = Server.adding(arguments.server_ms / 1e3, async_scheduling=options.async_scheduling)
     return Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.traffic import Traffic
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "tpot_s"]
 
 Array = npt.NDArray[np.float64]
 
@@ -44,5 +44,15 @@ class Replay:
     @property
     def tpot_s(self) -> Array:
         """Time per output token of each request; not a number where it generates one."""
-        tokens = np.array([request.output_len for request in self.traffic.requests], dtype=np.float64)
-        return np.where(tokens > 1, (self.latency_s - self.ttft_s) / np.maximum(tokens - 1, 1), np.nan)
+        return tpot_s(self.traffic, self.latency_s - self.ttft_s)
+
+
+def tpot_s(traffic: Traffic, decoding_s: Array) -> Array:
+    """Time per output token of each request, shape (requests,); not a number where it generates one.
+
+    Args:
+        traffic: whose requests they are.
+        decoding_s: seconds from the first token of each to its last, shape (requests,).
+    """
+    tokens = np.array([request.output_len for request in traffic.requests], dtype=np.float64)
+    return np.where(tokens > 1, decoding_s / np.maximum(tokens - 1, 1), np.nan)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,7 @@ class StepTimes:
         self.model, self.models, self._routing = model, models, routing
         # The widest steps that were asked for: most decodes, longest contexts, longest chunk, chunk furthest in.
         self._most, self._longest, self._chunk, self._furthest = (0, 0.0), (0, 0.0), (0, 0), (0, 0)
+        self._told: dict[tuple[int, float, int], tuple[str, ...]] = {}
         operations = step_operations(model)
         check_regressors(model, operations, models)
         launches = [operation for operation in operations if is_launch(operation)]
@@ -109,15 +110,19 @@ class StepTimes:
         lines: dict[str, None] = {}
         for count, mean in {self._most, self._longest}:
             if count:
-                lines |= dict.fromkeys(self._outside([1], [mean], [count]))
+                lines |= dict.fromkeys(self._outside(1, mean, count))
         for query_len, context_len in {self._chunk, self._furthest}:
             if query_len:
-                lines |= dict.fromkeys(self._outside([query_len], [context_len], [1]))
+                lines |= dict.fromkeys(self._outside(query_len, context_len, 1))
         return tuple(lines)
 
-    def _outside(self, queries: Sequence[float], contexts: Sequence[float], counts: Sequence[float]) -> tuple[str, ...]:
-        work = Work.of_batches(queries, contexts, [0], counts=counts)
-        return predict_steps(self.model, self.models, work, self._routing)[1]
+    def _outside(self, query_len: int, context_len: float, count: int) -> tuple[str, ...]:
+        """Of so many equal requests; found out once, since one workload after the other asks for the same widest."""
+        asked = query_len, context_len, count
+        if asked not in self._told:
+            work = Work.of_batches([query_len], [context_len], [0], counts=[count])
+            self._told[asked] = predict_steps(self.model, self.models, work, self._routing)[1]
+        return self._told[asked]
 
 
 class _Tables:

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pytest_dooly.core.replay import tpot_s
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler
 
@@ -50,6 +51,11 @@ class Server:
     token_s: float = 0.0
     async_scheduling: bool = True
     admission_s: float = 0.0
+
+    @classmethod
+    def adding(cls, server_s: float, *, async_scheduling: bool) -> Server:
+        """Half of it on the way in, half on the way out: only their sum shows."""
+        return cls(server_s / 2, server_s / 2, async_scheduling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +124,7 @@ class Simulated:
     @property
     def tpot_s(self) -> Array:
         """Time per output token of each request; not a number where it generates one."""
-        tokens = np.array([request.output_len for request in self.traffic.requests], dtype=np.float64)
-        return np.where(tokens > 1, (self.last_s - self.first_s) / np.maximum(tokens - 1, 1), np.nan)
+        return tpot_s(self.traffic, self.last_s - self.first_s)
 
     def columns(self) -> dict[str, Sequence[float] | npt.NDArray[np.generic]]:
         """Every request as a table: columns of shape (requests,) by name, times in seconds."""

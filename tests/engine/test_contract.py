@@ -23,7 +23,7 @@ from pytest_dooly.errors import ConfigurationError, EngineError
 from pytest_dooly.timing.clock import HostClock
 from pytest_dooly.tracing.trace import _Repeats, trace
 from tests.models import DENSE, LLAMA, write
-from tests.scheduling.test_closed_loop import served as steps_of
+from tests.scheduling.schedulers import served as steps_of
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 LIMITS = Limits(max_num_tokens=256, max_num_seqs=4, max_model_len=256)

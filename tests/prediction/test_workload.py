@@ -19,7 +19,7 @@ from tests.samples import (
     LIMITS,
     model_and_regressors,
 )
-from tests.scheduling.test_closed_loop import served as steps_of
+from tests.scheduling.schedulers import served as steps_of
 
 TIMES = StepTimes(*model_and_regressors())
 

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.traffic import TrafficRequest
-from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.scheduling.clock import Server, Simulated, run
+from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions, room_for_all
+from tests.samples import LIMITS
 
 Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], frozenset[int], frozenset[int]]
 """Tokens and context of each request, those that sample, those thrown out, those that ended after it."""
@@ -79,3 +83,17 @@ def drive(
         turn += 1
         assert turn < 5_000, "the scheduler does not come to an end"
     return [(*parts[:3], done) for parts, done in zip(said, ended, strict=True)]
+
+
+class Steps(list[Scheduled]):
+    """Steps of a second each, as they were asked for."""
+
+    def step_s(self, step: Scheduled) -> float:
+        self.append(step)
+        return 1.0
+
+
+def served(workload: Workload, limits: Limits = LIMITS) -> tuple[Steps, Simulated]:
+    steps = Steps()
+    scheduler = NativeScheduler(SchedulerOptions(limits, room_for_all(limits), async_scheduling=False))
+    return steps, run(workload.traffic(), scheduler, steps, Server(async_scheduling=False))

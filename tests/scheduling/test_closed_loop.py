@@ -8,26 +8,10 @@ from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.scheduling.clock import Server, Simulated, run
-from pytest_dooly.scheduling.native import NativeScheduler
-from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 from tests.samples import LIMITS
+from tests.scheduling.schedulers import served
 
 requests_in_all = st.none() | st.integers(20, 50)
-
-
-class Steps(list[Scheduled]):
-    """Steps of a second each, as they were asked for."""
-
-    def step_s(self, step: Scheduled) -> float:
-        self.append(step)
-        return 1.0
-
-
-def served(workload: Workload, limits: Limits = LIMITS) -> tuple[Steps, Simulated]:
-    steps = Steps()
-    scheduler = NativeScheduler(SchedulerOptions(limits, room_for_all(limits), async_scheduling=False))
-    return steps, run(workload.traffic(), scheduler, steps, Server(async_scheduling=False))
 
 
 def batches(workload: Workload, limits: Limits = LIMITS) -> list[str]:

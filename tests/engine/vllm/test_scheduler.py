@@ -17,7 +17,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
-from tests.scheduling.test_closed_loop import served as steps_of
+from tests.scheduling.schedulers import served as steps_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
