@@ -23,8 +23,9 @@ demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validat
 	@echo "== validating the predictions against vLLM (about 4 minutes)"
 	$(BIN)/dooly validate llama-300m --budget 240 $(LIMITS:%=--%)
 
+# One process a core, each of which computes in one thread: several threads would wait for the slowest core.
 test: $(STAMP) lint ## lint, types, import rules and every test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check

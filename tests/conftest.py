@@ -1,8 +1,16 @@
 """Fixtures of all tests."""
 
 import importlib
+import os
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobodys_worker() -> None:
+    """Sessions within a test time their cases though the test is run by one of several workers."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
