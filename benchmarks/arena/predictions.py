@@ -66,7 +66,7 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
 
 def served(run: PublishedRun) -> tuple[object, ...]:
     """What decides over the operations of a run."""
-    return run.model, run.ranks, run.experts, run.kv_cache_dtype
+    return run.model, run.ranks, run.experts, run.kv_cache_dtype, run.moe_precision
 
 
 def predict_all(
@@ -142,5 +142,8 @@ def _blocks(model: ServedModel, device: Device) -> int | None:
 
 def _options(run: PublishedRun) -> ServingOptions:
     return ServingOptions(
-        tensor_parallel_size=run.ranks, expert_parallel_size=run.experts, kv_cache_dtype=run.kv_cache_dtype
+        tensor_parallel_size=run.ranks,
+        expert_parallel_size=run.experts,
+        kv_cache_dtype=run.kv_cache_dtype,
+        moe_precision=run.moe_precision,
     )
