@@ -22,6 +22,7 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, run
@@ -109,7 +110,10 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
             limits, blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
         )
         simulated = run(
-            _traffic(each), NativeScheduler(options), kinds[overlapped], Server(async_scheduling=overlapped)
+            _traffic(each),
+            NativeScheduler(options),
+            kinds[overlapped],
+            Server.adding(SERVER_S, async_scheduling=overlapped),
         )
         centre = np.nanmedian if each.medians else np.nanmean
         tokens = sum(request.output_len for request in simulated.traffic.requests)
