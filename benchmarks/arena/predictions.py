@@ -22,6 +22,7 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, run
@@ -66,7 +67,7 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
 
 def served(run: PublishedRun) -> tuple[object, ...]:
     """What decides over the operations of a run."""
-    return run.model, run.ranks, run.experts, run.kv_cache_dtype
+    return run.model, run.ranks, run.experts, run.kv_cache_dtype, run.moe_precision
 
 
 def predict_all(
@@ -109,7 +110,10 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
             limits, blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
         )
         simulated = run(
-            _traffic(each), NativeScheduler(options), kinds[overlapped], Server(async_scheduling=overlapped)
+            _traffic(each),
+            NativeScheduler(options),
+            kinds[overlapped],
+            Server.adding(SERVER_S, async_scheduling=overlapped),
         )
         centre = np.nanmedian if each.medians else np.nanmean
         tokens = sum(request.output_len for request in simulated.traffic.requests)
@@ -142,5 +146,8 @@ def _blocks(model: ServedModel, device: Device) -> int | None:
 
 def _options(run: PublishedRun) -> ServingOptions:
     return ServingOptions(
-        tensor_parallel_size=run.ranks, expert_parallel_size=run.experts, kv_cache_dtype=run.kv_cache_dtype
+        tensor_parallel_size=run.ranks,
+        expert_parallel_size=run.experts,
+        kv_cache_dtype=run.kv_cache_dtype,
+        moe_precision=run.moe_precision,
     )

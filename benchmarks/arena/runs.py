@@ -77,6 +77,11 @@ class PublishedRun:
         return found[1] if found else None
 
     @property
+    def moe_precision(self) -> str | None:
+        """What the server computed experts from, where it was told."""
+        return "mxfp4_mxfp8" if re.search("MXFP4_MXFP8=1|MXFP4 x MXFP8", self.row["notes"]) else None
+
+    @property
     def max_num_tokens(self) -> int:
         """Most tokens of a step."""
         return self._number("max-num-batched-tokens") or NUM_TOKENS

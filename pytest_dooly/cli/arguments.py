@@ -69,7 +69,7 @@ def _simulate(commands: _Commands) -> None:
     how.add_argument("--scheduler", choices=["native", "vllm"], default="native", help="ours (default), or vLLM's own")
     how.add_argument("--replicas", type=_positive, default=1, help="engines behind a router (1)")
     how.add_argument("--router", choices=["round_robin", "least_outstanding", "prefix"], default="round_robin")
-    how.add_argument("--server-ms", type=_natural_number, default=0.0, help="that server and client add to each (0)")
+    how.add_argument("--server-ms", type=_natural_number, help="that server and client add to each (8.2 with --device)")
     how.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
     simulate.add_argument("--slo", help="for the goodput, as in ttft:300ms,tpot:40ms,e2el:10s")
     simulate.add_argument("--out", metavar="FILE", help="every request, as .parquet or .csv")

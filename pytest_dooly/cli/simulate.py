@@ -16,13 +16,13 @@ from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
 from pytest_dooly.report.text import counted
 from pytest_dooly.scheduling.clock import Server
 from pytest_dooly.scheduling.native import NativeScheduler
-from pytest_dooly.scheduling.scheduler import Scheduler, SchedulerOptions
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
@@ -65,7 +65,11 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
     options = engine.options(model, None if device is None else device.name)
-    deployment = _deployment(arguments, times, options, scheduler)
+    server_ms = arguments.server_ms
+    if server_ms is None:
+        server_ms = 0.0 if device is None else SERVER_S * 1e3
+    server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling)
+    deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()
     simulated = joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
     search = time.perf_counter() - begin_s < _PATIENCE_S
@@ -167,16 +171,6 @@ def _lengths(text: str, ratio: float | None) -> Lengths:
     if lengths.only is None:
         raise ConfigurationError(f"--range-ratio goes with a number of tokens, not with {text!r}")
     return Lengths.below(lengths.only, ratio)
-
-
-def _deployment(
-    arguments: argparse.Namespace,
-    times: StepTimes,
-    options: SchedulerOptions,
-    scheduler: Callable[[SchedulerOptions], Scheduler],
-) -> Deployment:
-    server = Server.adding(arguments.server_ms / 1e3, async_scheduling=options.async_scheduling)
-    return Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
 
 
 def _bar(number: int) -> Callable[[int], None]:

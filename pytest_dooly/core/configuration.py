@@ -16,6 +16,9 @@ from pytest_dooly.errors import ConfigurationError, UnknownModelError
 
 __all__ = ["ModelConfiguration", "ServingOptions", "aliases", "parse_options", "resolve"]
 
+_PRECISIONS = ("bf16", "fp8", "fp8_block", "int4", "int8", "mxfp4", "mxfp4_mxfp8", "nvfp4")
+"""That the kernels of a mixture's experts work in."""
+
 _SHIPPED = Path(__file__).parent.parent / "models"
 
 
@@ -38,6 +41,9 @@ class ServingOptions(Document):
     tensor_parallel_size: int = _option("tp", "tensor-parallel size: ranks that share each layer", 1)
     expert_parallel_size: int = _option("ep", "expert-parallel size: 1, or the tensor-parallel size", 1)
     quantization: str | None = _option("quantization", "how the engine quantises weights as it loads them, as in fp8")
+    moe_precision: str | None = _option(
+        "moe-precision", "what experts are computed from where the engine is told to, as in mxfp4_mxfp8"
+    )
     execution: str = _option("execution", "how the model runs: eager (default), or cuda_graph to replay graphs", EAGER)
     max_num_tokens: int | None = _option("max-num-tokens", "most tokens of one step")
     max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
@@ -57,6 +63,10 @@ class ServingOptions(Document):
             raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
         if self.execution not in (EAGER, CUDA_GRAPH):
             raise ConfigurationError(f"unknown execution {self.execution!r}: name {EAGER} or {CUDA_GRAPH}")
+        if self.moe_precision not in (None, *_PRECISIONS):
+            raise ConfigurationError(
+                f"unknown moe-precision {self.moe_precision!r}: name one of {', '.join(_PRECISIONS)}"
+            )
         if self.device == "cpu":
             self.execution_on(self.device)
 

@@ -12,6 +12,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step import check_regressors, is_admission
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.scheduling.clock import Server, run
 from pytest_dooly.scheduling.native import NativeScheduler
@@ -78,6 +79,8 @@ def predict_workload(
 def predict_served(times: StepTimes, workload: Workload, device: Device) -> WorkloadPrediction:
     """TTFT and TPOT of a workload at an idle server: async scheduling, and the KV blocks that the device has room for.
 
+    The server adds `SERVER_S` to each request.
+
     Where the device has no room for the model, they are those that it would have with memory for all.
 
     Args:
@@ -93,7 +96,7 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
         options = SchedulerOptions(limits, kv_blocks(times.model, device))
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))
-    return predict_workload(times, workload, options=options, server=Server())
+    return predict_workload(times, workload, options=options, server=Server.adding(SERVER_S, async_scheduling=True))
 
 
 def in_process(times: StepTimes, workload: Workload) -> Server:

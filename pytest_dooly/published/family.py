@@ -31,6 +31,9 @@ Columns = dict[str, Array]
 _PRECISIONS = {"fp8pertensoronline": "fp8", "gptossmxfp4": "mxfp4"}
 """Of the weights, by the method of a signature; other methods are precisions already."""
 
+_CACHES = {"fp8_e4m3": "fp8"}
+"""What one kernel works on by several names, by vLLM's name of the KV cache's dtype."""
+
 _PUBLISHED_LATENT = {
     "hidden_size": 7168,
     "kv_lora_rank": 512,
@@ -237,7 +240,7 @@ def _gemm(precision: str, n: int, k: int, sign: int = 1) -> Part:
 
 def _attention(attributes: Mapping[str, str | int | float | bool], window: int) -> tuple[Part, ...]:
     backend = str(attributes["backend"])
-    precision = str(attributes["kv_cache_dtype"])
+    precision = _cache(attributes)
     sizes = (
         ("head_size", int(attributes["head_size"])),
         ("num_heads", int(attributes["num_heads"])),
@@ -248,9 +251,14 @@ def _attention(attributes: Mapping[str, str | int | float | bool], window: int) 
     return tuple(Part(Family(phase, precision, where), sizes) for phase in ("prefill", "decode"))
 
 
+def _cache(attributes: Mapping[str, str | int | float | bool]) -> str:
+    dtype = str(attributes["kv_cache_dtype"])
+    return _CACHES.get(dtype, dtype)
+
+
 def _latent_layer(attributes: Mapping[str, str | int | float | bool], precision: str) -> tuple[Part, ...]:
     sizes = tuple(sorted((name, int(attributes[name])) for name in (*_PUBLISHED_LATENT, "num_heads")))
-    kept = f"{precision} {attributes['kv_cache_dtype']}"
+    kept = f"{precision} {_cache(attributes)}"
     return tuple(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode"))
 
 
@@ -261,7 +269,7 @@ def _latent_attention(attributes: Mapping[str, str | int | float | bool], dtype:
         return ()
     sizes = tuple(sorted({**of, "num_heads": heads}.items()))
     head = of["qk_nope_head_dim"] + of["qk_rope_head_dim"]
-    kept = f"{dtype} {attributes['kv_cache_dtype']}"
+    kept = f"{dtype} {_cache(attributes)}"
     return (
         *(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode")),
         _gemm(dtype, of["q_lora_rank"] + of["kv_lora_rank"] + of["qk_rope_head_dim"], of["hidden_size"], -1),

@@ -32,6 +32,7 @@ class FamilyRegressor:
         ranges: smallest and largest value of each column.
         rows: number of latencies of each size.
         sources: where the latencies come from.
+        stand_in_error: relative error of latencies that stand in for others among them.
     """
 
     family: Family
@@ -40,6 +41,7 @@ class FamilyRegressor:
     ranges: Mapping[str, tuple[float, float]]
     rows: Mapping[tuple[tuple[str, int], ...], int]
     sources: tuple[str, ...]
+    stand_in_error: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document of what was fitted; `from_json` reads it back."""
@@ -47,6 +49,7 @@ class FamilyRegressor:
             "learner": self.learner.to_json(),
             "ranges": self.ranges,
             "rows": [[sizes, number] for sizes, number in self.rows.items()],
+            "stand_in_error": self.stand_in_error,
         }
 
     @classmethod
@@ -74,12 +77,14 @@ class FamilyRegressor:
             ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
             rows={tuple((name, size) for name, size in sizes): number for sizes, number in document["rows"]},
             sources=sources,
+            stand_in_error=float(document.get("stand_in_error", 0.0)),
         )
 
     def predict(self, columns: Columns) -> tuple[Array, Array]:
         """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
         description = describe(self.family, columns, self.device)
-        return self.learner.predict(description.matrix, description.roofline_s)
+        latencies_s, errors = self.learner.predict(description.matrix, description.roofline_s)
+        return latencies_s, np.hypot(errors, self.stand_in_error)
 
     def spans(self, part: Part) -> bool:
         """Whether the sizes of a part lie between those of the latencies, each within a doubling of one of them."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from pytest_dooly.core.batch import Limits, SweepPoint
 from pytest_dooly.core.device import Device, device_of
-from pytest_dooly.core.environment import CUDA_GRAPH, Environment, content_hash
+from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, Environment, content_hash
 from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import ServedModel, Signature, portable
@@ -24,6 +24,7 @@ from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Family, Part, lone_parts_of, mixed_part_of, parts_of, table_of
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
+from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.regressor import LatencyModel
@@ -148,7 +149,8 @@ class Grounds:
 
     def _fitted(self, environment: Environment, family: Family, keys: Sequence[str]) -> FamilyRegressor | None:
         """The regressor as the latency DB has it, or else fitted now; None where there are too few latencies."""
-        found = self._db.sources(environment, keys)
+        peer = self._peer(environment, family)
+        found = [*self._db.sources(environment, keys), *(self._db.sources(*peer) if peer else ())]
         own = [
             PublishedLatency(self._signatures[key], point, outcome.mean_s, "")
             for key in keys
@@ -161,7 +163,10 @@ class Grounds:
             document = self._db.load_family_regressor(family.key, environment, fitted_to)
             if document is not None:
                 return FamilyRegressor.from_json(document, family=family, device=self.device, sources=sources)
-        table = table_of(family, [*_flat(self._db.published(environment, keys).values()), *own])
+        freed = Freed(_flat(self._db.published(environment, keys).values()))
+        if peer is not None:
+            freed = without_launches(freed.rows, _flat(self._db.published(*peer).values()))
+        table = table_of(family, [*freed.rows, *own])
         if len(table) < FEWEST_ROWS:
             return None
         self._progress(f"fitting {family} on {self.device.product} to {len(table):,} published latencies")
@@ -177,12 +182,21 @@ class Grounds:
             ranges={name: (float(values.min()), float(values.max())) for name, values in table.columns.items()},
             rows=dict(zip(table.sizes, map(int, counts), strict=True)),
             sources=sources,
+            stand_in_error=freed.error,
         )
         name, error = str(family), learner.unseen_sizes and learner.unseen_sizes[0]
         self._db.save_family_regressor(
             family.key, environment, fitted.to_json(), name=name, error=error, fitted_to=fitted_to
         )
         return fitted
+
+    def _peer(self, environment: Environment, family: Family) -> tuple[Environment, Sequence[str]] | None:
+        """Where latencies of a family's peer are, that were not launched one by one as its own were."""
+        peer = peer_of(family)
+        if peer is None or environment.execution != EAGER:
+            return None
+        found = (each for each in self._best_first(peer) if each[0].execution == CUDA_GRAPH)
+        return next(((where, keys) for where, _, keys in found), None)
 
     @property
     def has_latencies(self) -> bool:

@@ -20,6 +20,7 @@ from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks
 from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
@@ -160,7 +161,7 @@ def simulate(
         device: as in `predict`.
         routing: as in `predict`.
         engine: how each engine schedules.
-        server: what lies between clients and engines.
+        server: what lies between clients and engines; None for nothing, or `SERVER_S` on a named device.
         replicas: number of engines.
         router: how requests are spread over them.
 
@@ -171,7 +172,8 @@ def simulate(
     """
     with LatencyDB.open(Path(db), create=False) as opened:
         served, models = known(opened, model, options, device=device, environment=environment)
-    engine, server = engine or Engine(), server or Server()
+    engine, added_s = engine or Engine(), 0.0 if device is None else SERVER_S
+    server = server or Server.adding(added_s, async_scheduling=engine.async_scheduling)
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
     times = StepTimes(served, models, routing=spread, overlapped=overlapped)

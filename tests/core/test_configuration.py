@@ -16,6 +16,7 @@ OTHER_OPTIONS = {
     "tensor_parallel_size": 4,
     "expert_parallel_size": 2,
     "quantization": "fp8",
+    "moe_precision": "mxfp4_mxfp8",
     "max_num_tokens": 512,
     "max_num_seqs": 8,
     "max_model_len": 1024,
@@ -119,6 +120,11 @@ def test_experts_are_spread_over_all_ranks_or_none() -> None:
     assert ServingOptions(tensor_parallel_size=4, expert_parallel_size=4).expert_parallel_size == 4
     with pytest.raises(ConfigurationError, match="ep 2 beside tp 4: .* must be 1 or equal to tp"):
         ServingOptions(tensor_parallel_size=4, expert_parallel_size=2)
+
+
+def test_an_unknown_precision_of_experts_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="unknown moe-precision 'w4a8': name one of bf16, .*mxfp4_mxfp8"):
+        ServingOptions(moe_precision="w4a8")
 
 
 def test_an_unknown_device_is_answered_with_the_known_ones() -> None:

@@ -11,7 +11,10 @@ from pytest_dooly.engine.vllm.installation import installed_version
 from pytest_dooly.engine.vllm.refusals import first_line, reason
 from pytest_dooly.errors import ConfigurationError, EngineError
 
-__all__ = ["GRAPHS", "engine_arguments", "engine_config", "limits_of", "sizes_by_default", "start"]
+__all__ = ["GRAPHS", "MOE_PRECISION", "engine_arguments", "engine_config", "limits_of", "sizes_by_default", "start"]
+
+MOE_PRECISION = "dooly_moe_precision"
+"""Key in vLLM's additional configuration: what experts are computed from, whatever their checkpoint says."""
 
 GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}}
 """Arguments of an engine that replays CUDA graphs of the same kernels that it runs eagerly: nothing is compiled."""
@@ -43,6 +46,8 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "max_model_len": options.max_model_len,
         "kv_cache_dtype": options.kv_cache_dtype,
         "attention_backend": options.attention_backend,
+        # vLLM passes it on unread: how a GPU's kernels are chosen is an environment variable, and no CPU has them.
+        "additional_config": options.moe_precision and {MOE_PRECISION: options.moe_precision},
     }
     return {name: value for name, value in arguments.items() if value is not None}
 

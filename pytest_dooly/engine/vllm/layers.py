@@ -11,6 +11,7 @@ import torch
 
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
+from pytest_dooly.engine.vllm.arguments import MOE_PRECISION
 from pytest_dooly.engine.vllm.quantisation import method_of, packed, precision_of
 
 __all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
@@ -178,7 +179,7 @@ def _experts(layer: Any) -> Layer:
     config = routed.moe_config
     attributes: dict[str, str | int | float | bool | None] = {
         "method": method_of(routed),
-        "precision": precision_of(routed),
+        "precision": _told_precision() or precision_of(routed),
         "num_experts": int(config.num_experts),
         "num_local_experts": int(config.num_local_experts),
         "top_k": int(config.experts_per_token),
@@ -202,6 +203,14 @@ def _experts(layer: Any) -> Layer:
         return {"expert_input": (config.in_dtype, (request.tokens_per_expert, hidden)), **weights}
 
     return Layer(OperationKind.MOE, "fused_moe", _pairs(attributes), parameters, implied=share)
+
+
+def _told_precision() -> str | None:
+    """What experts are computed from, where the options say so."""
+    from vllm.config import get_current_vllm_config
+
+    told = get_current_vllm_config().additional_config
+    return told.get(MOE_PRECISION) if isinstance(told, dict) else None
 
 
 def _cache_dtype(layer: Any) -> torch.dtype:

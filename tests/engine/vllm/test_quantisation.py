@@ -109,11 +109,13 @@ MOE = {
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1, "head_dim": 128}
 
 
-def signatures(folder: Path, base: Mapping[str, Any], quantisation: Mapping[str, Any] | None) -> list[Signature]:
+def signatures(
+    folder: Path, base: Mapping[str, Any], quantisation: Mapping[str, Any] | None, **options: Any
+) -> list[Signature]:
     document = {**base, **WIDE}
     if quantisation is not None:
         document["quantization_config"] = quantisation
-    configuration = resolve(str(write(folder, document)), ServingOptions(max_model_len=256))
+    configuration = resolve(str(write(folder, document)), ServingOptions(max_model_len=256, **options))
     return [each.signature for each in model_operations(trace(load_engine("vllm"), configuration)[0])]
 
 
@@ -138,6 +140,13 @@ def test_experts_are_those_of_the_kernels_precision(name: str, tmp_path: Path) -
     plain, found = (of_kind(signatures(tmp_path, MOE, each), OperationKind.MOE)[0] for each in (None, quantisation))
     assert (parts_of(found)[0].family.kernel, parts_of(found)[0].family.precision) == ("experts", precision)
     assert parts_of(found)[0].sizes == parts_of(plain)[0].sizes
+
+
+def test_experts_are_computed_from_what_the_engine_is_told(tmp_path: Path) -> None:
+    found = of_kind(
+        signatures(tmp_path, MOE, {"quant_method": "mxfp4"}, moe_precision="mxfp4_mxfp8"), OperationKind.MOE
+    )
+    assert parts_of(found[0])[0].family.precision == "mxfp4_mxfp8"
 
 
 def test_a_packed_weight_takes_half_a_byte(tmp_path: Path) -> None:
