@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.arena.models import written
 from benchmarks.arena.runs import PublishedRun
 from benchmarks.study.redundancy import import_tables, progress
-from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.core.signature import ServedModel
@@ -21,7 +21,11 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.interval import is_mixture
+from pytest_dooly.prediction.shares import Shares, shares_of
+from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
@@ -42,11 +46,17 @@ class Predicted:
         ttft_s: time to first token, mean or median as the run has it.
         tpot_s: time per output token, likewise; None for one token.
         tokens_per_s: generated.
+        prefill: what a step with a prompt rests on.
+        decode: what a step of decodes half-way through the outputs rests on.
+        mixture: whether the model is one of experts.
     """
 
     ttft_s: float
     tpot_s: float | None
     tokens_per_s: float
+    prefill: Shares
+    decode: Shares
+    mixture: bool
 
 
 def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:
@@ -122,9 +132,23 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
                 float(centre(simulated.ttft_s)),
                 float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
                 tokens / float(simulated.last_s.max()),
+                _shares(model, founded, Batch.uniform(1, min(each.prompt_len, each.max_num_tokens), 0)),
+                _shares(model, founded, _half_way(each)),
+                is_mixture(model),
             )
         )
     return found
+
+
+def _half_way(run: PublishedRun) -> Batch:
+    """Decodes of all requests at once, in the middle of their outputs."""
+    at_once = min(run.concurrency or run.num_requests, run.max_num_seqs)
+    return Batch.uniform(at_once, 1, run.prompt_len + run.output_len // 2)
+
+
+def _shares(model: ServedModel, founded: Mapping[str, Foundation], batch: Batch) -> Shares:
+    models = {key: each.model for key, each in founded.items()}
+    return shares_of(model, predict_step(model, models, batch), founded)
 
 
 def _traffic(run: PublishedRun) -> Traffic:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from benchmarks.arena.calibration import calibration, system_error, within
 from benchmarks.arena.models import document_of
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.report import Row, is_mixture, tables
 from benchmarks.arena.runs import PublishedRun, read_runs
+from pytest_dooly.prediction.shares import Shares
 
 RUNS = list(read_runs())
 FOUND = [run for run, _, _ in RUNS if run is not None]
@@ -54,7 +57,24 @@ def test_configurations_are_as_published() -> None:
 
 
 def row(run: PublishedRun, tpot_s: float, ttft_s: float) -> Row:
-    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0))
+    shares = Shares({"published": 1.0}, 0.02)
+    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0, shares, shares, mixture=False))
+
+
+def test_a_checkpoint_in_fp8_is_served_as_one() -> None:
+    assert {run.model for run in FOUND if run.precision == "fp8" and "Qwen3-32B" in run.model} == {"Qwen/Qwen3-32B-FP8"}
+
+
+def test_intervals_hold_nine_of_ten_and_groups_count_alike() -> None:
+    one, other = FOUND[0], next(run for run in FOUND if run.group != FOUND[0].group)
+    near, far = [row(one, 0.011, 0.1)] * 20, [row(other, 0.02, 0.1)] * 2
+    assert system_error(near, "tpot") == pytest.approx(math.hypot(math.log(1.1), 0), rel=0.2)
+    wide = system_error([*near, *far], "tpot")
+    assert wide == pytest.approx(math.log(2), rel=0.01)  # half of the groups, though a tenth of the runs
+    assert within(far[0], "tpot", wide)
+    assert not within(far[0], "tpot", system_error(near, "tpot"))
+    assert system_error([], "tpot") == 0.0
+    assert any("left out" in line for line in calibration([*near, *far]))
 
 
 def test_errors_add_up_by_group_and_kind() -> None:

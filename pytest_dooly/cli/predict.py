@@ -13,6 +13,7 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.comparison import candidate
+from pytest_dooly.prediction.interval import Interval, is_mixture
 from pytest_dooly.prediction.shares import shares_of
 from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
 from pytest_dooly.prediction.step_times import StepTimes
@@ -69,8 +70,11 @@ def _step_on(
     document["operations"] = [
         each | {"basis": basis} for each, basis in zip(document["operations"], bases, strict=True)
     ]
-    document |= {"device": device.name, "shares": dataclasses.asdict(shares_of(model, step, founded))}
-    return Answer(document, [format_founded_step(model, step, founded)])
+    shares = shares_of(model, step, founded)
+    within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
+    document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
+    document["latency_interval_s"] = list(dataclasses.astuple(within))
+    return Answer(document, [format_founded_step(model, step, founded, within)])
 
 
 def _workload_on(
@@ -86,7 +90,11 @@ def _workload_on(
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
     decode = [f"a decode step {format_shares(found.shares)}"] if workload.output_len > 1 else []
-    lines = [workload_line(found.prediction), *decode, format_footprint(found.footprint)]
+    lines = [
+        workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
+        *decode,
+        format_footprint(found.footprint),
+    ]
     return Answer(found.to_json() | dataclasses.asdict(found.prediction), lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.prediction.interval import Figure, Interval, intervals
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.grounds import latency_models
@@ -26,7 +27,7 @@ from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.simulate import Engine, Simulation, joined, stretched
+from pytest_dooly.simulation.simulate import Engine, Simulation, joined, means_s, stretched, typical_steps
 from pytest_dooly.simulation.summary import Slo
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.simulation.traces import TraceOptions, read_trace
@@ -53,7 +54,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         if device is None:
             models = latency_models(model, work.db, work.environment, progress=progress)
         else:
-            models = {key: each.model for key, each in grounds_on(device, work.db).of(model).items()}
+            founded = grounds_on(device, work.db).of(model)
+            models = {key: each.model for key, each in founded.items()}
     overlapped = device is not None and not arguments.no_async_scheduling
     times = StepTimes(model, models, routing=arguments.routing, overlapped=overlapped)
     engine = Engine(
@@ -82,12 +84,24 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
     document |= simulation.summary(slo, search=search)
+    if device is not None:
+        document |= _within(intervals(model, founded, means_s(simulated), typical_steps(simulated, model.limits)))
     where = "here" if device is None else f"on {device.name}"
     title = (
         f"{model.name} {where}: up to {options.limits.max_num_tokens:,} tokens and {options.limits.max_num_seqs:,} "
         f"requests a step, {options.num_blocks:,} KV blocks of {options.block_size} tokens"
     )
     return Answer(document, [format_simulation(document, title=title), *_verdict(document)])
+
+
+def _within(intervals: Mapping[Figure, Interval]) -> dict[str, float]:
+    """Between what the means lie nine times out of ten, by keys of the document."""
+    ends = {"low": "low_s", "high": "high_s"}
+    return {
+        f"mean_{figure}_{end}_ms": getattr(interval, name) * 1e3
+        for figure, interval in intervals.items()
+        for end, name in ends.items()
+    }
 
 
 def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:

@@ -13,6 +13,7 @@ from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.prediction.interval import Interval, is_mixture
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
@@ -33,6 +34,7 @@ class Candidate:
         ranks: devices that share each layer.
         prediction: TTFT and TPOT.
         shares: of a decode step half-way through the output, by what their prediction rests on.
+        prefill: the same of a step with one prompt.
         footprint: what a rank holds in memory when every request has all of its tokens.
     """
 
@@ -41,7 +43,20 @@ class Candidate:
     ranks: int
     prediction: WorkloadPrediction
     shares: Shares
+    prefill: Shares
     footprint: Footprint
+
+    @property
+    def ttft_interval(self) -> Interval:
+        """Where a measured TTFT lies nine times out of ten."""
+        return Interval.around(self.prediction.ttft_s, "ttft", self.prefill, mixture=is_mixture(self.model))
+
+    @property
+    def tpot_interval(self) -> Interval | None:
+        """The same of TPOT; None where there is none."""
+        if self.prediction.tpot_s is None:
+            return None
+        return Interval.around(self.prediction.tpot_s, "tpot", self.shares, mixture=is_mixture(self.model))
 
     @property
     def tokens_per_s(self) -> float:
@@ -56,7 +71,9 @@ class Candidate:
             "device": self.device.name,
             "tp": self.ranks,
             "ttft_s": self.prediction.ttft_s,
+            "ttft_interval_s": list(dataclasses.astuple(self.ttft_interval)),
             "tpot_s": self.prediction.tpot_s,
+            "tpot_interval_s": self.tpot_interval and list(dataclasses.astuple(self.tpot_interval)),
             "tokens_per_s": self.tokens_per_s,
             "shares": dict(self.shares.by_kind),
             "expected_error": self.shares.error,
@@ -95,5 +112,7 @@ def candidate(
     context = workload.prompt_len + workload.output_len // 2
     decodes = min(workload.concurrency, model.limits.max_num_seqs)
     step = predict_step(model, models, Batch.uniform(decodes, 1, context), routing=routing)
+    prompt = Batch.uniform(1, min(workload.prompt_len, model.limits.max_num_tokens), 0)
+    prefill = shares_of(model, predict_step(model, models, prompt, routing=routing), founded)
     held = footprint(model, device, num_reqs=decodes, seq_len=workload.prompt_len + workload.output_len)
-    return Candidate(model, device, ranks, prediction, shares_of(model, step, founded), held)
+    return Candidate(model, device, ranks, prediction, shares_of(model, step, founded), prefill, held)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.prediction.comparison import Candidate
+from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import StepPrediction, step_operations
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.budget import Budget
 from pytest_dooly.published.footprint import Footprint
 from pytest_dooly.report.figure import COLOURS, LINE, decimal_axis, headline, new_figure, note, save_png, style
-from pytest_dooly.report.text import clip_label, format_latency
+from pytest_dooly.report.text import clip_label, format_interval, format_latency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +31,20 @@ __all__ = [
 ]
 
 
-def format_founded_step(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> str:
-    """As `format_step`, with what each prediction rests on, and where that comes from."""
+def format_founded_step(
+    model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation], within: Interval
+) -> str:
+    """As `format_step`, with what each prediction rests on, where that comes from, and how far it may be off."""
     rows = sorted(
         zip(step.operations, step_operations(model), strict=True), key=lambda row: row[0].latency_s, reverse=True
     )
     width = max(len(clip_label(operation.label)) for operation, _ in rows)
     batch = step.batch
-    lines = [f"step of {batch.num_reqs} requests, {batch.num_tokens} tokens: {format_latency(step.latency_s)}", ""]
+    lines = [
+        f"step of {batch.num_reqs} requests, {batch.num_tokens} tokens: {format_latency(step.latency_s)} "
+        f"({format_interval(within)})",
+        "",
+    ]
     lines.append(f"{'times':>5}  {'operation':{width}}  {'together':>10}  {'share':>6}  {'rests on':28}  {'error':>6}")
     for operation, of_model in rows:
         basis = founded[of_model.signature.key].basis
@@ -112,24 +119,30 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     lines = [
         f"{workload.at_once} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
         "",
-        f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>10} {'TPOT':>10} {'tokens/s':>9} {'published':>10} "
-        f"{'across':>7} {'estimate':>9} {'error':>6} {'GB needed':>13}",
+        f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>15} {'TPOT':>15} {'tokens/s':>9} {'published':>10} "
+        f"{'across':>7} {'estimate':>9} {'GB needed':>13}",
     ]
     for each in sorted(candidates, key=lambda each: (not each.footprint.fits, each.prediction.duration_s)):
         shares, name = each.shares.by_kind, clip_label(each.model.name)
         place = f"{name:20} {each.device.name:10} {each.ranks:3}"
         if not each.footprint.fits:
-            lines.append(f"{place} {'does not fit in memory':21} {'':44} {_needed(each.footprint):>13}")
+            lines.append(f"{place} {'does not fit in memory':31} {'':37} {_needed(each.footprint):>13}")
             continue
-        ttft = format_latency(each.prediction.ttft_s)
-        tpot = "" if each.prediction.tpot_s is None else format_latency(each.prediction.tpot_s)
-        error = "" if each.shares.error is None else f"{each.shares.error:.1%}"
+        ttft = f"{format_latency(each.prediction.ttft_s)} {_either_way(each.ttft_interval, each.prediction.ttft_s)}"
+        tpot = ""
+        if each.prediction.tpot_s is not None and each.tpot_interval is not None:
+            tpot = f"{format_latency(each.prediction.tpot_s)} {_either_way(each.tpot_interval, each.prediction.tpot_s)}"
         lines.append(
-            f"{place} {ttft:>10} {tpot:>10} {each.tokens_per_s:9,.0f} "
+            f"{place} {ttft:>15} {tpot:>15} {each.tokens_per_s:9,.0f} "
             f"{shares['measured'] + shares['published']:10.0%} "
-            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {error:>6} {_needed(each.footprint):>13}"
+            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {_needed(each.footprint):>13}"
         )
     return "\n".join([*lines, "", _CANDIDATES_NOTE])
+
+
+def _either_way(interval: Interval, predicted_s: float) -> str:
+    """By how much a measurement may be above; it may be as many times below."""
+    return f"±{interval.high_s / predicted_s - 1:.0%}" if predicted_s else ""
 
 
 def _needed(held: Footprint) -> str:
@@ -146,9 +159,9 @@ def format_footprint(held: Footprint) -> str:
 
 
 _CANDIDATES_NOTE = (
-    "Shares are those of a decode step: latencies measured or published for an operation's own sizes, predicted across "
-    "sizes,\nestimated from the data sheet. The error is what is to be expected of one operation, estimates apart. "
-    "Memory is what\na rank needs for weights and for all requests at their full length, of what the engine takes."
+    "Nine of ten measurements lie within ± of TTFT and TPOT. Shares are those of a decode step: latencies measured or\n"
+    "published for an operation's own sizes, predicted across sizes, estimated from the data sheet. Memory is what a\n"
+    "rank needs for weights and for all requests at their full length, of what the engine takes."
 )
 
 

@@ -11,9 +11,10 @@ from pytest_dooly.core.configuration import aliases, resolve
 from pytest_dooly.core.measurement import Failure, Measurement
 from pytest_dooly.core.published_latency import PublishedTable
 from pytest_dooly.latency_db.merge import Merged, Outcome
+from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.workload import WorkloadPrediction
 from pytest_dooly.report.findings import Summary
-from pytest_dooly.report.text import format_latency, format_machine
+from pytest_dooly.report.text import format_interval, format_latency, format_machine
 from pytest_dooly.sweep.plan import Case, Plan
 
 __all__ = [
@@ -154,14 +155,18 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
     return [*lines, *(f"report: {path}" for path in summary.reports), *summary.unwritten]
 
 
-def workload_line(prediction: WorkloadPrediction) -> str:
-    """TTFT and TPOT of a workload."""
+def workload_line(prediction: WorkloadPrediction, ttft: Interval | None = None, tpot: Interval | None = None) -> str:
+    """TTFT and TPOT of a workload, each with its interval where there is one."""
     workload = prediction.workload
-    tpot = "" if prediction.tpot_s is None else f", TPOT {format_latency(prediction.tpot_s)}"
+    decoding = "" if prediction.tpot_s is None else f", TPOT {format_latency(prediction.tpot_s)}{_within(tpot)}"
     return (
         f"prompt {workload.prompt_len}, output {workload.output_len}, {workload.at_once} at once: "
-        f"TTFT {format_latency(prediction.ttft_s)}{tpot}"
+        f"TTFT {format_latency(prediction.ttft_s)}{_within(ttft)}{decoding}"
     )
+
+
+def _within(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({format_interval(interval)})"
 
 
 def _regressor_lines(summary: Summary) -> Sequence[str]:

@@ -11,6 +11,7 @@ from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.profiled import MachineNoise
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.workload import Workload
+from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.step import StepPrediction
 from pytest_dooly.prediction.validation import (
     NOISE_FACTOR,
@@ -30,6 +31,7 @@ __all__ = [
     "format_coverage",
     "format_diff",
     "format_in_situ",
+    "format_interval",
     "format_latency",
     "format_machine",
     "format_operations",
@@ -278,6 +280,11 @@ def format_latency(seconds: float) -> str:
     factor, unit = next((pair for pair in ((1.0, "s"), (1e3, "ms")) if rounded * pair[0] >= 1), (1e6, "µs"))
     value = float(f"{rounded * factor:.3g}")
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def format_interval(interval: Interval) -> str:
+    """Both ends of what nine of ten measurements lie within."""
+    return f"90 %: {format_latency(interval.low_s)} to {format_latency(interval.high_s)}"
 
 
 def step_name(batch: Batch) -> str:

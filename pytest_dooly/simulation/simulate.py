@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
 from pytest_dooly.core.environment import Environment
@@ -19,6 +20,7 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
+from pytest_dooly.prediction.interval import Figure
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks
@@ -31,7 +33,7 @@ from pytest_dooly.simulation.sustained import sustainable_rate
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "joined", "simulate", "stretched"]
+__all__ = ["Engine", "Simulation", "joined", "means_s", "simulate", "stretched", "typical_steps"]
 
 
 @dataclass(frozen=True)
@@ -220,3 +222,26 @@ def _stage_decodes(parts: Sequence[Simulated]) -> list[list[int]]:
         kept = part.stage_decodes or [[step.num_decodes] for step in part.steps]
         found += [[*counts, *[0] * (num_stages - len(counts))] for counts in kept]
     return found
+
+
+def means_s(simulated: Simulated) -> dict[Figure, float]:
+    """Mean TTFT and TPOT in seconds; without the latter where no request has one."""
+    figures: dict[Figure, Any] = {"ttft": simulated.ttft_s, "tpot": simulated.tpot_s}
+    return {name: float(np.nanmean(values)) for name, values in figures.items() if not np.isnan(values).all()}
+
+
+def typical_steps(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
+    """A step with a prompt, for TTFT, and one of decodes, for TPOT, each of the mean lengths and number served.
+
+    Args:
+        simulated: that has at least one request.
+        limits: of a step.
+    """
+    requests = simulated.traffic.requests
+    prompt_len = round(float(np.mean([request.prompt_len for request in requests])))
+    output_len = round(float(np.mean([request.output_len for request in requests])))
+    decodes = round(float(np.mean([step.num_decodes for step in simulated.steps if step.num_decodes] or [1])))
+    return {
+        "ttft": Batch.uniform(1, min(prompt_len, limits.max_num_tokens), 0),
+        "tpot": Batch.uniform(decodes, 1, prompt_len + output_len // 2),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.comparison import candidate
+from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.step import StepPrediction, predict_step
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.budget import budget_of
@@ -37,13 +39,15 @@ BASES = {
     NORM: Basis("measured", 9, ("ours",), 0.01),
 }
 KNOWN = {each.key: Foundation(Estimate(each, DEVICE), basis) for each, basis in BASES.items()}
+WITHIN = Interval(1e-3, 2e-3)
 PROFILED = served(*map(uses, BASES))
 
 
 def test_a_step_with_what_each_prediction_rests_on() -> None:
     step = predict_step(MODEL, MODELS, Batch.uniform(4, 1, 64))
-    lines = format_founded_step(MODEL, step, FOUNDED).splitlines()
+    lines = format_founded_step(MODEL, step, FOUNDED, WITHIN).splitlines()
     assert lines[0].startswith("step of 4 requests, 4 tokens: ")
+    assert lines[0].endswith("(90 %: 1.00 ms to 2.00 ms)")
     (product,) = (line for line in lines if SIGNATURES[0].label in line)
     assert product.split()[-4:] == ["published,", "9", "rows", "10.0%"]
     assert lines[3].split()[1] == "step"  # the longest first
@@ -56,7 +60,7 @@ def test_a_step_with_what_each_prediction_rests_on() -> None:
 def test_a_step_that_takes_no_time_has_no_shares() -> None:
     step = predict_step(MODEL, MODELS, Batch.uniform(1, 1))
     operations = tuple(dataclasses.replace(each, latency_s=0.0) for each in step.operations)
-    text = format_founded_step(MODEL, StepPrediction(step.batch, operations), FOUNDED)
+    text = format_founded_step(MODEL, StepPrediction(step.batch, operations), FOUNDED, WITHIN)
     assert "0.0%" in text
     assert "rests on: \n" in text
 
@@ -113,10 +117,12 @@ def test_ways_to_serve_a_workload_the_fastest_first() -> None:
     assert lines[0] == "2 requests of 64 prompt and 8 output tokens"
     first, second = (line.split() for line in lines[3:5])
     assert first[:3] == ["small", "toy", "1"]
-    assert first[-4] == "10.0%"
+    assert re.fullmatch(r"±\d+%", first[5])
+    assert re.fullmatch(r"±\d+%", first[8])
     assert first[-3:] == ["0.0", "of", "9"]
     assert second[:3] == ["small", "slow", "4"]
-    assert second[-6:-3] == ["0%", "0%", "100%"]  # no error is known, and one token each has no TPOT
+    assert second[-6:-3] == ["0%", "0%", "100%"]
+    assert sum(word.startswith("±") for word in second) == 1  # one token each has no TPOT
     assert max(map(len, lines)) <= 120
 
 
