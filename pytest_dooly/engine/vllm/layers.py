@@ -206,10 +206,11 @@ def _experts(layer: Any) -> Layer:
 
 
 def _told_precision() -> str | None:
-    """What experts are computed from, where the options say so."""
-    from vllm.config import get_current_vllm_config
+    """What experts are computed from, where the options say so; a layer that runs is without its configuration."""
+    from vllm.config import get_current_vllm_config_or_none
 
-    told = get_current_vllm_config().additional_config
+    config = get_current_vllm_config_or_none()
+    told = None if config is None else config.additional_config
     return told.get(MOE_PRECISION) if isinstance(told, dict) else None
 
 
