@@ -281,7 +281,7 @@ class _Run:
         if self._num_stages > 1:
             self._stage_decodes.append(self._decodes_by_stage(step))
         if self._unscheduled:
-            for place in self._unscheduled.intersection(step.requests):
+            for place in self._unscheduled.intersection(step.others):
                 self._scheduled_s[place] = now_s
                 self._unscheduled.discard(place)
         for place in step.preempted:
@@ -312,7 +312,7 @@ class _Run:
         """Ends the step that began first; returns when that is."""
         step, end_s = self._under_way.popleft()
         at_client_s = end_s + self._server.token_s
-        for place in self._unserved.intersection(step.sampling):
+        for place in self._unserved.intersection(step.others_sampling):
             self._first_s[place] = at_client_s
             self._unserved.discard(place)
         if not len(self._steps) % _STEPS_BETWEEN:

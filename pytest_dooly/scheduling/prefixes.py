@@ -1,22 +1,26 @@
-"""What KV blocks hold, as keys that are equal where all tokens up to their end are."""
+"""What KV blocks hold, as stretches of blocks with keys that are equal where all tokens up to their end are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pytest_dooly.core.traffic import TrafficRequest
+from pytest_dooly.core.traffic import Segment, TrafficRequest
 
-__all__ = ["PrefixKeys"]
+__all__ = ["PrefixKeys", "Stretch"]
 
-_Piece = tuple[int, int, int]
-"""Identity of a stretch of tokens, where in it the block's part begins, and how long that is."""
+Stretch = tuple[int, int]
+"""Key of full blocks in a row that lie in one segment, or of one block that lies in several; and how many blocks there
+are up to the end of them. Two prompts with one key begin with equal tokens, as far as both reach."""
+
+_Pieces = tuple[int, ...]
+"""Of each segment that a block lies in: identity, where in it the block's part begins, how long that is."""
 
 
 class PrefixKeys:
-    """Keys of the blocks of many requests.
+    """Keys of the stretches of many requests.
 
-    A key stands for the block's own pieces and for the key before it, as vLLM hashes blocks. Prompts that share nothing
-    get keys of their own without a look at what they hold.
+    A key stands for the tokens of its first block and for all blocks before it, as vLLM hashes blocks. Prompts that
+    share nothing get keys of their own without a look at what they hold.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -26,51 +30,52 @@ class PrefixKeys:
             block_size: tokens in one block.
         """
         self._block_size = block_size
-        self._known: dict[tuple[int, tuple[_Piece, ...]], int] = {}
+        # By the key before it, the number of blocks up to there, and the pieces of its first block.
+        self._known: dict[tuple[int, ...], int] = {}
         self._next = 0
 
-    def of(self, place: int, request: TrafficRequest) -> Iterator[int]:
-        """Keys of a request's blocks, prompt and generated tokens, in order.
+    def of(self, place: int, request: TrafficRequest) -> list[Stretch]:
+        """Stretches of a request's full blocks, prompt and generated tokens, in order.
 
         Args:
             place: of the request in its traffic.
             request: what it is.
         """
         if not request.segments and request.output is None:
-            return self._unshared()
-        return self._chained(place, request)
-
-    def _unshared(self) -> Iterator[int]:
-        while True:
             self._next += 1
-            yield self._next
-
-    def _chained(self, place: int, request: TrafficRequest) -> Iterator[int]:
+            return [(self._next, (request.prompt_len + request.output_len) // self._block_size)]
         # Identities of its own are negative, so that no other request has them.
         own = ((-2 * place - 1, request.prompt_len),)
         output = -2 * place - 2 if request.output is None else request.output
-        stretches = (*(request.segments or own), (output, request.output_len))
-        parent = 0
-        for pieces in _pieces(stretches, self._block_size):
-            known = self._known.get((parent, pieces))
-            if known is None:
-                self._next += 1
-                known = self._known[parent, pieces] = self._next
-            yield known
-            parent = known
+        stretches: list[Stretch] = []
+        key = end = 0
+        for number, pieces in _rows((*(request.segments or own), (output, request.output_len)), self._block_size):
+            key = self._key((key, end, *pieces))
+            end += number
+            stretches.append((key, end))
+        return stretches
+
+    def _key(self, content: tuple[int, ...]) -> int:
+        key = self._known.get(content)
+        if key is None:
+            self._next += 1
+            key = self._known[content] = self._next
+        return key
 
 
-def _pieces(stretches: tuple[tuple[int, int], ...], block_size: int) -> Iterator[tuple[_Piece, ...]]:
-    """The stretches that each full block lies in, with the place in them where its part begins."""
-    pieces: list[_Piece] = []
+def _rows(segments: Sequence[Segment], block_size: int) -> Iterator[tuple[int, _Pieces]]:
+    """Number of blocks of each stretch, and what its first block is made of."""
+    begun: _Pieces = ()  # a block that the segments so far do not fill
     left = block_size
-    for identity, tokens in stretches:
+    for identity, tokens in segments:
         offset = 0
-        while tokens - offset >= left:
-            pieces.append((identity, offset, left))
-            offset += left
-            yield tuple(pieces)
-            pieces, left = [], block_size
+        if begun and tokens >= left:
+            yield 1, (*begun, identity, 0, left)
+            offset, begun, left = left, (), block_size
+        if not begun and tokens - offset >= block_size:
+            number = (tokens - offset) // block_size
+            yield number, (identity, offset, block_size)
+            offset += number * block_size
         if offset < tokens:
-            pieces.append((identity, offset, tokens - offset))
+            begun = (*begun, identity, offset, tokens - offset)
             left -= tokens - offset

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["Scheduled", "Scheduler", "SchedulerOptions", "room_for_all"]
+__all__ = ["Decodes", "Scheduled", "Scheduler", "SchedulerOptions", "room_for_all"]
 
 
 @dataclass(frozen=True)
@@ -45,44 +45,107 @@ class SchedulerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """Requests that get one token in step after step, so that their contexts grow as one.
+
+    Attributes:
+        members: place in the traffic of each, in the order of the batch, and context length before step 0.
+        steps: number of the step.
+        tokens: context lengths in this step, all together.
+    """
+
+    members: Sequence[tuple[int, int]] = ()
+    steps: int = 0
+    tokens: int = 0
+
+    @property
+    def requests(self) -> list[int]:
+        """Their places."""
+        return [place for place, _ in self.members]
+
+    @property
+    def context_lens(self) -> list[int]:
+        """Tokens of each in the KV cache before the step."""
+        return [before + self.steps for _, before in self.members]
+
+
 class Scheduled:
     """What one step works on.
 
     Attributes:
-        requests: places of the requests in the traffic, in the order of the batch.
-        query_lens: new tokens of each.
-        context_lens: tokens of each in the KV cache before the step.
-        sampling: those of the requests that get a token at the end of the step.
-        preempted: those that were thrown out to make room since the step before, in ascending order.
-        num_decodes: how many of them get one more token.
+        preempted: places of the requests that were thrown out to make room since the step before, in ascending order.
+        num_decodes: how many requests get one more token.
         decode_tokens: tokens in the KV caches of those, all together.
         chunks: query_len and context_len of every stretch of a prompt.
+        num_tokens: new tokens of all requests.
+        others: places of the requests that have not been decoding together for a step; all new ones are among them.
+        others_sampling: those of them that get a token at the end of the step.
     """
 
-    requests: Sequence[int]
-    query_lens: Sequence[int]
-    context_lens: Sequence[int]
-    sampling: Sequence[int]
-    preempted: Sequence[int] = ()
-    num_decodes: int = field(init=False)
-    decode_tokens: int = field(init=False)
-    chunks: Sequence[tuple[int, int]] = field(init=False)
+    __slots__ = (
+        "_context_lens",
+        "_decodes",
+        "_query_lens",
+        "chunks",
+        "decode_tokens",
+        "num_decodes",
+        "num_tokens",
+        "others",
+        "others_sampling",
+        "preempted",
+    )
 
-    def __post_init__(self) -> None:
-        tokens, chunks = 0, list[tuple[int, int]]()
-        for query_len, context_len in zip(self.query_lens, self.context_lens, strict=True):
+    def __init__(
+        self,
+        requests: Sequence[int],
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        sampling: Sequence[int],
+        preempted: Sequence[int] = (),
+        *,
+        decodes: Decodes = Decodes(),
+    ) -> None:
+        """A step.
+
+        Args:
+            requests: places of the requests in the traffic, in the order of the batch.
+            query_lens: new tokens of each.
+            context_lens: tokens of each in the KV cache before the step.
+            sampling: those of the requests that get a token at the end of the step.
+            preempted: as above.
+            decodes: requests before these, which all get a token; they are listed when somebody asks for it.
+        """
+        self.others, self.others_sampling, self.preempted = requests, sampling, preempted
+        self._query_lens, self._context_lens, self._decodes = query_lens, context_lens, decodes
+        number, tokens, chunks = len(decodes.members), decodes.tokens, list[tuple[int, int]]()
+        for query_len, context_len in zip(query_lens, context_lens, strict=True):
             if query_len == 1 and context_len:
+                number += 1
                 tokens += context_len
             else:
                 chunks.append((query_len, context_len))
-        object.__setattr__(self, "num_decodes", len(self.requests) - len(chunks))
-        object.__setattr__(self, "decode_tokens", tokens)
-        object.__setattr__(self, "chunks", chunks)
+        self.num_decodes, self.decode_tokens, self.chunks = number, tokens, chunks
+        self.num_tokens = number + sum(query_len for query_len, _ in chunks)
 
     @property
-    def num_tokens(self) -> int:
-        """New tokens of all requests."""
-        return self.num_decodes + sum(query_len for query_len, _ in self.chunks)
+    def requests(self) -> Sequence[int]:
+        """Places of the requests in the traffic, in the order of the batch."""
+        return [*self._decodes.requests, *self.others]
+
+    @property
+    def query_lens(self) -> Sequence[int]:
+        """New tokens of each."""
+        return [*[1] * len(self._decodes.members), *self._query_lens]
+
+    @property
+    def context_lens(self) -> Sequence[int]:
+        """Tokens of each in the KV cache before the step."""
+        return [*self._decodes.context_lens, *self._context_lens]
+
+    @property
+    def sampling(self) -> Sequence[int]:
+        """Those of the requests that get a token at the end of the step."""
+        return [*self._decodes.requests, *self.others_sampling]
 
     @property
     def batch(self) -> Batch:

@@ -12,13 +12,43 @@ from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.prefixes import Stretch
 from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions, room_for_all
 from tests.samples import LIMITS
 
 Said = tuple[Mapping[int, tuple[int, int]], frozenset[int], frozenset[int], frozenset[int]]
 """Tokens and context of each request, those that sample, those thrown out, those that ended after it."""
 
+Coming = Mapping[int, Sequence[TrafficRequest]]
+"""Requests by the number of the step before which they come."""
+
 BLOCK = 4
+
+
+def _tight(max_num_tokens: int, *, priority: bool = True, async_scheduling: bool = False) -> SchedulerOptions:
+    limits = Limits(max_num_tokens, max_num_seqs=3, max_model_len=12)
+    return SchedulerOptions(limits, 4, BLOCK, priority=priority, async_scheduling=async_scheduling)
+
+
+RARE: dict[str, tuple[SchedulerOptions, Coming]] = {
+    "a step that only throws out": (
+        _tight(6),
+        {4: [TrafficRequest(4.0, 2, 5, priority=1)], 6: [TrafficRequest(6.0, 5, 4)]},
+    ),
+    "thrown out of the step that is made": (
+        _tight(12),
+        {0: [TrafficRequest(0.0, 4, 4, priority=1)], 1: [TrafficRequest(1.0, 4, 2)]},
+    ),
+    "ends while it waits, by priority": (
+        _tight(6, async_scheduling=True),
+        {0: [TrafficRequest(0.0, 3, 3, priority=1), TrafficRequest(0.0, 5, 1, priority=1)]},
+    ),
+    "ends while it waits, in order": (
+        _tight(8, priority=False, async_scheduling=True),
+        {0: [TrafficRequest(0.0, 2, 8)], 5: [TrafficRequest(5.0, 1, 2)]},
+    ),
+}
+"""What chance seldom draws."""
 
 
 @st.composite
@@ -44,7 +74,7 @@ def options(draw: st.DrawFn) -> SchedulerOptions:
 
 @st.composite
 def arrivals(draw: st.DrawFn, longest: int) -> dict[int, list[TrafficRequest]]:
-    """Requests by the number of the step before which they come; many of them begin alike."""
+    """Requests by the number of the step before which they come; many begin alike, or with what others are answered."""
     coming: dict[int, list[TrafficRequest]] = {}
     for _ in range(draw(st.integers(1, 12))):
         prompt_len = draw(st.integers(1, longest - 1))
@@ -52,17 +82,22 @@ def arrivals(draw: st.DrawFn, longest: int) -> dict[int, list[TrafficRequest]]:
         shared = draw(st.integers(0, prompt_len))
         segments: tuple[tuple[int, int], ...] = ()
         if shared:
-            own = (draw(st.integers(10, 12)), prompt_len - shared)
+            own = (draw(st.sampled_from([10, 11, 12, 20, 21])), prompt_len - shared)
             segments = ((draw(st.integers(1, 2)), shared), *([own] if own[1] else []))
         step = draw(st.integers(0, 20))
-        request = TrafficRequest(float(step), prompt_len, output_len, segments, priority=draw(st.integers(0, 2)))
+        output, priority = draw(st.none() | st.integers(20, 21)), draw(st.integers(0, 2))
+        request = TrafficRequest(float(step), prompt_len, output_len, segments, output, priority)
         coming.setdefault(step, []).append(request)
     return coming
 
 
-def drive(
-    scheduler: Scheduler, options: SchedulerOptions, coming: Mapping[int, Sequence[TrafficRequest]]
-) -> list[Said]:
+def block_keys(stretches: Sequence[Stretch]) -> list[tuple[int, int]]:
+    """Of each block the key of its stretch and its number: equal where all tokens up to its end are."""
+    begins = [0, *(end for _, end in stretches)]
+    return [(key, block) for begin, (key, end) in zip(begins, stretches, strict=False) for block in range(begin, end)]
+
+
+def drive(scheduler: Scheduler, options: SchedulerOptions, coming: Coming) -> list[Said]:
     """Every step until all requests have ended."""
     under_way: deque[Scheduled] = deque()
     left, said, ended = sum(map(len, coming.values())), list[Said](), list[frozenset[int]]()

@@ -13,7 +13,7 @@ from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions
-from tests.scheduling.schedulers import BLOCK, arrivals, drive, options
+from tests.scheduling.schedulers import BLOCK, RARE, arrivals, drive, options
 
 
 @given(st.data())
@@ -35,6 +35,38 @@ def test_nothing_is_lost_or_served_twice_and_no_step_exceeds_a_limit(data: st.Da
             assert query_len >= 1
             assert context_len + query_len < requests[place].prompt_len + requests[place].output_len
     assert scheduler.num_running == scheduler.num_waiting == scheduler.used_blocks == 0
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_what_rarely_happens_loses_nothing(name: str) -> None:
+    asked, coming = RARE[name]
+    scheduler = NativeScheduler(asked)
+    said = drive(scheduler, asked, coming)
+    tokens = Counter(place for _, sampling, _, _ in said for place in sampling)
+    requests = [request for turn in sorted(coming) for request in coming[turn]]
+    assert tokens == {place: request.output_len for place, request in enumerate(requests)}
+    assert any(preempted for *_, preempted, _ in said)
+    assert scheduler.used_blocks == 0
+
+
+def test_who_was_thrown_out_waits_for_what_is_under_way() -> None:
+    """The second asks for a block while the last token of the first is under way: it throws itself out."""
+    asked = SchedulerOptions(Limits(8, 3, 12), 4, block_size=BLOCK, prefix_caching=False)
+    scheduler = NativeScheduler(asked)
+    scheduler.add(0, TrafficRequest(0.0, 5, 2))
+    under_way = [scheduler.schedule()]
+    scheduler.add(1, TrafficRequest(1.0, 4, 2))
+    under_way.append(scheduler.schedule())
+    assert under_way[0] is not None
+    scheduler.update(under_way[0])
+    assert [scheduler.schedule() for _ in range(2)] == [None, None]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    assert under_way[1] is not None
+    assert scheduler.update(under_way[1]) == [0]
+    again = scheduler.schedule()
+    assert again is not None
+    assert (again.requests, again.query_lens, again.preempted) == ([1], [5], [1])
+    assert scheduler.update(again) == [1]
 
 
 @given(st.data())
@@ -90,6 +122,53 @@ def test_what_does_not_fit_beside_others_is_preempted_and_comes_back() -> None:
     again = [parts[1] for parts, *_ in said if 1 in parts and parts[1][1] == 0]
     assert again[0] == (20, 0)
     assert again[1][0] > 20  # what it had generated is computed again
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_who_decodes_makes_room_for_the_prompt_of_one_that_goes_first(async_scheduling: bool) -> None:
+    """A prompt of 16 tokens fits at first, then the decodes beside it take the block that its last tokens need."""
+    limits = Limits(max_num_tokens=4, max_num_seqs=2, max_model_len=20)
+    asked = SchedulerOptions(limits, 8, block_size=BLOCK, priority=True, async_scheduling=async_scheduling)
+    coming = {0: [TrafficRequest(0.0, 8, 12, priority=1)], 3: [TrafficRequest(3.0, 16, 2)]}
+    scheduler = NativeScheduler(asked)
+    said = drive(scheduler, asked, coming)
+    at, (parts, *_) = next((at, step) for at, step in enumerate(said) if step[2])
+    assert said[at - 1][0].keys() == {0, 1}
+    assert [step[2] for step in said if step[2]] == [{0}]
+    assert parts.keys() == {1}
+    assert scheduler.used_blocks == 0
+
+
+def test_without_asynchronous_scheduling_a_decode_waits_for_its_token() -> None:
+    asked = SchedulerOptions(Limits(64, 4, 60), 100, block_size=BLOCK, async_scheduling=False)
+    scheduler = NativeScheduler(asked)
+    scheduler.add(0, TrafficRequest(0.0, 8, 3, output=1))
+    for _ in range(3):
+        step = scheduler.schedule()
+        assert step is not None
+        assert scheduler.schedule() is None
+        ended = scheduler.update(step)
+    assert ended == [0]
+    assert scheduler.used_blocks == 0
+
+
+def test_a_step_lists_those_who_decode_together_as_they_were() -> None:
+    asked = SchedulerOptions(Limits(64, 4, 60), 100, block_size=BLOCK, async_scheduling=False)
+    scheduler, steps = NativeScheduler(asked), []
+    for place in range(2):
+        scheduler.add(place, TrafficRequest(0.0, 8 + place, 2 + place))
+    while (step := scheduler.schedule()) is not None:
+        steps.append(step)
+        scheduler.update(step)
+    assert [step.requests for step in steps] == [[0, 1], [0, 1], [1]]
+    assert [step.query_lens for step in steps] == [[8, 9], [1, 1], [1]]
+    assert [step.context_lens for step in steps] == [[0, 0], [8, 9], [10]]
+    assert [step.sampling for step in steps] == [[0, 1], [0, 1], [1]]
+    assert [(step.num_decodes, step.decode_tokens, step.num_tokens) for step in steps] == [
+        (0, 0, 17),
+        (2, 17, 2),
+        (1, 10, 1),
+    ]
 
 
 def test_a_request_that_is_too_long_is_refused() -> None:

@@ -17,6 +17,7 @@ from pytest_dooly.scheduling.prefixes import PrefixKeys
 from pytest_dooly.simulation import trace_rows, trace_tables, traces
 from pytest_dooly.simulation.arrivals import Arrivals
 from pytest_dooly.simulation.traces import TraceFile, TraceOptions, read_lengths, read_trace
+from tests.scheduling.schedulers import block_keys
 
 AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens\r
 2023-11-16 18:17:03.9799600,4808,10\r
@@ -268,15 +269,10 @@ def spoken(*calls: tuple[list[int], list[int]]) -> str:
 def found_again(requests: list[TrafficRequest], first: int, second: int, block_size: int = 16) -> int:
     """Blocks at the beginning of the second prompt that hold what those of the first request hold."""
     keys = PrefixKeys(block_size)
-    ones = [list(_keys(keys, place, requests[place])) for place in (first, second)]
+    ones = [block_keys(keys.of(place, requests[place])) for place in (first, second)]
     held = ones[0][: (requests[first].prompt_len + requests[first].output_len) // block_size]
     asked = ones[1][: requests[second].prompt_len // block_size]
     return next((i for i, (a, b) in enumerate(zip(held, asked, strict=False)) if a != b), min(len(held), len(asked)))
-
-
-def _keys(keys: PrefixKeys, place: int, request: TrafficRequest) -> list[int]:
-    blocks = (request.prompt_len + request.output_len) // 16
-    return [key for _, key in zip(range(blocks), keys.of(place, request), strict=False)]
 
 
 def test_single_requests_and_sessions_stand_in_one_file(write: Write) -> None:

@@ -17,6 +17,7 @@ from pytest_dooly.simulation.arrivals import Arrivals
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.loads import without_sharing
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
+from tests.scheduling.schedulers import block_keys
 
 VOCABULARY = 512
 LAW = SyntheticTraffic(
@@ -65,9 +66,9 @@ def test_the_client_sends_what_is_simulated(folder: Path, shared: bool) -> None:
     assert [sample.expected_output_len for sample in samples] == [request.output_len for request in traffic.requests]
     # Blocks that the simulation takes for equal hold equal tokens, and no others do.
     block, keys = 4, PrefixKeys(4)
-    tokens: dict[int, set[tuple[int, ...]]] = {}
+    tokens: dict[tuple[int, int], set[tuple[int, ...]]] = {}
     for place, (sample, request) in enumerate(zip(samples, traffic.requests, strict=True)):
-        for index, key in zip(range(request.prompt_len // block), keys.of(place, request), strict=False):
+        for index, key in enumerate(block_keys(keys.of(place, request))[: request.prompt_len // block]):
             tokens.setdefault(key, set()).add(tuple(sample.prompt[: (index + 1) * block]))
     assert all(len(prefixes) == 1 for prefixes in tokens.values())
     assert len({prefix for prefixes in tokens.values() for prefix in prefixes}) == len(tokens)
