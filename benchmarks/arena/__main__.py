@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.arena.calibration import calibration
 from benchmarks.arena.models import document_of
 from benchmarks.arena.predictions import predict_all, served, trace_all
 from benchmarks.arena.report import Row, save_picture, tables
@@ -46,7 +47,7 @@ def main() -> None:
                 left_out[found] += 1
             else:
                 rows.append(Row(run, found))
-    text = "\n".join(tables(rows, left_out))
+    text = "\n".join([*tables(rows, left_out), "", *calibration(rows)])
     sys.stdout.write(f"{text}\n")
     if options.write is not None:
         write(options.write / "arena.md", "Every published run that can be expressed", __doc__, text)

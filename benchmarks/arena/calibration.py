@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,21 +22,12 @@ def system_error(rows: Sequence[Row], figure: Figure) -> float:
     """What is left of the errors besides those of operations, as a logarithm; of no run, none.
 
     A run lies within `hypot(operations, system)` where its own error less that of its operations is below `system`.
-    Runs of one group (model, precision, device, version) count as one together, however many they are.
     """
-    sizes = Counter(row.run.group for row in rows if _known(row, figure))
-    known = [
-        (abs(_off(row, figure)), _operations(row, figure), 1 / sizes[row.run.group])
-        for row in rows
-        if _known(row, figure)
-    ]
+    known = [(abs(_off(row, figure)), _operations(row, figure)) for row in rows if _known(row, figure)]
     if not known:
         return 0.0
-    off, operations, weights = np.array(known).T
-    left = np.sqrt(np.maximum(off**2 - operations**2, 0.0))
-    order = np.argsort(left)
-    held = np.cumsum(weights[order]) / weights.sum()
-    return float(left[order][np.searchsorted(held, HELD)])
+    off, operations = np.array(known).T
+    return float(np.quantile(np.sqrt(np.maximum(off**2 - operations**2, 0.0)), HELD, method="inverted_cdf"))
 
 
 def within(row: Row, figure: Figure, system: float) -> bool | None:
@@ -52,7 +42,7 @@ def calibration(rows: Sequence[Row]) -> Iterator[str]:
     yield "What operations do not explain, as a logarithm, and the share of runs within the intervals that it makes"
     yield f"{'':48} {'n':>4} | {'tpot':>6} {'within':>7} | {'ttft':>6} {'within':>7}"
     for label, mixture in (("dense", False), ("mixtures", True)):
-        of = [row for row in rows if row.ours.mixture == mixture and not row.run.low_trust]
+        of = [row for row in rows if row.ours.mixture == mixture and not (row.run.low_trust or row.run.unsaid)]
         yield _line(label, of, of)
         for model in sorted({row.run.model for row in of}):
             own = [row for row in of if row.run.model == model]

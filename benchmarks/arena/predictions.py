@@ -21,7 +21,7 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.interval import is_mixture
+from pytest_dooly.prediction.interval import Interval, is_mixture
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
@@ -57,6 +57,16 @@ class Predicted:
     prefill: Shares
     decode: Shares
     mixture: bool
+
+    @property
+    def ttft_interval(self) -> Interval:
+        """That nine of ten measured TTFTs lie within."""
+        return Interval.around(self.ttft_s, "ttft", self.prefill, mixture=self.mixture)
+
+    @property
+    def tpot_interval(self) -> Interval | None:
+        """That nine of ten measured TPOTs lie within."""
+        return None if self.tpot_s is None else Interval.around(self.tpot_s, "tpot", self.decode, mixture=self.mixture)
 
 
 def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.runs import PublishedRun
+from pytest_dooly.prediction.interval import Interval
 
 MIXTURES = ("gpt-oss", "MiniMax", "Mixtral", "A3B", "A22B", "A17B", "DeepSeek", "GLM", "Kimi", "A4B")
 """Parts of the names of models that are mixtures of experts."""
@@ -50,9 +51,13 @@ def is_mixture(model: str) -> bool:
 
 
 def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
-    """One row for each model, device, precision and version; then sums, and what was left out."""
-    trusted = [row for row in rows if not row.run.low_trust]
-    yield "TPOT: MAPE (mean with its sign, 90th percentile); TTFT: median error; tokens a second: MAPE"
+    """One row for each model, device, precision and version; then sums, and what was left out.
+
+    Runs of which neither client nor server's flags are known stand apart: what they are off by may be theirs.
+    """
+    trusted = [row for row in rows if not row.run.low_trust and not row.run.unsaid]
+    yield "TPOT: MAPE (mean with its sign, 90th percentile); TTFT: median error; tokens a second: MAPE; in: share of"
+    yield "the measurements that lie in the stated 90 % interval"
     yield _HEADER
     for group in sorted({row.run.group for row in trusted}):
         of = [row for row in trusted if row.run.group == group]
@@ -61,12 +66,16 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     for label, wanted in (("dense", False), ("mixtures", True)):
         yield _line(label, [row for row in trusted if is_mixture(row.run.model) == wanted])
     yield _line("all", trusted)
+    yield "\nClient and server flags not said"
+    unsaid = [row for row in rows if row.run.unsaid and not row.run.low_trust]
+    for group in sorted({row.run.group for row in unsaid}):
+        yield _line(" ".join(part for part in group if part), [row for row in unsaid if row.run.group == group])
     yield _line("of low trust", [row for row in rows if row.run.low_trust])
     yield "\nLeft out"
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 
 
-_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'TTFT':>7} | {'tokens/s':>8}"
+_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'in':>4} | {'TTFT':>7} | {'in':>4} | {'tokens/s':>8}"
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:
@@ -74,15 +83,29 @@ def _line(label: str, rows: Sequence[Row]) -> str:
         return f"{label:64} {0:4}"
     cells = [
         _spread([row.tpot_error for row in rows]),
+        _held([_within(row.tpot_error, row.ours.tpot_interval, row.ours.tpot_s) for row in rows]),
         _of([row.ttft_error for row in rows], np.median),
+        _held([_within(row.ttft_error, row.ours.ttft_interval, row.ours.ttft_s) for row in rows]),
         _of([row.throughput_error for row in rows], np.mean),
     ]
-    widths = (24, 7, 8)
+    widths = (24, 4, 7, 4, 8)
     return f"{label:64} {len(rows):4} | " + " | ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 
 def _error(predicted: float | None, measured: float | None) -> float | None:
     return None if not measured or predicted is None else predicted / measured - 1
+
+
+def _within(error: float | None, interval: Interval | None, predicted_s: float | None) -> bool | None:
+    """Whether a measurement lies in its interval, by the prediction's error; None where nothing was measured."""
+    if error is None or interval is None or predicted_s is None:
+        return None
+    return interval.low_s <= predicted_s / (1 + error) <= interval.high_s
+
+
+def _held(inside: Iterable[bool | None]) -> str:
+    known = [each for each in inside if each is not None]
+    return f"{np.mean(known):.0%}" if known else ""
 
 
 def _spread(errors: Iterable[float | None]) -> str:

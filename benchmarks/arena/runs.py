@@ -66,6 +66,11 @@ class PublishedRun:
         return "LOW TRUST" in self.row["notes"] or "READ FROM FIGURE" in self.row["notes"]
 
     @property
+    def unsaid(self) -> bool:
+        """Whether the collection knows neither the client nor the server's flags."""
+        return "client and server flags not said" in self.row["notes"]
+
+    @property
     def group(self) -> tuple[str, str, str, str]:
         """Model, precision, device and version."""
         return self.model, self.precision, self.device, self.version
