@@ -10,8 +10,8 @@ their sources, as published:
   is not said; the tables that the predictions rest on are of vLLM 0.24.0, and of 0.14.0 for the A100.
 
 Where prompts are long and requests many, most of TPOT is the prompts of others: those runs are listed apart. The
-engine's share of a step without asynchronous scheduling (`STEP_S`) is fitted to the whole latencies and to Qwen3-32B's of
-`make arena`; nothing else to these runs.
+engine's share of a step without asynchronous scheduling (`STEP_S`) is fitted to the whole latencies and to those of
+Qwen3-32B in `make arena`; nothing else to these runs.
 """
 
 from __future__ import annotations

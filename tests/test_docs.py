@@ -76,8 +76,8 @@ def test_every_path_that_is_named_is_there() -> None:
     }
     assert len(named) >= 5
     assert not [path for path in named if not (ROOT / path).exists()]
-    modules = {name for page in pages for name in re.findall(r"python -m ([\w.]+)", page)}
-    assert all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in modules)
+    modules = {name.replace(".", "/") for page in pages for name in re.findall(r"python -m ([\w.]+)", page)}
+    assert all((ROOT / f"{name}.py").exists() or (ROOT / name / "__main__.py").exists() for name in modules)
 
 
 def test_the_readme_shows_a_picture_that_is_there() -> None:

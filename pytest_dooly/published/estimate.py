@@ -33,10 +33,10 @@ MEMORY_SHARE, PEAK_SHARE = 0.8, 0.7
 STEP_S, ADMISSION_S = 1.5e-3, 1e-4
 """The engine's own share of a step (scheduling, inputs, outputs), and of a request's admission.
 
-The first is the median over nine ways to serve of what published runs without asynchronous scheduling take besides their
-operations: three models on an H200 and an A100 (`make bench-engines`; 1.8 ms), Qwen3-32B on two, four and eight H100s
-(`make arena`; 1.6 ms). With asynchronous scheduling it shows only where the device is done earlier. The second is
-assumed.
+The first is the median over nine ways to serve of what published runs without asynchronous scheduling take besides
+their operations: three models on an H200 and an A100 (`make bench-engines`; 1.8 ms), Qwen3-32B on two, four and eight
+H100s (`make arena`; 1.6 ms). With asynchronous scheduling it shows only where the device is done earlier. The second
+is assumed.
 """
 
 SERVER_S = 8.2e-3
