@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,10 @@ from pytest_dooly.regress.selection import (
     winner,
 )
 
-__all__ = ["features_for", "fit", "held_out_errors", "weights_of"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["fit", "held_out_errors", "weights_of", "work_frame"]
 
 _INDEPENDENT_ROUNDS = 10
 """Rounds follow each other within a second and share the machine's mood, so that more of them say little more."""
@@ -72,12 +77,26 @@ def held_out_errors(signature: Signature, outcomes: Mapping[SweepPoint, Measurem
     return {points[i]: float(error) for i, error in zip(best.held, best.errors, strict=True)}
 
 
-def features_for(signature: Signature, points: Sequence[SweepPoint] | Work) -> dict[str, npt.NDArray[np.float64]]:
-    """Every work feature that is tried for the operation, by name, each of shape (points,)."""
+def work_frame(
+    signature: Signature, points: Sequence[SweepPoint] | Work, names: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Work features of points, a column each by its name in `core.work.FEATURES`.
+
+    They are tokens (`size`, `*_tokens`, `busiest`), tiles of 16 of them, requests, experts, and pairs of a query and a
+    key.
+
+    Args:
+        signature: of the operation.
+        points: of its sweep, or as arrays.
+        names: of the features; None for every one that is tried for the operation.
+    """
+    import pandas as pd
+
     work = points if isinstance(points, Work) else Work.of(points)
     features = Features(work, _window(signature))
-    sets = feature_sets(signature, routed=work.activated is not None)
-    return {name: features[name] for name in dict.fromkeys(name for names in sets.values() for name in names)}
+    if names is None:
+        names = tuple(itertools.chain(*feature_sets(signature, routed=work.activated is not None).values()))
+    return pd.DataFrame({name: features[name] for name in dict.fromkeys(names)})
 
 
 def weights_of(outcomes: Mapping[SweepPoint, Measurement]) -> npt.NDArray[np.float64]:
