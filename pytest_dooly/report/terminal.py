@@ -198,10 +198,11 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
     """How an estimator did that is not ours, and one reason for what it could not do."""
     lines = []
     if comparison.errors:
-        lines.append(f"{comparison.name} in their place: {_median_and_worst(comparison.errors.values())}; not kept")
+        of = f"of {len(comparison.errors)} operations"
+        lines.append(f"{comparison.name} {of}: {_median_and_worst(comparison.errors.values())}; it is not kept")
     if comparison.refused:
-        first = next(iter(comparison.refused.values()))
-        lines.append(f"{comparison.name} has no error of {len(comparison.refused)} operations: {first}")
+        others = f" (and {len(comparison.refused) - 1} operations more)" if len(comparison.refused) > 1 else ""
+        lines.append(f"not compared: {next(iter(comparison.refused.values()))}{others}")
     return lines
 
 
