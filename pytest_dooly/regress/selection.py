@@ -16,6 +16,8 @@ from pytest_dooly.core.signature import Signature
 from pytest_dooly.regress.ramps import EVERY_POINT, Solver, isotonic, ramps_of
 
 __all__ = [
+    "Candidate",
+    "Columns",
     "FeatureSets",
     "Fitted",
     "Learning",
