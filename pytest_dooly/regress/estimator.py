@@ -65,8 +65,6 @@ class RampRegressor(RegressorMixin, BaseEstimator):
         matrix, latencies_s = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         weights = _check_sample_weight(sample_weight, matrix, dtype=np.float64, ensure_non_negative=True)
         counted = weights > 0
-        if not counted.any():
-            raise ValueError("every sample weight is zero")
         matrix, latencies_s, weights = matrix[counted], latencies_s[counted].astype(np.float64), weights[counted]
         _check_positive(matrix)
         if latencies_s.min() <= 0:
