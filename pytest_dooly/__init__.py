@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from pytest_dooly.prediction.forecast import predict
     from pytest_dooly.prediction.step import StepPrediction
     from pytest_dooly.prediction.workload import WorkloadPrediction
+    from pytest_dooly.published.across_estimator import AcrossSizesRegressor
+    from pytest_dooly.regress.estimator import RampRegressor
+    from pytest_dooly.regress.frames import frame
     from pytest_dooly.simulation.simulate import Simulation, simulate
 
 __all__ = [
+    "AcrossSizesRegressor",
     "Batch",
     "DoolyError",
     "LatencyDB",
     "OutOfRangeWarning",
+    "RampRegressor",
     "Request",
     "ServingOptions",
     "Simulation",
@@ -34,16 +39,19 @@ __all__ = [
     "Workload",
     "WorkloadPrediction",
     "aliases",
+    "frame",
     "predict",
     "resolve",
     "simulate",
 ]
 
 _ROOMS = {
+    "AcrossSizesRegressor": "published.across_estimator",
     "Batch": "core.batch",
     "DoolyError": "errors",
     "LatencyDB": "latency_db.db",
     "OutOfRangeWarning": "errors",
+    "RampRegressor": "regress.estimator",
     "Request": "core.batch",
     "ServingOptions": "core.configuration",
     "Simulation": "simulation.simulate",
@@ -53,6 +61,7 @@ _ROOMS = {
     "Workload": "core.workload",
     "WorkloadPrediction": "prediction.workload",
     "aliases": "core.configuration",
+    "frame": "regress.frames",
     "predict": "prediction.forecast",
     "resolve": "core.configuration",
     "simulate": "simulation.simulate",

@@ -5,6 +5,7 @@ One class per remedy::
     DoolyError
      +- UnknownModelError      name another model
      +- ConfigurationError     correct config.json or an option
+     +- EstimatorError         name another estimator
      +- EngineError            install or choose another engine
      |   +- TraceError         the engine runs, but this model cannot be traced
      +- MissingExtraError      install an optional extra
@@ -22,6 +23,7 @@ __all__ = [
     "DocumentError",
     "DoolyError",
     "EngineError",
+    "EstimatorError",
     "MissingExtraError",
     "MissingMeasurements",
     "OutOfRangeWarning",
@@ -29,6 +31,7 @@ __all__ = [
     "TraceError",
     "UnknownModelError",
     "UntestedEngineWarning",
+    "reason_of",
 ]
 
 
@@ -42,6 +45,10 @@ class UnknownModelError(DoolyError):
 
 class ConfigurationError(DoolyError):
     """A config.json or an option that the engine cannot serve."""
+
+
+class EstimatorError(DoolyError):
+    """An estimator of somebody else's that cannot be fitted, or predicts what is no latency."""
 
 
 class EngineError(DoolyError):
@@ -78,3 +85,9 @@ class OutOfRangeWarning(UserWarning):
 
 class UntestedEngineWarning(UserWarning):
     """The installed engine is of a version that this adapter was not tested with."""
+
+
+def reason_of(error: Exception) -> str:
+    """What somebody else's code has raised, on one line: its kind, and the first line of what it says."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -59,6 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("precision", "half the width of the median's confidence interval at which a case ends, in percent (2)")
     add("held-out", "random points of each operation to time that no regressor may see (0)", metavar="COUNT")
     add("share", "expected error, in percent, up to which published latencies stand in for timing; 0 times all (5)")
+    add("regressor", "scikit-learn estimator to compare with our regressors, as package.module:Class", metavar="NAME")
     add("refresh", "time every case again, whatever the latency DB holds", action="store_true")
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
     add("models", "list the models that are shipped, and exit", action="store_true")
@@ -239,8 +240,9 @@ def _profiling(config: pytest.Config) -> Iterator[Profiling]:
     from pytest_dooly.engine import load_engine
     from pytest_dooly.latency_db.db import LatencyDB
     from pytest_dooly.profiling import Profiling
+    from pytest_dooly.regress.foreign import ForeignEstimator
 
-    options = _serving_options(config)
+    options, estimator = _serving_options(config), _setting(config, "regressor")
     configurations: list[ModelConfiguration] = [resolve(name, options) for name in _setting(config, "model")]
     engine = load_engine(_setting(config, "engine") or "vllm")
     with LatencyDB.open(_db_path(config)) as db:
@@ -253,6 +255,7 @@ def _profiling(config: pytest.Config) -> Iterator[Profiling]:
             precision=_percent(config, "precision", 2),
             held_out=_number(config, "held-out", int, 0),
             share=_percent(config, "share", 5),
+            estimator=None if estimator is None else ForeignEstimator.named(estimator),
             progress=partial(_progress, config),
         )
         try:

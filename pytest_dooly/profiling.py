@@ -13,9 +13,12 @@ from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.core.profiled import MachineNoise, Profiled
 from pytest_dooly.core.signature import ServedModel, Signature
+from pytest_dooly.errors import reason_of
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.grounds import grounds_of, latency_models
-from pytest_dooly.regress.stored import fit_regressors, unseen_errors
+from pytest_dooly.regress.foreign import ForeignEstimator
+from pytest_dooly.regress.regressor import Regressor
+from pytest_dooly.regress.stored import Comparison, compare_with, fit_regressors, unseen_errors
 from pytest_dooly.report.findings import Summary, model_report
 from pytest_dooly.report.page import ReportError, write_report
 from pytest_dooly.serving import serve
@@ -64,6 +67,7 @@ class Profiling:
         precision: float | None = None,
         held_out: int = 0,
         share: float = TARGET,
+        estimator: ForeignEstimator | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Traces the models and plans the cases.
@@ -78,12 +82,14 @@ class Profiling:
             held_out: how many points of each operation to time that no regressor may see.
             share: expected error up to which latencies that others have published stand in for timing an operation; 0
                 to time all.
+            estimator: somebody else's, whose held-out errors the summary shows beside those of our regressors.
             progress: called with a line before anything that takes seconds.
         """
         from pytest_dooly.timing.clock import Clocks
 
         self.db = db
         self._engine = engine
+        self._estimator = estimator
         self._progress = progress
         self._session: tuple[str, Session] | None = None
         self._spent_s = 0.0
@@ -147,7 +153,7 @@ class Profiling:
                 return None
             outcome = Measurement.of(samples_s, noise=noise)
         except Exception as error:  # noqa: BLE001 - whatever an operation raises is its outcome
-            outcome = Failure(_reason(error))
+            outcome = Failure(reason_of(error))
         spent_s = time.perf_counter() - start
         signature, held_out = case.operation.signature, case.use == "held out"
         self.db.record(signature, self.plan.environment, case.point, outcome, spent_s=spent_s, held_out=held_out)
@@ -168,10 +174,11 @@ class Profiling:
         regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
         for model in self.plan.models:
             self.db.save_finding("profiled", model.key, environment, self._profiled(model).to_json())
+        comparison = self._compared(regressors)
         workloads, paths, unwritten = {}, list[Path](), list[str]()
         for model in self.plan.models:
             models = latency_models(model, self.db, environment, progress=self._progress)
-            report = model_report(model, self.db, environment, regressors, models=models)
+            report = model_report(model, self.db, environment, regressors, models=models, comparison=comparison)
             workloads[model.name] = report.workloads
             try:
                 paths.append(write_report(report, reports / f"{Path(model.name).name}-{environment.slug}"))
@@ -190,6 +197,7 @@ class Profiling:
             reports=paths,
             machine=self._machine(),
             unwritten=unwritten,
+            comparison=comparison,
         )
 
     def close(self) -> None:
@@ -214,6 +222,13 @@ class Profiling:
             samples_s = rounds(call.run, call.before, Settled(self._precision or PRECISION), MOST_ROUNDS)
             beside_s += self._reference.samples_s()
         return samples_s, self._reference.note(beside_s)
+
+    def _compared(self, regressors: Mapping[str, Regressor]) -> Comparison | None:
+        """What somebody else's estimator makes of the same measurements; ours are stored by then."""
+        if self._estimator is None:
+            return None
+        self._progress(f"fitting {self._estimator.name} to {len(regressors)} operations")
+        return compare_with(self._estimator, regressors, self.db, self.plan.environment)
 
     def _profiled(self, model: ServedModel) -> Profiled:
         """What this run has done for one of its models."""
@@ -273,8 +288,3 @@ class Profiling:
             )
             self._session = model.key, session
         return self._session[1]
-
-
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -74,6 +74,13 @@ def test_the_reading_half_needs_no_torch_and_no_engine(room: str) -> None:
     assert not imported(f"import pytest_dooly.{room}") & {"torch", "vllm"}
 
 
+@pytest.mark.parametrize("room", ["profiling", "cli.predict", "regress.foreign"])
+def test_scikit_learn_is_imported_when_it_is_used(room: str) -> None:
+    """It takes two seconds, which our own fits and predictions do without."""
+    fits = "from tests.samples import model_and_regressors; assert model_and_regressors()"
+    assert "sklearn" not in imported(f"import pytest_dooly.{room}; {fits}")
+
+
 def test_every_kind_has_a_marker() -> None:
     from pytest_dooly import plugin
 

@@ -119,6 +119,50 @@ def test_points_held_out_are_timed_and_no_regressor_sees_them(pytester: pytest.P
     assert outcomes(run(pytester, *only)) == {"skipped": 5}
 
 
+FOREIGN = """
+from sklearn.dummy import DummyRegressor
+
+slow = DummyRegressor(strategy="constant", constant=1e9)
+
+class NoKernel(DummyRegressor):
+    def fit(self, table, latencies_s):
+        if len(table.columns) > 2:
+            raise ValueError("too much of it")
+        return super().fit(table, latencies_s)
+"""
+
+
+def test_anybody_s_estimator_is_compared_and_not_kept(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(foreign=FOREIGN)
+    first = run(pytester, "--dooly-regressor=foreign:slow", apart=True)
+    assert first.ret == 0
+    first.stdout.fnmatch_lines(
+        [
+            "12 regressors, held-out error: median *%, worst *%",
+            "foreign:slow of * operations: median *%, worst *%; it is not kept",
+            "*linear-64x96-fp32 * 5 of * points *: *%*; foreign:slow [0-9]*[0-9].?%",
+            "report: *",
+        ]
+    )
+    assert "foreign:slow" in (pytester.path / "reports/model-fake-cpu/summary.md").read_text(encoding="utf-8")
+    with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
+        assert not db.execute("SELECT * FROM regressor WHERE document LIKE '%foreign%'").fetchall()
+        kept = db.execute("SELECT signature, document FROM regressor ORDER BY signature").fetchall()
+    second = run(pytester, "--dooly-regressor=foreign:NoKernel", apart=True)
+    assert second.ret == 0
+    second.stdout.fnmatch_lines(
+        [
+            "foreign:NoKernel of * operations: median *%, worst *%; it is not kept",
+            "not compared: foreign:NoKernel cannot be fitted to attention-*: ValueError: too much of it",
+            "report: *",
+        ]
+    )
+    with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
+        assert db.execute("SELECT signature, document FROM regressor ORDER BY signature").fetchall() == kept
+    third = run(pytester, apart=True)
+    assert "foreign" not in third.stdout.str() + (pytester.path / "reports/model-fake-cpu/index.html").read_text()
+
+
 def test_a_model_that_shares_sizes_reuses_what_the_first_measured(pytester: pytest.Pytester) -> None:
     write(pytester.path / "deeper", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=256, num_hidden_layers=5)
     run(pytester)
@@ -316,6 +360,9 @@ def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None
         (("--dooly-max-num-tokens=many",), "max-num-tokens must be a whole number, got 'many'"),
         (("--dooly-target=many",), "--dooly-target takes a number that is not negative, got 'many'"),
         (("--dooly-held-out=-1",), "--dooly-held-out takes a number that is not negative, got '-1'"),
+        (("--dooly-regressor=forest",), "'forest' names no estimator: write package.module:Class, as in *"),
+        (("--dooly-regressor=no.where:Forest",), "cannot import no.where for *: ModuleNotFoundError: *"),
+        (("--dooly-regressor=json:JSONDecoder",), "json:JSONDecoder is no estimator, which has fit and predict: *"),
         (("--dooly-tp=0",), "tp must be at least 1, got 0"),
         (("--dooly-engine=triton",), "unknown engine 'triton': name one of vllm, fake"),
         (("--dooly-device=tpu",), "unknown device 'tpu': name cpu or cuda"),

@@ -41,6 +41,9 @@ def _predict(commands: _Commands) -> None:
     asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     _workload_options(predict)
+    predict.add_argument(
+        "--regressor", metavar="NAME", help="scikit-learn estimator to fit in place of ours: package.module:Class"
+    )
 
 
 def _simulate(commands: _Commands) -> None:

@@ -12,6 +12,7 @@ from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.interval import Interval, is_mixture
 from pytest_dooly.prediction.shares import shares_of
@@ -20,6 +21,7 @@ from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.grounds import latency_models
+from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.report.device_report import format_footprint, format_founded_step, format_shares
 from pytest_dooly.report.terminal import workload_line
 from pytest_dooly.report.text import format_step
@@ -35,6 +37,8 @@ def predict(arguments: argparse.Namespace) -> Answer:
     device = other_gpu(arguments)
     if device is None:
         return _here(arguments, workload)
+    if arguments.regressor is not None:
+        raise ConfigurationError(f"--regressor is fitted to what is measured here: drop --device {device.name}")
     with opened(arguments) as work:
         model = work.served(device=device)
         founded = grounds_on(device, work.db).of(model)
@@ -46,9 +50,10 @@ def predict(arguments: argparse.Namespace) -> Answer:
 
 def _here(arguments: argparse.Namespace, workload: Workload | None) -> Answer:
     """In the environment that is installed."""
+    estimator = None if arguments.regressor is None else ForeignEstimator.named(arguments.regressor)
     with opened(arguments) as work:
         model = work.served()
-        models = latency_models(model, work.db, work.environment, progress=progress)
+        models = latency_models(model, work.db, work.environment, estimator=estimator, progress=progress)
     if workload is None:
         step = predict_step(model, models, arguments.batch, routing=arguments.routing)
         warn(step.out_of_range)

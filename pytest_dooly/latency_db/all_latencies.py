@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.latency_db.file import explained
 from pytest_dooly.latency_db.tables import Tables
 
-__all__ = ["AllLatencies", "LatencyRow"]
+__all__ = ["AllLatencies", "LatencyKind", "LatencyRow"]
+
+LatencyKind = Literal["measurements", "published"]
 
 _BATCH_ROWS = 1000
 
@@ -83,11 +86,24 @@ class LatencyRow:
 class AllLatencies(Tables):
     """Own and published latencies in one order."""
 
-    def latencies(self, environments: Iterable[Environment]) -> Iterator[LatencyRow]:
+    def latencies(self, environments: Iterable[Environment], kind: LatencyKind | None = None) -> Iterator[LatencyRow]:
         """Every own and published latency and failure of the environments, a few in memory at a time.
 
         The order is by environment, operation and sweep point, whatever the order of recording.
+
+        Args:
+            environments: that the latencies are true for.
+            kind: own or published ones alone; None for both.
         """
+        for batch in self._latencies(environments, kind, _BATCH_ROWS):
+            for values in map(list, batch):
+                values[-1] = bool(values[-1])
+                yield LatencyRow(*values)
+
+    def _latencies(
+        self, environments: Iterable[Environment], kind: LatencyKind | None, batch_rows: int
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """The fields of every LatencyRow, batch by batch; `held_out` as 0 or 1."""
         asked = json.dumps([environment.key for environment in environments])
         with explained(self._path, "read"):
             rows = self._db.execute(
@@ -97,11 +113,13 @@ class AllLatencies(Tables):
                         environment, signature, sweep_point, median_s, mean_s, min_s, iqr_s, rounds, noise, reason,
                         measured_at, NULL AS source, NULL AS kernel, NULL AS variant, held_out
                     FROM measurement
+                    WHERE :kind IS NOT 'published'
                     UNION ALL
                     SELECT
                         environment, signature, sweep_point, NULL, latency_s, NULL, NULL, NULL, NULL, NULL,
                         NULL, source, kernel, variant, 0
                     FROM published_measurement
+                    WHERE :kind IS NOT 'measurements'
                 )
                 SELECT
                     signature.kind, signature.name, signature.key, sweep_point.name, num_tokens, num_reqs,
@@ -113,14 +131,12 @@ class AllLatencies(Tables):
                 JOIN signature ON signature.key = latency.signature
                 JOIN sweep_point ON sweep_point.key = latency.sweep_point
                 LEFT JOIN source ON source.key = latency.source
-                WHERE environment.key IN (SELECT value FROM json_each(?))
+                WHERE environment.key IN (SELECT value FROM json_each(:environments))
                 ORDER BY
                     environment.name, environment.key, signature.kind, signature.name, signature.key,
                     num_tokens, num_reqs, sweep_point.name, latency.source IS NOT NULL, variant
                 """,
-                [asked],
+                {"environments": asked, "kind": kind},
             )
-            while batch := rows.fetchmany(_BATCH_ROWS):
-                for values in map(list, batch):
-                    values[-1] = bool(values[-1])
-                    yield LatencyRow(*values)
+            while batch := rows.fetchmany(batch_rows):
+                yield batch

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pytest_dooly.latency_db.all_latencies import AllLatencies
 from pytest_dooly.latency_db.file import explained, open_file, transaction
 from pytest_dooly.latency_db.findings import FindingTables
+from pytest_dooly.latency_db.frames import Frames
 from pytest_dooly.latency_db.measurements import MeasurementTables
 from pytest_dooly.latency_db.models import ModelTables
 from pytest_dooly.latency_db.published import PublishedTables
@@ -23,7 +23,7 @@ from pytest_dooly.latency_db.regressors import RegressorTables
 __all__ = ["LatencyDB"]
 
 
-class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, AllLatencies):
+class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, Frames):
     """Latencies by signature, environment and sweep point, with the models and regressors that belong to them.
 
     A context manager that closes itself. Every method raises DatabaseError when the file is damaged, locked by another

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
@@ -23,6 +23,7 @@ from pytest_dooly.prediction.step import StepPrediction, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served, predict_workload
 from pytest_dooly.published.grounds import Grounds, latency_models
+from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
 
 __all__ = ["known", "predict"]
@@ -38,6 +39,7 @@ def predict(
     options: ServingOptions | None = ...,
     device: str | None = ...,
     routing: str | RoutingDistribution = ...,
+    regressor: Any = ...,
 ) -> StepPrediction: ...
 @overload
 def predict(
@@ -49,6 +51,7 @@ def predict(
     options: ServingOptions | None = ...,
     device: str | None = ...,
     routing: str | RoutingDistribution = ...,
+    regressor: Any = ...,
 ) -> WorkloadPrediction: ...
 def predict(
     model: str,
@@ -60,6 +63,7 @@ def predict(
     options: ServingOptions | None = None,
     device: str | None = None,
     routing: str | RoutingDistribution = UNIFORM,
+    regressor: Any = None,
 ) -> StepPrediction | WorkloadPrediction:
     """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
 
@@ -72,24 +76,30 @@ def predict(
         options: that it was profiled with; may be left out for the default ones, and where there are no others.
         device: a GPU whose latencies others have published, as in `h200_sxm`, in place of an environment.
         routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
+        regressor: a scikit-learn estimator, a class of them, or its name (`package.module:Class`), fitted to what was
+            measured in place of ours; nothing of it is kept.
 
     Returns:
         StepPrediction for a batch, WorkloadPrediction for a workload.
 
     Raises:
-        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, or the
-            device is unknown.
+        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, the device
+            is unknown, or there is no such regressor.
         DatabaseError: there is no latency DB, or it cannot be read.
         MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments or with
             several options.
+        EstimatorError: the regressor cannot be fitted, or predicts what is no latency.
 
     Warns:
         OutOfRangeWarning: an operation was asked outside of its measured range.
     """
     if (batch is None) == (workload is None):
         raise ConfigurationError("name either a batch or a workload")
+    estimator = _estimator(regressor)
+    if estimator is not None and device is not None:
+        raise ConfigurationError("a regressor is fitted to what is measured: name an environment in place of a device")
     with LatencyDB.open(Path(db), create=False) as opened:
-        served, models = known(opened, model, options, device=device, environment=environment)
+        served, models = known(opened, model, options, device=device, environment=environment, estimator=estimator)
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     prediction: StepPrediction | WorkloadPrediction
     if workload is not None:
@@ -112,6 +122,7 @@ def known(
     *,
     device: str | None = None,
     environment: Environment | None = None,
+    estimator: ForeignEstimator | None = None,
 ) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
     """A model in a latency DB, and what predicts its operations, by signature key.
 
@@ -121,14 +132,16 @@ def known(
         options: as in `predict`.
         device: as in `predict`.
         environment: as in `predict`.
+        estimator: that is fitted in place of our regressors, where no device is named.
 
     Raises:
         ConfigurationError: the device is unknown.
+        EstimatorError: the estimator cannot be fitted.
         MissingMeasurements: as in `predict`.
     """
     if device is not None:
         return _founded(db, name, options, device_named(device))
-    return _profiled(db, name, options, environment)
+    return _profiled(db, name, options, environment, estimator)
 
 
 def _founded(
@@ -144,7 +157,11 @@ def _founded(
 
 
 def _profiled(
-    db: LatencyDB, name: str, options: ServingOptions | None, environment: Environment | None
+    db: LatencyDB,
+    name: str,
+    options: ServingOptions | None,
+    environment: Environment | None,
+    estimator: ForeignEstimator | None,
 ) -> tuple[ServedModel, Mapping[str, LatencyModel]]:
     environments = db.environments() if environment is None else [environment]
     found = _served(db, name, options, environments, f"pytest --dooly-model={name}", flags="--dooly-")
@@ -152,7 +169,13 @@ def _profiled(
         named = "; ".join(sorted({str(each) for each, _ in found}))
         raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {named}")
     each, model = found[0]
-    return model, latency_models(model, db, each)
+    return model, latency_models(model, db, each, estimator=estimator)
+
+
+def _estimator(regressor: Any) -> ForeignEstimator | None:
+    if regressor is None:
+        return None
+    return ForeignEstimator.named(regressor) if isinstance(regressor, str) else ForeignEstimator.of(regressor)
 
 
 def _served(

@@ -27,8 +27,9 @@ from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
 from pytest_dooly.regress.fit import fit
+from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
-from pytest_dooly.regress.stored import regressors_of
+from pytest_dooly.regress.stored import refitted, regressors_of
 from pytest_dooly.sweep.grid import sweep
 
 __all__ = ["Grounds", "grounds_of", "latency_models"]
@@ -295,6 +296,7 @@ def latency_models(
     db: LatencyDB,
     environment: Environment,
     *,
+    estimator: ForeignEstimator | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, LatencyModel]:
     """The latency models of an environment by signature key: its own regressors, and what stands in for missing ones.
@@ -303,9 +305,14 @@ def latency_models(
         model: what is served.
         db: where regressors and published latencies are.
         environment: what the latencies are true for.
+        estimator: that is fitted to what is measured, in place of the regressors.
         progress: called with a line before anything that takes seconds.
+
+    Raises:
+        EstimatorError: the estimator cannot be fitted to an operation.
     """
-    models: dict[str, LatencyModel] = dict(regressors_of(db, environment))
+    models: dict[str, LatencyModel] = {}
+    models |= regressors_of(db, environment) if estimator is None else refitted(estimator, model, db, environment)
     missing = [o.signature for o in model.operations if o.signature.key not in models]
     grounds = grounds_of(db, environment, progress=progress) if missing else None
     if grounds is not None:

@@ -31,14 +31,19 @@ _CAUCHY, _REWEIGHTINGS = 2.385, 8
 def isotonic(column: Array, latencies_s: Array, weights: Array) -> _Parameters:
     """Power laws from point to point, after latencies that fall as work grows are pooled (Ayer et al. 1955).
 
-    A power law is a straight line on log axes; between two points it is drawn by a few ramps, so that this is one more
-    regressor of the same form. Constant before the first point; after the last, the last slope or the mean one.
+    The column is above zero. A power law is a straight line on log axes; between two points it is drawn by a few ramps,
+    so that this is one more regressor of the same form. Constant before the first point; after the last, the last slope
+    or the mean one.
     """
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(column)
-    sizes = column[order]
-    logs = isotonic_regression(np.log(latencies_s[order]), weights=weights[order] ** 2).x
+    sizes, logs, squares = column[order], np.log(latencies_s[order]), weights[order] ** 2
+    if not np.diff(sizes).all():  # no power law leads from a point to another of equal work
+        sizes, place = np.unique(sizes, return_inverse=True)
+        total: Array = np.bincount(place, squares).astype(np.float64)
+        logs, squares = np.bincount(place, squares * logs) / total, total
+    logs = isotonic_regression(logs, weights=squares).x
     steps = np.arange((len(sizes) - 1) * _BETWEEN + 1) / _BETWEEN
     knots = np.exp(np.interp(steps, np.arange(len(sizes)), np.log(sizes)))
     heights = np.exp(np.interp(steps, np.arange(len(sizes)), logs))

@@ -21,7 +21,7 @@ from pytest_dooly.core.document import Document
 from pytest_dooly.core.work import FEATURES, Features, Work, features_of
 from pytest_dooly.regress.ramps import ramps_of
 
-__all__ = ["LatencyModel", "Regressor"]
+__all__ = ["LatencyModel", "Regressor", "furthest_outside"]
 
 Array = npt.NDArray[np.float64]
 
@@ -91,14 +91,24 @@ class Regressor(Document):
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """One line on the feature and the point that lie furthest outside of what was measured, or None."""
         work = points if isinstance(points, Work) else Work.of([points])
-        values = features_of(work, self.features, self.window)
-        low, high = np.array(self.ranges).T
-        beyond = np.maximum(values / np.maximum(high, 1e-9), (low + 1e-9) / (values + 1e-9))
-        beyond[(low <= values) & (values <= high)] = 0
-        point, feature = np.unravel_index(np.argmax(beyond), beyond.shape)
-        if not beyond[point, feature]:
-            return None
-        return (
-            f"{self.features[feature]} {values[point, feature]:,.0f} is outside of the measured "
-            f"{low[feature]:,.0f} to {high[feature]:,.0f}"
-        )
+        return furthest_outside(self.features, features_of(work, self.features, self.window), self.ranges)
+
+
+def furthest_outside(names: Sequence[str], values: Array, ranges: Sequence[tuple[float, float]]) -> str | None:
+    """One line on the feature and the point that lie furthest outside of what was measured, or None.
+
+    Args:
+        names: of the features.
+        values: shape (points, features).
+        ranges: smallest and largest measured value of each feature.
+    """
+    low, high = np.array(ranges).T
+    beyond = np.maximum(values / np.maximum(high, 1e-9), (low + 1e-9) / (values + 1e-9))
+    beyond[(low <= values) & (values <= high)] = 0
+    point, feature = np.unravel_index(np.argmax(beyond), beyond.shape)
+    if not beyond[point, feature]:
+        return None
+    return (
+        f"{names[int(feature)]} {values[point, feature]:,.0f} is outside of the measured "
+        f"{low[feature]:,.0f} to {high[feature]:,.0f}"
+    )

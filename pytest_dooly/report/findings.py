@@ -23,6 +23,7 @@ from pytest_dooly.prediction.validation import Validation
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_workload
 from pytest_dooly.published.parts import PartsModel
 from pytest_dooly.regress.regressor import LatencyModel, Regressor
+from pytest_dooly.regress.stored import Comparison
 from pytest_dooly.sweep.plan import Plan
 
 __all__ = ["ModelReport", "OperationReport", "Summary", "model_report"]
@@ -72,6 +73,7 @@ class ModelReport:
         in_situ: operations alone beside the same within a real step; None where they were not compared.
         machine: how noisy the machine was in the latest run; None where nothing was timed.
         unread: one line for each finding that is damaged, and what makes it again.
+        comparison: as in Summary.
     """
 
     model: ServedModel
@@ -85,6 +87,7 @@ class ModelReport:
     in_situ: InSitu | None = None
     machine: MachineNoise | None = None
     unread: tuple[str, ...] = ()
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Summary:
         reports: path of every report written.
         machine: how noisy the machine was; None where nothing was timed.
         unwritten: one line for each report that could not be written.
+        comparison: somebody else's estimator beside the regressors; None where none was named.
     """
 
     plan: Plan
@@ -118,6 +122,7 @@ class Summary:
     reports: Sequence[Path]
     machine: MachineNoise | None = None
     unwritten: Sequence[str] = ()
+    comparison: Comparison | None = None
 
 
 def model_report(
@@ -127,6 +132,7 @@ def model_report(
     regressors: Mapping[str, Regressor],
     *,
     models: Mapping[str, LatencyModel] | None = None,
+    comparison: Comparison | None = None,
 ) -> ModelReport:
     """Everything that a report shows of a model, as far as the latency DB has it.
 
@@ -136,6 +142,7 @@ def model_report(
         environment: what they are true for.
         regressors: by signature key.
         models: what predicts the operations, by signature key; the regressors where it is None.
+        comparison: somebody else's estimator beside the regressors.
     """
     known = regressors if models is None else models
     unread: list[str] = []
@@ -163,6 +170,7 @@ def model_report(
         in_situ=kept("in_situ", InSitu),
         machine=profiled.machine,
         unread=tuple(unread),
+        comparison=comparison,
     )
 
 

@@ -143,14 +143,17 @@ def _validation_table(validation: Validation) -> str:
 
 
 def _operation_table(report: ModelReport) -> str:
-    header = ("operation", "times", "points", "failed", "reused", "held-out error", "regressor")
+    other = report.comparison
+    others = () if other is None else (other.name,)
+    header = ("operation", "times", "points", "failed", "reused", "held-out error", *others, "regressor")
     rows = []
     for row in report.operations:
         method, error = row.predicted_from or "-", "-"
         if row.regressor is not None:
             method, error = row.regressor.method, percent(row.regressor.error)
         counts = row.operation.multiplicity, len(row.points), len(row.failures), row.reused
-        rows.append((row.operation.signature.label, *counts, error, method))
+        cells = () if other is None else (percent(other.errors.get(row.operation.signature.key)),)
+        rows.append((row.operation.signature.label, *counts, error, *cells, method))
     return _table(header, rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pytest_dooly.core.configuration import aliases, resolve
@@ -13,6 +13,7 @@ from pytest_dooly.core.published_latency import PublishedTable
 from pytest_dooly.latency_db.merge import Merged, Outcome
 from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.workload import WorkloadPrediction
+from pytest_dooly.regress.stored import Comparison
 from pytest_dooly.report.findings import Summary
 from pytest_dooly.report.text import format_interval, format_latency, format_machine
 from pytest_dooly.sweep.plan import Case, Plan
@@ -144,7 +145,9 @@ def summary_lines(summary: Summary, *, verbosity: int = 0) -> list[str]:
         errors = [regressor.error for regressor in summary.regressors.values() if regressor.error is not None]
         lines.append(f"{len(summary.regressors)} regressors")
         if errors:
-            lines[-1] += f", held-out error: median {statistics.median(errors):.1%}, worst {max(errors):.1%}"
+            lines[-1] += f", held-out error: {_median_and_worst(errors)}"
+    if summary.comparison is not None:
+        lines += _comparison_lines(summary.comparison)
     if summary.machine is not None:
         lines.append(format_machine(summary.machine))
     if verbosity >= 0:
@@ -184,9 +187,27 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
         points = f"{regressor.num_points:4} of {grid[key]:4} points"
         lines.append(f"{label:44} {points}  {regressor.method}: {held_out}{runner_up}")
+        if summary.comparison is not None and key in summary.comparison.errors:
+            lines[-1] += f"; {summary.comparison.name} {summary.comparison.errors[key]:.1%}"
         if key in summary.held_out:
             lines[-1] += "; {} unseen points: {:.1%}".format(*summary.held_out[key])
     return lines
+
+
+def _comparison_lines(comparison: Comparison) -> list[str]:
+    """How an estimator did that is not ours, and one reason for what it could not do."""
+    lines = []
+    if comparison.errors:
+        of = f"of {len(comparison.errors)} operations"
+        lines.append(f"{comparison.name} {of}: {_median_and_worst(comparison.errors.values())}; it is not kept")
+    if comparison.refused:
+        others = f" (and {len(comparison.refused) - 1} operations more)" if len(comparison.refused) > 1 else ""
+        lines.append(f"not compared: {next(iter(comparison.refused.values()))}{others}")
+    return lines
+
+
+def _median_and_worst(errors: Collection[float]) -> str:
+    return f"median {statistics.median(errors):.1%}, worst {max(errors):.1%}"
 
 
 def _duration(seconds: float) -> str:

@@ -37,6 +37,32 @@ def test_predict_a_step_and_a_workload(profiled: Path, capsys: pytest.CaptureFix
     assert uniform == skewed  # a model without experts
 
 
+def test_predict_with_anybody_s_estimator(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "from sklearn.dummy import DummyRegressor as Dummy",
+        "third = Dummy(strategy='constant', constant=1 / 3)",
+        "negative = Dummy(strategy='constant', constant=-1)",
+    ]
+    Path("mine.py").write_text("\n".join(lines))
+    asked = ["predict", "model", "--batch=1+8,4", "--json", *SMALL]
+    assert cli.main(asked) == 0
+    ours = json.loads(capsys.readouterr().out)
+    assert cli.main([*asked, "--regressor=mine:third"]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    times = {operation["label"]: operation["multiplicity"] for operation in ours["operations"]}
+    assert {o["label"]: o["latency_s"] for o in theirs["operations"]} == pytest.approx(
+        {label: number / 3 for label, number in times.items()}
+    )
+    assert cli.main([*asked, "--regressor=mine:negative"]) == 1
+    assert re.fullmatch(r"dooly: mine:negative predicts -1 s for \S+ where .*\n", capsys.readouterr().err)
+    assert cli.main([*asked, "--regressor=mine:nothing"]) == 2
+    assert "module mine has no nothing" in capsys.readouterr().err
+    assert cli.main([*asked, "--regressor=mine:third", "--device=h200_sxm"]) == 2
+    assert "drop --device h200_sxm" in capsys.readouterr().err
+    assert cli.main(asked) == 0
+    assert json.loads(capsys.readouterr().out) == ours
+
+
 def test_a_request_out_of_range_is_answered_with_a_warning(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "model", "--batch=4000", "--json", *SMALL]) == 0
     streams = capsys.readouterr()

@@ -3,15 +3,26 @@
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.signature import served_key
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.errors import ConfigurationError, DatabaseError, MissingMeasurements, OutOfRangeWarning
+from pytest_dooly.errors import (
+    ConfigurationError,
+    DatabaseError,
+    EstimatorError,
+    MissingMeasurements,
+    OutOfRangeWarning,
+)
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.findings import OPTIONS
 from pytest_dooly.prediction.forecast import known, predict
@@ -70,6 +81,38 @@ def test_predict_takes_a_routing_as_text(db: Path) -> None:
     assert predict("small", batch="1+32", db=db, routing="zipf:1.2") == predict("small", batch="1+32", db=db)
     with pytest.raises(ConfigurationError, match="write uniform, zipf:ALPHA"):
         predict("small", batch="1+32", db=db, routing="skewed")
+
+
+class Millisecond(LinearRegression):
+    """Takes one for everything that was measured at more than one size."""
+
+    def predict(self, X: Any) -> Any:  # noqa: N803 - as scikit-learn names it
+        return np.full(len(X), 1e-3)
+
+
+@pytest.mark.parametrize(
+    "regressor", [f"{__name__}:Millisecond", Millisecond, Millisecond(), make_pipeline("passthrough", Millisecond())]
+)
+def test_anybody_s_estimator_predicts_in_place_of_ours_and_is_not_kept(db: Path, regressor: Any) -> None:
+    ours = predict("small", batch="1+32", db=db)
+    with LatencyDB.open(db) as opened:
+        before = opened.load_regressors(ENVIRONMENT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutOfRangeWarning)  # one point an operation is measured
+        theirs = predict("small", batch="1+32", db=db, regressor=regressor)
+        load = predict("small", workload=Workload(64, 4, 1), db=db, regressor=regressor)
+    assert load.tpot_s == pytest.approx(7e-3)
+    assert theirs.latency_s == pytest.approx(7e-3)  # 3 linears, 2 attentions, a sampler and a step
+    with LatencyDB.open(db) as opened:
+        assert opened.load_regressors(ENVIRONMENT) == before
+    assert predict("small", batch="1+32", db=db) == ours
+
+
+def test_an_estimator_is_fitted_to_what_is_measured_only(db: Path) -> None:
+    with pytest.raises(ConfigurationError, match="name an environment in place of a device"):
+        predict("small", batch="1+32", db=db, device="h200_sxm", regressor=Millisecond)
+    with pytest.raises(EstimatorError, match="DummyRegressor cannot be fitted to .*strategy"):
+        predict("small", batch="1+32", db=db, regressor=DummyRegressor(strategy="luck"))
 
 
 def test_several_environments_must_be_told_apart(db: Path) -> None:

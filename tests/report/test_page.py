@@ -17,6 +17,7 @@ from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.validation import Validation, ValidationRow
 from pytest_dooly.prediction.workload import predict_workload
+from pytest_dooly.regress.stored import Comparison
 from pytest_dooly.report.findings import ModelReport, OperationReport
 from pytest_dooly.report.page import write_report
 from pytest_dooly.report.plots import save_overview
@@ -93,6 +94,19 @@ def test_the_page_says_everything_and_needs_nothing_else(findings: ModelReport, 
     assert page.count("<svg") == 4
     assert not re.search(r"<(script|link|img)|@import|url\(\s*['\"]?http", page)
     assert "input bf16 [num_tokens, 64]" in page
+
+
+def test_somebody_else_s_estimator_has_a_column_of_its_own(findings: ModelReport, tmp_path: Path) -> None:
+    linear, *others = (row.operation.signature for row in findings.operations)
+    comparison = Comparison("a:Forest", {linear.key: 0.123}, {others[0].key: "no luck"})
+    page = write_report(replace(findings, comparison=comparison), tmp_path).read_text(encoding="utf-8")
+    assert '<th class="n">a:Forest</th>' in page
+    assert page.count("12.3%") == 1
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "| held-out error | a:Forest | regressor |" in summary
+    (row,) = (line for line in summary.splitlines() if linear.label in line and "12.3%" in line)
+    assert row.split(" | ")[-2] == "12.3%"
+    assert "a:Forest" not in write_report(findings, tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_summary_is_markdown(findings: ModelReport, tmp_path: Path) -> None:
