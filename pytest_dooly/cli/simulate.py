@@ -16,9 +16,12 @@ from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.interval import Figure, Interval, intervals
+from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.grounds import latency_models
+from pytest_dooly.report.device_report import format_shares
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
 from pytest_dooly.report.text import counted
@@ -82,16 +85,32 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     if out is not None:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
+    document |= {"options": work.configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
+    document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
     document |= simulation.summary(slo, search=search)
+    document["overloaded"] = document["sustained_throughput"] is not None
+    lines = [_served(document)]
     if device is not None:
-        document |= _within(intervals(model, founded, means_s(simulated), typical_steps(simulated, model.limits)))
-    where = "here" if device is None else f"on {device.name}"
-    title = (
-        f"{model.name} {where}: up to {options.limits.max_num_tokens:,} tokens and {options.limits.max_num_seqs:,} "
-        f"requests a step, {options.num_blocks:,} KV blocks of {options.block_size} tokens"
+        steps = typical_steps(simulated, model.limits)
+        if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
+            document |= _within(intervals(model, founded, means_s(simulated), steps))
+        shares = shares_of(model, predict_step(model, models, steps["tpot"], routing=arguments.routing), founded)
+        document["shares"] = asdict(shares)
+        lines.append(f"a decode step {format_shares(shares)}")
+    title = f"{model.name} {'here' if device is None else f'on {device.name}'}"
+    return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
+
+
+def _served(document: Mapping[str, Any]) -> str:
+    """One line on how the model was served."""
+    ranks, replicas = document["options"].get("tensor_parallel_size", 1), document["replicas"]
+    each = "" if replicas == 1 else f" each of {replicas} replicas ({document['router']}),"
+    return (
+        f"tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
+        f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens; a server adds "
+        f"{document['server_ms']:.3g} ms to a request"
     )
-    return Answer(document, [format_simulation(document, title=title), *_verdict(document)])
 
 
 def _within(intervals: Mapping[Figure, Interval]) -> dict[str, float]:
@@ -204,9 +223,13 @@ def _verdict(document: dict[str, Any]) -> list[str]:
     served, rate = document["sustained_throughput"], document["sustainable_rate"]
     if served is None:
         return []
-    found = "at which rate it would not was not searched for" if rate is None else f"at {rate:.3g}/s it would not"
+    found = (
+        "no slower rate was searched for, since a simulation takes too long here"
+        if rate is None
+        else f"with the same requests at {rate:.3g}/s the queue would not grow"
+    )
     return [
         "",
         "OVERLOADED: requests come faster than they are served, so that the queue grows for as long as they do; "
-        f"{served:.3g} requests/s were served, {found}",
+        f"{served:.3g} requests/s were served, from the first to the last; {found}",
     ]

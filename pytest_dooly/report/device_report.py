@@ -141,8 +141,8 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
 
 
 def _either_way(interval: Interval, predicted_s: float) -> str:
-    """By how much a measurement may be above; it may be as many times below."""
-    return f"±{interval.high_s / predicted_s - 1:.0%}" if predicted_s else ""
+    """How many times as long a measurement may be; it may be as many times shorter."""
+    return f"×÷{interval.high_s / predicted_s:.2f}" if predicted_s else ""
 
 
 def _needed(held: Footprint) -> str:
@@ -159,9 +159,10 @@ def format_footprint(held: Footprint) -> str:
 
 
 _CANDIDATES_NOTE = (
-    "Nine of ten measurements lie within ± of TTFT and TPOT. Shares are those of a decode step: latencies measured or\n"
-    "published for an operation's own sizes, predicted across sizes, estimated from the data sheet. Memory is what a\n"
-    "rank needs for weights and for all requests at their full length, of what the engine takes."
+    "Nine of ten measurements lie between TTFT or TPOT divided by the factor after ×÷ and multiplied with it. Shares\n"
+    "are those of a decode step: latencies measured or published for an operation's own sizes, predicted across\n"
+    "sizes, estimated from the data sheet. Memory is what a rank needs for weights and for all requests at their full\n"
+    "length, of what the engine takes."
 )
 
 

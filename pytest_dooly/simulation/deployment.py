@@ -17,6 +17,13 @@ from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOpt
 
 __all__ = ["Deployment", "Router"]
 
+_FEW_MORE, _MUCH_MORE = 64, 1.5
+"""By how many requests, and how many times, an engine with the same beginnings may have more under way than another.
+
+Source: the cache-aware policy of SGLang's router, `balance_abs_threshold` and `balance_rel_threshold`, by default. A
+beginning counts from half of the prompt on, its `cache_threshold`.
+"""
+
 Router = Literal["round_robin", "least_outstanding", "prefix"]
 """How requests are spread over replicas: in turn; to the one with the fewest under way, as far as arrivals tell; to the
 one that has served the same beginning."""
@@ -84,12 +91,15 @@ class Deployment:
         homes: dict[int, int] = {}
         until_s: list[list[float]] = [[] for _ in range(self.replicas)]
         for request in requests:
-            home = homes.get(request.segments[0][0]) if self.router == "prefix" and request.segments else None
+            chain = _chain(request) if self.router == "prefix" else []
             for replica, ends_s in enumerate(until_s):
                 until_s[replica] = [end_s for end_s in ends_s if end_s > request.arrival_s]
-            chosen = int(np.argmin([len(ends_s) for ends_s in until_s])) if home is None else home
-            if request.segments:
-                homes.setdefault(request.segments[0][0], chosen)
+            loads = [len(ends_s) for ends_s in until_s]
+            known = [homes[key] for key, tokens in chain if key in homes and 2 * tokens >= request.prompt_len]
+            chosen = int(np.argmin(loads))
+            if known and not _lopsided(loads[known[-1]], loads[chosen]):
+                chosen = known[-1]
+            homes |= dict.fromkeys((key for key, _ in chain), chosen)
             until_s[chosen].append(request.arrival_s + self._alone_s(request, len(until_s[chosen]) + 1))
             yield chosen
 
@@ -99,6 +109,19 @@ class Deployment:
         prefill_s = self.times.step_s(Scheduled([0], [min(prompt_len, self.options.limits.max_num_tokens)], [0], []))
         step_s = self.times.step_s(Scheduled(range(at_once), [1] * at_once, [context_len] * at_once, []))
         return prefill_s + request.output_len * step_s
+
+
+def _chain(request: TrafficRequest) -> list[tuple[int, int]]:
+    """A key of each beginning of the prompt that others may have too, and its tokens; the shortest first."""
+    found, key, tokens = [], 0, 0
+    for identity, length in request.segments:
+        key, tokens = hash((key, identity)), tokens + length
+        found.append((key, tokens))
+    return found
+
+
+def _lopsided(most: int, least: int) -> bool:
+    return most - least > _FEW_MORE and most > _MUCH_MORE * least
 
 
 def _told(progress: Callable[[int], None], before: int, ended: int) -> None:

@@ -117,12 +117,12 @@ def test_ways_to_serve_a_workload_the_fastest_first() -> None:
     assert lines[0] == "2 requests of 64 prompt and 8 output tokens"
     first, second = (line.split() for line in lines[3:5])
     assert first[:3] == ["small", "toy", "1"]
-    assert re.fullmatch(r"±\d+%", first[5])
-    assert re.fullmatch(r"±\d+%", first[8])
+    assert re.fullmatch(r"×÷\d\.\d+", first[5])
+    assert re.fullmatch(r"×÷\d\.\d+", first[8])
     assert first[-3:] == ["0.0", "of", "9"]
     assert second[:3] == ["small", "slow", "4"]
     assert second[-6:-3] == ["0%", "0%", "100%"]
-    assert sum(word.startswith("±") for word in second) == 1  # one token each has no TPOT
+    assert sum(word.startswith("×÷") for word in second) == 1  # one token each has no TPOT
     assert max(map(len, lines)) <= 120
 
 

@@ -62,6 +62,22 @@ def test_equal_beginnings_go_to_the_same_replica() -> None:
     assert not homes[0] & homes[1]
 
 
+def test_a_short_beginning_that_all_share_does_not_bring_all_to_one_replica() -> None:
+    requests = [TrafficRequest(0.0, 20, 2, ((99, 4), (i, 16))) for i in range(30)]
+    parts = deployed(3, router="prefix").simulate(Traffic(requests))
+    assert [len(part.sent_s) for part in parts] == [10, 10, 10]
+
+
+def test_a_replica_with_far_more_under_way_is_passed_over() -> None:
+    requests = [TrafficRequest(0.0, 20, 2, ((7, 20),)) for _ in range(300)]
+    parts = deployed(2, router="prefix").simulate(Traffic(requests))
+    first, second = (len(part.sent_s) for part in parts)
+    assert abs(first - second) <= 66  # of 300 at once the second gets what lies beyond, and is a home from then on
+    assert first + second == 300
+    few = deployed(2, router="prefix").simulate(Traffic(requests[:60]))
+    assert [len(part.sent_s) for part in few] == [60]
+
+
 def test_steps_name_their_engine_and_count_their_stages() -> None:
     requests = [TrafficRequest(float(i), 4, 3, stage=i // 3) for i in range(6)]
     together = joined(deployed(3).simulate(Traffic(requests, rates=(1.0, 1.0))))
