@@ -102,10 +102,20 @@ def test_a_gpu_that_is_not_here_is_served_with_its_own_limits(place: Path, capsy
     assert cli.main([*asked, "--json"]) == 0
     served = json.loads(capsys.readouterr().out)
     assert (served["max_num_tokens"], served["max_num_seqs"], served["max_model_len"]) == (8192, 1024, 512)
+    for figure in ("ttft", "tpot"):
+        assert served[f"mean_{figure}_low_ms"] < served[f"mean_{figure}_ms"] < served[f"mean_{figure}_high_ms"]
+    assert served["server_ms"] == pytest.approx(8.2)
+    assert served["shares"]["by_kind"]["estimate"] > 0
     kept = pytest_dooly.predict("model", workload=pytest_dooly.Workload(8, 4, 100), device="h200_sxm")
     assert kept.ttft_s > 0  # the options are in the latency DB, and they name no limits
     assert cli.main([*asked, "--max-num-tokens=64", "--max-num-seqs=2"]) == 0
-    assert "up to 64 tokens and 2 requests a step" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "tp 1, up to 64 tokens and 2 requests a step" in text
+    assert "a decode step rests on: " in text
+    assert cli.main([*asked, "--rate=1000000", "--requests=500", "--max-num-seqs=1", "--json"]) == 0
+    beyond = json.loads(capsys.readouterr().out)
+    assert beyond["overloaded"]
+    assert "mean_ttft_low_ms" not in beyond
     assert cli.main([*asked, "--max-num-seqs=2", "--gpu-memory-utilization=90"]) == 2
     assert "must be above 0 and at most 1, got 90" in capsys.readouterr().err
 
