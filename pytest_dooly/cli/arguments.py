@@ -18,6 +18,9 @@ __all__ = ["parser", "serving_flags"]
 _Commands = Any
 """What argparse makes of `add_subparsers`, a class that it keeps to itself."""
 
+_MOST_MS = 3.6e6
+"""That a server may add to a request: an hour, beyond which a number is a mistake."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; what was given stands in the attributes of the namespace."""
@@ -72,7 +75,7 @@ def _simulate(commands: _Commands) -> None:
     how.add_argument("--scheduler", choices=["native", "vllm"], default="native", help="ours (default), or vLLM's own")
     how.add_argument("--replicas", type=_positive, default=1, help="engines behind a router (1)")
     how.add_argument("--router", choices=["round_robin", "least_outstanding", "prefix"], default="round_robin")
-    how.add_argument("--server-ms", type=_natural_number, help="that server and client add to each (8.2 with --device)")
+    how.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2 with --device)")
     how.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
     simulate.add_argument("--slo", help="for the goodput, as in ttft:300ms,tpot:40ms,e2el:10s")
     simulate.add_argument("--out", metavar="FILE", help="every request, as .parquet or .csv")
@@ -118,7 +121,7 @@ def _validate(commands: _Commands) -> None:
     traffic.add_argument("--rate", type=_positive_number, nargs="+", help="requests a second (three, of the capacity)")
     traffic.add_argument("--arrivals", default="poisson", help="as of simulate (poisson)")
     traffic.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts (4x8x256)")
-    traffic.add_argument("--server-ms", type=_natural_number, help="that server and client add to each (found out)")
+    traffic.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (found out)")
     traffic.add_argument("--port", type=_port, default=0, help="of the server on loopback (any that is free)")
     validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all, after a warm-up (3)")
     validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
@@ -292,6 +295,13 @@ def _natural_number(text: str) -> float:
     value = _number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number that is not negative, got {text}")
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    value = _natural_number(text)
+    if value > _MOST_MS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_MS:,.0f}, an hour, got {text}")
     return value
 
 

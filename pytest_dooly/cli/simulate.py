@@ -94,7 +94,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     if device is not None:
         steps = typical_steps(simulated, model.limits)
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
-            document |= _within(intervals(model, founded, means_s(simulated), steps))
+            document |= _within(intervals(model, founded, means_s(simulated), steps, routing=arguments.routing))
         shares = shares_of(model, predict_step(model, models, steps["tpot"], routing=arguments.routing), founded)
         document["shares"] = asdict(shares)
         lines.append(f"a decode step {format_shares(shares)}")

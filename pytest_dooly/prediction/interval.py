@@ -16,6 +16,7 @@ from typing import Literal
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import predict_step
@@ -75,6 +76,8 @@ def intervals(
     founded: Mapping[str, Foundation],
     predicted_s: Mapping[Figure, float],
     steps: Mapping[Figure, Batch],
+    *,
+    routing: RoutingDistribution = UNIFORM,
 ) -> dict[Figure, Interval]:
     """The interval around each predicted latency.
 
@@ -83,11 +86,12 @@ def intervals(
         founded: foundation of each operation, by signature key.
         predicted_s: what was predicted of each figure.
         steps: what each mostly consists of.
+        routing: how a mixture's router spreads tokens over experts.
     """
     models = {key: each.model for key, each in founded.items()}
     found: dict[Figure, Interval] = {}
     for figure, latency_s in predicted_s.items():
-        shares = shares_of(model, predict_step(model, models, steps[figure]), founded)
+        shares = shares_of(model, predict_step(model, models, steps[figure], routing=routing), founded)
         found[figure] = Interval.around(latency_s, figure, shares, mixture=is_mixture(model))
     return found
 

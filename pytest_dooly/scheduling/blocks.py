@@ -140,6 +140,8 @@ class BlockPool:
             end = min(end, most)
             # A block is kept after all that are before it and goes before they do: one look from the first to the last.
             for run in self._runs.get(key, ()):
+                if at >= end:  # many that computed the same hold it
+                    break
                 until = min(run.end, end)
                 if run.begin <= at < until:
                     found.append((run, at, until))

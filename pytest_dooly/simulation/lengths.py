@@ -17,6 +17,9 @@ Tokens = npt.NDArray[np.int64]
 MOST_TOKENS = 100_000_000
 """Of one prompt or output: far beyond any model."""
 
+_LEAST_MEAN = 1e-3
+"""Of tokens, before each counts as one at least: what is below is no length, and its square no number."""
+
 _FORMS = "TOKENS, uniform:LOW,HIGH, normal:MEAN,SD[,MIN,MAX] or lognormal:MEAN,SD[,MIN,MAX]"
 
 
@@ -46,9 +49,9 @@ class Lengths:
             )
         if self.law not in ("uniform", "normal", "lognormal"):
             raise ConfigurationError(f"lengths have no law {self.law!r}: write {_FORMS}")
-        if self.law != "uniform" and not (0 < self.mean <= MOST_TOKENS and 0 <= self.sd <= MOST_TOKENS):
+        if self.law != "uniform" and not (_LEAST_MEAN <= self.mean <= MOST_TOKENS and 0 <= self.sd <= MOST_TOKENS):
             raise ConfigurationError(
-                f"{self.law} lengths need a mean above 0 and a deviation that is not negative, "
+                f"{self.law} lengths need a mean of at least {_LEAST_MEAN:g} and a deviation that is not negative, "
                 f"got {self.mean:g} and {self.sd:g}"
             )
 

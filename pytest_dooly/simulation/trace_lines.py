@@ -173,5 +173,5 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def _decode(path: Path, number: int, text: bytes, form: type[_T]) -> _T:
     try:
         return msgspec.json.decode(text, type=form)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise unreadable(path, number, f"{error}: correct it, or leave the line out") from error

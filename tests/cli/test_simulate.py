@@ -136,6 +136,8 @@ def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--prompt=8", "--rate=1", "--requests=3", "--out=requests.txt"], "name a .csv or .parquet file"),
         (["--prompt=8", "--rate=fast"], "fast"),
         (["--prompt=8", "--rate=1", "--requests=3", "--slo=soon"], "of the SLO"),
+        (["--prompt=8", "--rate=1", "--requests=3", "--server-ms=1e300"], "must be at most 3,600,000, an hour"),
+        (["--prompt=lognormal:1e-300,1e8,1,8", "--rate=1", "--requests=3"], "a mean of at least 0.001"),
         (["--prompt=800", "--rate=1", "--requests=3"], "exceeds max_model_len 32"),
         (["--trace=missing.csv"], "missing.csv"),
         (["--prompt=8", "--rate=1", "--requests=3", "--kv-blocks=2"], "do not hold one request"),
