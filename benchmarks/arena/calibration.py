@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.arena.report import Row
-from pytest_dooly.prediction.interval import Figure, operations_error
+from benchmarks.arena.report import Row, held, within
+from pytest_dooly.prediction.interval import Figure
 
-__all__ = ["calibration", "system_error", "within"]
+__all__ = ["calibration", "system_error"]
 
 HELD = 0.9
 """Share of runs that an interval holds."""
@@ -23,18 +23,12 @@ def system_error(rows: Sequence[Row], figure: Figure) -> float:
 
     A run lies within `hypot(operations, system)` where its own error less that of its operations is below `system`.
     """
-    known = [(abs(_off(row, figure)), _operations(row, figure)) for row in rows if _known(row, figure)]
+    errors = ((row, row.error(figure)) for row in rows)
+    known = [(math.log1p(error), row.operations_error(figure)) for row, error in errors if error is not None]
     if not known:
         return 0.0
     off, operations = np.array(known).T
     return float(np.quantile(np.sqrt(np.maximum(off**2 - operations**2, 0.0)), HELD, method="inverted_cdf"))
-
-
-def within(row: Row, figure: Figure, system: float) -> bool | None:
-    """Whether the measurement lies in the interval; None where it is not published."""
-    if not _known(row, figure):
-        return None
-    return abs(_off(row, figure)) <= math.hypot(_operations(row, figure), system)
 
 
 def calibration(rows: Sequence[Row]) -> Iterator[str]:
@@ -53,21 +47,5 @@ def _line(label: str, judged: Sequence[Row], fitted: Sequence[Row]) -> str:
     cells = []
     for figure in FIGURES:
         system = system_error(fitted, figure)
-        inside = [within(row, figure, system) for row in judged]
-        known = [each for each in inside if each is not None]
-        cells.append(f"{system:6.2f} {f'{np.mean(known):.0%}' if known else '':>7}")
+        cells.append(f"{system:6.2f} {held(within(row, figure, system) for row in judged):>7}")
     return f"{label:48} {len(judged):4} | {' | '.join(cells)}"
-
-
-def _known(row: Row, figure: Figure) -> bool:
-    return (row.tpot_error if figure == "tpot" else row.ttft_error) is not None
-
-
-def _off(row: Row, figure: Figure) -> float:
-    error = row.tpot_error if figure == "tpot" else row.ttft_error
-    assert error is not None
-    return math.log1p(error)
-
-
-def _operations(row: Row, figure: Figure) -> float:
-    return operations_error(row.ours.decode if figure == "tpot" else row.ours.prefill)

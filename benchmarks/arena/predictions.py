@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.arena.models import written
 from benchmarks.arena.runs import PublishedRun
 from benchmarks.study.redundancy import import_tables, progress
-from pytest_dooly.core.batch import Batch, Limits
+from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.core.signature import ServedModel
@@ -21,11 +21,9 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.interval import Interval, is_mixture
-from pytest_dooly.prediction.shares import Shares, shares_of
-from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.interval import is_mixture, typical_steps
+from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
@@ -57,16 +55,6 @@ class Predicted:
     prefill: Shares
     decode: Shares
     mixture: bool
-
-    @property
-    def ttft_interval(self) -> Interval:
-        """That nine of ten measured TTFTs lie within."""
-        return Interval.around(self.ttft_s, "ttft", self.prefill, mixture=self.mixture)
-
-    @property
-    def tpot_interval(self) -> Interval | None:
-        """That nine of ten measured TPOTs lie within."""
-        return None if self.tpot_s is None else Interval.around(self.tpot_s, "tpot", self.decode, mixture=self.mixture)
 
 
 def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:
@@ -137,28 +125,18 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
         )
         centre = np.nanmedian if each.medians else np.nanmean
         tokens = sum(request.output_len for request in simulated.traffic.requests)
+        steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or each.num_requests, limits)
         found.append(
             Predicted(
                 float(centre(simulated.ttft_s)),
                 float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
                 tokens / float(simulated.last_s.max()),
-                _shares(model, founded, Batch.uniform(1, min(each.prompt_len, each.max_num_tokens), 0)),
-                _shares(model, founded, _half_way(each)),
+                shares_at(model, founded, steps["ttft"]),
+                shares_at(model, founded, steps["tpot"]),
                 is_mixture(model),
             )
         )
     return found
-
-
-def _half_way(run: PublishedRun) -> Batch:
-    """Decodes of all requests at once, in the middle of their outputs."""
-    at_once = min(run.concurrency or run.num_requests, run.max_num_seqs)
-    return Batch.uniform(at_once, 1, run.prompt_len + run.output_len // 2)
-
-
-def _shares(model: ServedModel, founded: Mapping[str, Foundation], batch: Batch) -> Shares:
-    models = {key: each.model for key, each in founded.items()}
-    return shares_of(model, predict_step(model, models, batch), founded)
 
 
 def _traffic(run: PublishedRun) -> Traffic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,7 @@ import numpy as np
 
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.runs import PublishedRun
-from pytest_dooly.prediction.interval import Interval
-
-MIXTURES = ("gpt-oss", "MiniMax", "Mixtral", "A3B", "A22B", "A17B", "DeepSeek", "GLM", "Kimi", "A4B")
-"""Parts of the names of models that are mixtures of experts."""
+from pytest_dooly.prediction.interval import SYSTEM, Figure, operations_error
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,14 @@ class Row:
     run: PublishedRun
     ours: Predicted
 
-    @property
-    def tpot_error(self) -> float | None:
-        """Signed relative error of TPOT; None where it is not published."""
-        return _error(self.ours.tpot_s, self.run.tpot_s)
+    def error(self, figure: Figure) -> float | None:
+        """Signed relative error of TTFT or TPOT; None where it is not published."""
+        ours, run = self.ours, self.run
+        return _error(ours.tpot_s, run.tpot_s) if figure == "tpot" else _error(ours.ttft_s, run.ttft_s)
 
-    @property
-    def ttft_error(self) -> float | None:
-        """Signed relative error of TTFT; None where it is not published."""
-        return _error(self.ours.ttft_s, self.run.ttft_s)
+    def operations_error(self, figure: Figure) -> float:
+        """The part of the figure's interval that is the operations', as a logarithm."""
+        return operations_error(self.ours.decode if figure == "tpot" else self.ours.prefill)
 
     @property
     def throughput_error(self) -> float | None:
@@ -45,9 +42,26 @@ class Row:
         return _error(self.ours.tokens_per_s, self.run.tokens_per_s)
 
 
-def is_mixture(model: str) -> bool:
-    """Whether a model is a mixture of experts, by its name."""
-    return any(part in model for part in MIXTURES)
+def within(row: Row, figure: Figure, system: float | None = None) -> bool | None:
+    """Whether the measurement lies in the interval; None where it is not published.
+
+    Args:
+        row: the run.
+        figure: of it.
+        system: what operations do not explain, as a logarithm; None for what is stated.
+    """
+    error = row.error(figure)
+    if error is None:
+        return None
+    if system is None:
+        system = SYSTEM[figure, row.ours.mixture]
+    return abs(math.log1p(error)) <= math.hypot(row.operations_error(figure), system)
+
+
+def held(inside: Iterable[bool | None]) -> str:
+    """Share of what is known that lies within."""
+    known = [each for each in inside if each is not None]
+    return f"{np.mean(known):.0%}" if known else ""
 
 
 def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
@@ -64,7 +78,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
         yield _line(" ".join(part for part in group if part), of)
     yield ""
     for label, wanted in (("dense", False), ("mixtures", True)):
-        yield _line(label, [row for row in trusted if is_mixture(row.run.model) == wanted])
+        yield _line(label, [row for row in trusted if row.ours.mixture == wanted])
     yield _line("all", trusted)
     yield "\nClient and server flags not said"
     unsaid = [row for row in rows if row.run.unsaid and not row.run.low_trust]
@@ -82,10 +96,10 @@ def _line(label: str, rows: Sequence[Row]) -> str:
     if not rows:
         return f"{label:64} {0:4}"
     cells = [
-        _spread([row.tpot_error for row in rows]),
-        _held([_within(row.tpot_error, row.ours.tpot_interval, row.ours.tpot_s) for row in rows]),
-        _of([row.ttft_error for row in rows], np.median),
-        _held([_within(row.ttft_error, row.ours.ttft_interval, row.ours.ttft_s) for row in rows]),
+        _spread([row.error("tpot") for row in rows]),
+        held([within(row, "tpot") for row in rows]),
+        _of([row.error("ttft") for row in rows], np.median),
+        held([within(row, "ttft") for row in rows]),
         _of([row.throughput_error for row in rows], np.mean),
     ]
     widths = (24, 4, 7, 4, 8)
@@ -94,18 +108,6 @@ def _line(label: str, rows: Sequence[Row]) -> str:
 
 def _error(predicted: float | None, measured: float | None) -> float | None:
     return None if not measured or predicted is None else predicted / measured - 1
-
-
-def _within(error: float | None, interval: Interval | None, predicted_s: float | None) -> bool | None:
-    """Whether a measurement lies in its interval, by the prediction's error; None where nothing was measured."""
-    if error is None or interval is None or predicted_s is None:
-        return None
-    return interval.low_s <= predicted_s / (1 + error) <= interval.high_s
-
-
-def _held(inside: Iterable[bool | None]) -> str:
-    known = [each for each in inside if each is not None]
-    return f"{np.mean(known):.0%}" if known else ""
 
 
 def _spread(errors: Iterable[float | None]) -> str:

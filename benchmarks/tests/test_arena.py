@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.arena.calibration import calibration, system_error, within
+from benchmarks.arena.calibration import calibration, system_error
 from benchmarks.arena.models import document_of
 from benchmarks.arena.predictions import Predicted
-from benchmarks.arena.report import Row, is_mixture, tables
+from benchmarks.arena.report import Row, tables, within
 from benchmarks.arena.runs import PublishedRun, read_runs
 from pytest_dooly.prediction.interval import operations_error
 from pytest_dooly.prediction.shares import Shares
@@ -57,9 +57,9 @@ def test_configurations_are_as_published() -> None:
     assert document_of("nobody/nothing") is None
 
 
-def row(run: PublishedRun, tpot_s: float, ttft_s: float) -> Row:
+def row(run: PublishedRun, tpot_s: float, ttft_s: float, *, mixture: bool = False) -> Row:
     shares = Shares({"published": 1.0}, 0.02)
-    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0, shares, shares, mixture=False))
+    return Row(replace(run, ttft_s=0.1, tpot_s=0.01), Predicted(ttft_s, tpot_s, 100.0, shares, shares, mixture=mixture))
 
 
 def test_a_checkpoint_in_fp8_is_served_as_one() -> None:
@@ -79,8 +79,9 @@ def test_intervals_hold_nine_of_ten() -> None:
 
 
 def test_errors_add_up_by_group_and_kind() -> None:
-    of = {is_mixture(run.model): run for run in FOUND if not run.low_trust}
-    text = list(tables([row(of[False], 0.011, 0.15), row(of[True], 0.008, 0.1)], Counter({"no reason": 3})))
+    run = next(run for run in FOUND if not run.low_trust and not run.unsaid)
+    rows = [row(run, 0.011, 0.15), row(run, 0.008, 0.1, mixture=True)]
+    text = list(tables(rows, Counter({"no reason": 3})))
     lines = {line[:64].strip(): line for line in text}
     assert "10.0% (+10.0%, 10%)" in lines["dense"]
     assert "20.0% (-20.0%, 20%)" in lines["mixtures"]

@@ -15,11 +15,9 @@ from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.prediction.interval import Figure, Interval, intervals
-from pytest_dooly.prediction.shares import shares_of
-from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.interval import Figure, Interval, intervals, is_mixture
+from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.device_report import format_shares
 from pytest_dooly.report.figure import png_path
@@ -30,7 +28,15 @@ from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.simulate import Engine, Simulation, joined, means_s, stretched, typical_steps
+from pytest_dooly.simulation.simulate import (
+    Engine,
+    Simulation,
+    added_by_server_s,
+    joined,
+    means_s,
+    steps_of,
+    stretched,
+)
 from pytest_dooly.simulation.summary import Slo
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.simulation.traces import TraceOptions, read_trace
@@ -70,9 +76,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
     options = engine.options(model, None if device is None else device.name)
-    server_ms = arguments.server_ms
-    if server_ms is None:
-        server_ms = 0.0 if device is None else SERVER_S * 1e3
+    server_ms = added_by_server_s(device) * 1e3 if arguments.server_ms is None else arguments.server_ms
     server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling)
     deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()
@@ -92,12 +96,14 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     document["overloaded"] = document["sustained_throughput"] is not None
     lines = [_served(document)]
     if device is not None:
-        steps = typical_steps(simulated, model.limits)
+        shares = {
+            figure: shares_at(model, founded, batch, routing=arguments.routing)
+            for figure, batch in steps_of(simulated, model.limits).items()
+        }
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
-            document |= _within(intervals(model, founded, means_s(simulated), steps, routing=arguments.routing))
-        shares = shares_of(model, predict_step(model, models, steps["tpot"], routing=arguments.routing), founded)
-        document["shares"] = asdict(shares)
-        lines.append(f"a decode step {format_shares(shares)}")
+            document |= _within(intervals(means_s(simulated), shares, mixture=is_mixture(model)))
+        document["shares"] = asdict(shares["tpot"])
+        lines.append(f"a decode step {format_shares(shares['tpot'])}")
     title = f"{model.name} {'here' if device is None else f'on {device.name}'}"
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
@@ -115,12 +121,11 @@ def _served(document: Mapping[str, Any]) -> str:
 
 def _within(intervals: Mapping[Figure, Interval]) -> dict[str, float]:
     """Between what the means lie nine times out of ten, by keys of the document."""
-    ends = {"low": "low_s", "high": "high_s"}
-    return {
-        f"mean_{figure}_{end}_ms": getattr(interval, name) * 1e3
-        for figure, interval in intervals.items()
-        for end, name in ends.items()
-    }
+    document = {}
+    for figure, interval in intervals.items():
+        document[f"mean_{figure}_low_ms"] = interval.low_s * 1e3
+        document[f"mean_{figure}_high_ms"] = interval.high_s * 1e3
+    return document
 
 
 def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:

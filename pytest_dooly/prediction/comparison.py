@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.prediction.interval import Interval, is_mixture
-from pytest_dooly.prediction.shares import Shares, shares_of
-from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.prediction.interval import Interval, is_mixture, typical_steps
+from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served
 from pytest_dooly.published.basis import Foundation
@@ -109,10 +107,8 @@ def candidate(
         prediction = predict_served(StepTimes(model, models, routing=routing, overlapped=True), workload, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
-    context = workload.prompt_len + workload.output_len // 2
-    decodes = min(workload.concurrency, model.limits.max_num_seqs)
-    step = predict_step(model, models, Batch.uniform(decodes, 1, context), routing=routing)
-    prompt = Batch.uniform(1, min(workload.prompt_len, model.limits.max_num_tokens), 0)
-    prefill = shares_of(model, predict_step(model, models, prompt, routing=routing), founded)
-    held = footprint(model, device, num_reqs=decodes, seq_len=workload.prompt_len + workload.output_len)
-    return Candidate(model, device, ranks, prediction, shares_of(model, step, founded), prefill, held)
+    steps = typical_steps(workload.prompt_len, workload.output_len, workload.concurrency, model.limits)
+    prefill, decode = (shares_at(model, founded, steps[figure], routing=routing) for figure in ("ttft", "tpot"))
+    seq_len = workload.prompt_len + workload.output_len
+    held = footprint(model, device, num_reqs=steps["tpot"].num_reqs, seq_len=seq_len)
+    return Candidate(model, device, ranks, prediction, decode, prefill, held)

@@ -14,15 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.prediction.shares import Shares, shares_of
-from pytest_dooly.prediction.step import predict_step
-from pytest_dooly.published.basis import Foundation
+from pytest_dooly.prediction.shares import Shares
 
-__all__ = ["ESTIMATE", "OPERATIONS", "SYSTEM", "Figure", "Interval", "intervals", "is_mixture", "operations_error"]
+__all__ = [
+    "ESTIMATE",
+    "OPERATIONS",
+    "SYSTEM",
+    "Figure",
+    "Interval",
+    "intervals",
+    "is_mixture",
+    "operations_error",
+    "typical_steps",
+]
 
 Figure = Literal["ttft", "tpot"]
 
@@ -72,28 +79,34 @@ class Interval:
 
 
 def intervals(
-    model: ServedModel,
-    founded: Mapping[str, Foundation],
-    predicted_s: Mapping[Figure, float],
-    steps: Mapping[Figure, Batch],
-    *,
-    routing: RoutingDistribution = UNIFORM,
+    predicted_s: Mapping[Figure, float], shares: Mapping[Figure, Shares], *, mixture: bool
 ) -> dict[Figure, Interval]:
     """The interval around each predicted latency.
 
     Args:
-        model: what is served.
-        founded: foundation of each operation, by signature key.
         predicted_s: what was predicted of each figure.
-        steps: what each mostly consists of.
-        routing: how a mixture's router spreads tokens over experts.
+        shares: of the step that each mostly consists of.
+        mixture: whether the model is one of experts.
     """
-    models = {key: each.model for key, each in founded.items()}
-    found: dict[Figure, Interval] = {}
-    for figure, latency_s in predicted_s.items():
-        shares = shares_of(model, predict_step(model, models, steps[figure], routing=routing), founded)
-        found[figure] = Interval.around(latency_s, figure, shares, mixture=is_mixture(model))
-    return found
+    return {
+        figure: Interval.around(latency_s, figure, shares[figure], mixture=mixture)
+        for figure, latency_s in predicted_s.items()
+    }
+
+
+def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits) -> dict[Figure, Batch]:
+    """The steps that figures mostly consist of: one with a prompt, and one of decodes half-way through their outputs.
+
+    Args:
+        prompt_len: tokens of a prompt.
+        output_len: tokens of an output.
+        decodes: requests at once; as many of them as a step takes.
+        limits: of a step.
+    """
+    return {
+        "ttft": Batch.uniform(1, min(prompt_len, limits.max_num_tokens), 0),
+        "tpot": Batch.uniform(min(decodes, limits.max_num_seqs), 1, prompt_len + output_len // 2),
+    }
 
 
 def operations_error(shares: Shares) -> float:

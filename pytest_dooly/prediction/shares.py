@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.prediction.step import StepPrediction, step_operations
+from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
 from pytest_dooly.published.basis import BasisKind, Foundation
 
-__all__ = ["Shares", "shares_of"]
+__all__ = ["Shares", "shares_at", "shares_of"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,25 @@ class Shares:
 
     by_kind: Mapping[BasisKind, float]
     error: float | None
+
+
+def shares_at(
+    model: ServedModel,
+    founded: Mapping[str, Foundation],
+    batch: Batch,
+    *,
+    routing: RoutingDistribution = UNIFORM,
+) -> Shares:
+    """How much of the step of a batch rests on what.
+
+    Args:
+        model: what is served.
+        founded: foundation of each operation, by signature key.
+        batch: what the step works on.
+        routing: how a mixture's router spreads tokens over experts.
+    """
+    models = {key: each.model for key, each in founded.items()}
+    return shares_of(model, predict_step(model, models, batch, routing=routing), founded)
 
 
 def shares_of(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> Shares:

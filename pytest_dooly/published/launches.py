@@ -31,8 +31,6 @@ _HIDDEN = 2.0
 _FEWEST = 10
 """Rows that show how a family goes with its peer."""
 
-Sizes = tuple[tuple[str, int], ...]
-
 
 @dataclass(frozen=True)
 class Freed:
@@ -61,19 +59,15 @@ def without_launches(rows: Sequence[PublishedLatency], peers: Sequence[Published
     """
     launch_s = _launches_s(rows)
     taken = {(_sizes(row), row.point): row.latency_s for row in peers}
-    pairs = [(row, taken.get((_sizes(row), row.point))) for row in rows]
-    shown = [
-        (row.latency_s, peer_s)
-        for row, peer_s in pairs
-        if peer_s is not None and row.latency_s >= _HIDDEN * launch_s[row.kernel]
-    ]
+    known = [(row, taken.get((_sizes(row), row.point)), row.latency_s < _HIDDEN * launch_s[row.kernel]) for row in rows]
+    shown = [(row.latency_s, peer_s) for row, peer_s, hidden in known if peer_s is not None and not hidden]
     if len(shown) < _FEWEST:
         return Freed(rows)
     own_s, peers_s = np.array(shown).T
     ratio = float(np.median(own_s / peers_s))
     freed = []
-    for row, peer_s in pairs:
-        if row.latency_s >= _HIDDEN * launch_s[row.kernel]:
+    for row, peer_s, hidden in known:
+        if not hidden:
             freed.append(row)
         elif peer_s is not None:
             freed.append(replace(row, latency_s=min(row.latency_s, ratio * peer_s)))
@@ -88,6 +82,6 @@ def _launches_s(rows: Sequence[PublishedLatency]) -> Mapping[str, float]:
     return {kernel: float(np.quantile(latencies_s, _LAUNCH)) for kernel, latencies_s in of_kernel.items()}
 
 
-def _sizes(row: PublishedLatency) -> Sizes:
+def _sizes(row: PublishedLatency) -> tuple[tuple[str, int], ...]:
     (part,) = parts_of(row.signature)
     return part.sizes

@@ -128,10 +128,8 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
         if not each.footprint.fits:
             lines.append(f"{place} {'does not fit in memory':31} {'':37} {_needed(each.footprint):>13}")
             continue
-        ttft = f"{format_latency(each.prediction.ttft_s)} {_either_way(each.ttft_interval, each.prediction.ttft_s)}"
-        tpot = ""
-        if each.prediction.tpot_s is not None and each.tpot_interval is not None:
-            tpot = f"{format_latency(each.prediction.tpot_s)} {_either_way(each.tpot_interval, each.prediction.tpot_s)}"
+        ttft = _either_way(each.prediction.ttft_s, each.ttft_interval)
+        tpot = _either_way(each.prediction.tpot_s, each.tpot_interval)
         lines.append(
             f"{place} {ttft:>15} {tpot:>15} {each.tokens_per_s:9,.0f} "
             f"{shares['measured'] + shares['published']:10.0%} "
@@ -140,9 +138,12 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
     return "\n".join([*lines, "", _CANDIDATES_NOTE])
 
 
-def _either_way(interval: Interval, predicted_s: float) -> str:
-    """How many times as long a measurement may be; it may be as many times shorter."""
-    return f"×÷{interval.high_s / predicted_s:.2f}" if predicted_s else ""
+def _either_way(predicted_s: float | None, interval: Interval | None) -> str:
+    """A latency, and how many times as long a measurement may be; it may be as many times shorter."""
+    if predicted_s is None or interval is None:
+        return ""
+    factor = f"×÷{interval.high_s / predicted_s:.2f}" if predicted_s else ""
+    return f"{format_latency(predicted_s)} {factor}"
 
 
 def _needed(held: Footprint) -> str:

@@ -282,9 +282,8 @@ class _Run:
             self._stage_decodes.append(self._decodes_by_stage(step))
         if self._unscheduled:
             for place in self._unscheduled.intersection(step.others):
-                self._scheduled_s[place] = max(
-                    now_s, self._sent_s[place]
-                )  # a client in turn with the engine sends late
+                # A client that sends in turn with the engine may send after that.
+                self._scheduled_s[place] = max(now_s, self._sent_s[place])
                 self._unscheduled.discard(place)
         for place in step.preempted:
             self._preemptions[place] += 1

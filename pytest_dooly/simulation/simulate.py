@@ -20,7 +20,7 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
-from pytest_dooly.prediction.interval import Figure
+from pytest_dooly.prediction.interval import Figure, typical_steps
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks
@@ -33,7 +33,7 @@ from pytest_dooly.simulation.sustained import sustainable_rate
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "joined", "means_s", "simulate", "stretched", "typical_steps"]
+__all__ = ["Engine", "Simulation", "added_by_server_s", "joined", "means_s", "simulate", "steps_of", "stretched"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def simulate(
         device: as in `predict`.
         routing: as in `predict`.
         engine: how each engine schedules.
-        server: what lies between clients and engines; None for nothing, or `SERVER_S` on a named device.
+        server: what lies between clients and engines; None for what `added_by_server_s` says.
         replicas: number of engines.
         router: how requests are spread over them.
 
@@ -174,8 +174,8 @@ def simulate(
     """
     with LatencyDB.open(Path(db), create=False) as opened:
         served, models = known(opened, model, options, device=device, environment=environment)
-    engine, added_s = engine or Engine(), 0.0 if device is None else SERVER_S
-    server = server or Server.adding(added_s, async_scheduling=engine.async_scheduling)
+    engine = engine or Engine()
+    server = server or Server.adding(added_by_server_s(device), async_scheduling=engine.async_scheduling)
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
     times = StepTimes(served, models, routing=spread, overlapped=overlapped)
@@ -230,8 +230,8 @@ def means_s(simulated: Simulated) -> dict[Figure, float]:
     return {name: float(np.nanmean(values)) for name, values in figures.items() if not np.isnan(values).all()}
 
 
-def typical_steps(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
-    """A step with a prompt, for TTFT, and one of decodes, for TPOT, each of the mean lengths and number served.
+def steps_of(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
+    """The typical steps of the mean lengths and the mean number of decodes that were served.
 
     Args:
         simulated: that has at least one request.
@@ -241,7 +241,9 @@ def typical_steps(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
     prompt_len = round(float(np.mean([request.prompt_len for request in requests])))
     output_len = round(float(np.mean([request.output_len for request in requests])))
     decodes = round(float(np.mean([step.num_decodes for step in simulated.steps if step.num_decodes] or [1])))
-    return {
-        "ttft": Batch.uniform(1, min(prompt_len, limits.max_num_tokens), 0),
-        "tpot": Batch.uniform(decodes, 1, prompt_len + output_len // 2),
-    }
+    return typical_steps(prompt_len, output_len, decodes, limits)
+
+
+def added_by_server_s(device: object | None) -> float:
+    """Seconds that a server and its client add to a request where nobody says: `SERVER_S` on a named device."""
+    return 0.0 if device is None else SERVER_S
