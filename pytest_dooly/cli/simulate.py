@@ -84,8 +84,9 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     search = time.perf_counter() - begin_s < _PATIENCE_S
     simulation = Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
     warn(simulation.out_of_range)
+    title = f"{model.name} {'here' if device is None else f'on {device.name}'}"
     if png is not None:
-        save_simulation(simulation.simulated, png)
+        save_simulation(simulation.simulated, png, title=title)
     if out is not None:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
@@ -104,7 +105,6 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             document |= _within(intervals(means_s(simulated), shares, mixture=is_mixture(model)))
         document["shares"] = asdict(shares["tpot"])
         lines.append(f"a decode step {format_shares(shares['tpot'])}")
-    title = f"{model.name} {'here' if device is None else f'on {device.name}'}"
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
 
@@ -147,7 +147,7 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
         raise ConfigurationError("--duration goes with --rate: a closed loop ends with its --requests")
     if rates is None and arguments.concurrency is None:
         raise ConfigurationError("name a rate (--rate 8), a closed loop (--concurrency 8) or a file (--trace)")
-    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, arguments.output or "64"))
+    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, "64" if arguments.output is None else arguments.output))
     prefix = None if arguments.shared_prefix is None else SharedPrefix.parse(arguments.shared_prefix)
     synthetic = SyntheticTraffic(
         rates or AT_ONCE, PromptAndOutput(prompt, output), prefix, concurrency=arguments.concurrency

@@ -40,11 +40,14 @@ class Device:
 DEVICES: tuple[Device, ...] = (
     Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 300e9),
     Device("b200_sxm", "NVIDIA B200", 148, 178.35 * _GIB, 7.7e12, 2250e12, 900e9),
+    Device("b300_sxm", "NVIDIA B300 SXM6 AC", 148, 267.9 * _GIB, 7.75e12, 2250e12, 900e9),
+    Device("gb200", "NVIDIA GB200", 152, 184.3 * _GIB, 8e12, 2500e12, 900e9),
+    Device("gb300", "NVIDIA GB300", 152, 276.8 * _GIB, 8e12, 2500e12, 900e9),
     Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 450e9),
     Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 450e9),
     Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 32e9),
     Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 32e9),
-    Device("rtx_pro_6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 188, 101.97e9, 1.597e12, 503.8e12, 64e9),
+    Device("rtx_pro_6000_server", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 188, 101.97e9, 1.597e12, 503.8e12, 64e9),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX
@@ -54,7 +57,9 @@ Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and
 0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,
 183,359 of a B200 and 46,068 of an L40S. Drivers differ by up to 0.1 GiB. Sources: vLLM's own words in public logs
 ("Free memory on device (78.84/79.25 GiB)" of an A100 80GB under 0.31.0; 79.19 of an H100, 139.8 of an H200), and
-PyTorch's "total capacity of" in those of the B200 (178.35 GiB) and the L40S (44.39).
+PyTorch's "total capacity of" in those of the B200 (178.35 GiB) and the L40S (44.39). Of the B300, GB200 and GB300 it is
+what `nvidia-smi` shows (275,040, 189,471 and 284,208 MiB, as aiconfigurator's `systems/*.yaml` have it) less the B200's
+difference, 0.7 GiB; their other figures are that package's too.
 """
 
 

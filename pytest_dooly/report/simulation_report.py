@@ -138,15 +138,21 @@ def _number(key: str, value: float | str | None) -> str:
     return f"{100 * value if key == 'prefix_cache_hit_rate' else value:.2f}"
 
 
-def save_simulation(simulated: Simulated, path: Path) -> None:
-    """Writes a PNG of how TTFT and TPOT are distributed, and of the engine's load over virtual time."""
+def save_simulation(simulated: Simulated, path: Path, *, title: str) -> None:
+    """Writes a PNG of how TTFT and TPOT are distributed, and of the engine's load over virtual time.
+
+    Args:
+        simulated: what is drawn.
+        path: of the PNG.
+        title: what was served, and on what.
+    """
     timeline = Timeline.of(simulated.steps)
     below = [[name, name] for name in timeline.panels]
     with style():
         figure = new_figure(12, 9)
         counts = f"{counted(len(simulated.sent_s), 'request')} in {counted(len(simulated.steps), 'step')}"
         several = f" of {timeline.num_engines} engines, counts of all together" if timeline.num_engines > 1 else ""
-        headline(figure, f"{counts}{several}, as simulated")
+        headline(figure, f"{title}: {counts}{several}, as simulated")
         axes: dict[str, Axes] = figure.subplot_mosaic(
             [["TTFT", "TPOT"], *below], height_ratios=[2.6] + [1] * len(below)
         )

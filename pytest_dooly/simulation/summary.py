@@ -87,7 +87,9 @@ def summary(simulated: Simulated, *, slo: Slo | None = None, stage: int | None =
     prompts, outputs = (sum(getattr(r, name) for r in requests) for name in ("prompt_len", "output_len"))
     duration_s = float(simulated.last_s[chosen].max() - simulated.sent_s[chosen].min()) or 1e-9
     document: dict[str, Any] = {
+        "num_prompts": len(requests),
         "request_rate": _asked_rate(simulated.traffic.rates, stage),
+        "max_concurrency": simulated.traffic.concurrency,
         "duration": duration_s,
         "completed": len(requests),
         "failed": 0,

@@ -19,7 +19,7 @@ def test_a_device_is_found_by_its_name_and_by_its_product(device: Device) -> Non
 
 def test_an_unknown_device_is_named_with_those_that_are_known() -> None:
     with pytest.raises(
-        ConfigurationError, match="unknown device 'h300': name one of a100_sxm, b200_sxm, h100_sxm, h200_sxm, l40s"
+        ConfigurationError, match="unknown device 'h300': name one of a100_sxm, b200_sxm, b300_sxm, gb200, gb300, h100_sxm"
     ):
         device_named("h300")
     assert device_of("AMD EPYC") is None
@@ -40,7 +40,16 @@ def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("a100_sxm", 81920), ("b200_sxm", 183359), ("h100_sxm", 81559), ("h200_sxm", 143771), ("l40s", 46068)],
+    [
+        ("a100_sxm", 81920),
+        ("b200_sxm", 183359),
+        ("b300_sxm", 275040),
+        ("gb200", 189471),
+        ("gb300", 284208),
+        ("h100_sxm", 81559),
+        ("h200_sxm", 143771),
+        ("l40s", 46068),
+    ],
 )
 def test_memory_is_a_little_less_than_nvidia_smi_shows(name: str, shown: int) -> None:
     assert 0.98 * shown < device_named(name).memory_bytes / 2**20 < shown
@@ -51,6 +60,7 @@ def test_memory_is_a_little_less_than_nvidia_smi_shows(name: str, shown: int) ->
     [
         ("a100_sxm", 2048, 256),
         ("b200_sxm", 16384, 1024),
+        ("gb300", 16384, 1024),
         ("h100_sxm", 8192, 1024),
         ("h200_sxm", 8192, 1024),
         ("l40s", 2048, 256),

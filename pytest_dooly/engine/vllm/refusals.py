@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["first_line", "reason"]
+
+
+_INVALID = re.compile(r"\d+ validation errors? for \w+")
+"""What pydantic writes above the name of a field and what is wrong with its value."""
+
+_GIVEN = re.compile(r"input_value=(.*), input_type=")
 
 
 def first_line(error: Exception) -> str:
@@ -15,6 +23,14 @@ def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wrapped = [line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")]
     first, *more = wrapped or lines or [type(error).__name__]
+    if _INVALID.fullmatch(first) and len(more) > 1:
+        given = _GIVEN.search(more[1])
+        return f"{more[0]}: {_told(more[1])}{f', got {given[1]}' if given else ''}"
     why = " ".join([first, *more[:1]]) if first.endswith(":") else first
     # A list of all architectures there are is no reason.
-    return why.partition(" [type=")[0].partition(" Supported architectures: ")[0]
+    return _told(why).partition(" Supported architectures: ")[0]
+
+
+def _told(line: str) -> str:
+    """Without what pydantic adds in brackets."""
+    return line.partition(" [type=")[0]

@@ -18,6 +18,11 @@ from pytest_dooly.engine.vllm.refusals import reason
             "Class validation error for 'x':\n    ValueError: no multiple",
             "Class validation error for 'x': ValueError: no multiple",
         ),
+        (
+            "1 validation error for CacheConfig\ncache_dtype\n  Input should be 'auto' or 'fp8' [type=literal_error, "
+            "input_value='foo', input_type=str]\n    For further information visit a page",
+            "cache_dtype: Input should be 'auto' or 'fp8', got 'foo'",
+        ),
         ("plain\nand more", "plain"),
         ("X is not supported. Supported architectures: dict_keys(['A', 'B'])", "X is not supported."),
         ("", "ValueError"),
