@@ -134,7 +134,7 @@ class NoKernel(DummyRegressor):
 
 def test_anybody_s_estimator_is_compared_and_not_kept(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(foreign=FOREIGN)
-    first = run(pytester, "--dooly-regressor=foreign:slow", apart=True)
+    first = run(pytester, "--dooly-regressor=foreign:slow")
     assert first.ret == 0
     first.stdout.fnmatch_lines(
         [
@@ -148,7 +148,7 @@ def test_anybody_s_estimator_is_compared_and_not_kept(pytester: pytest.Pytester)
     with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
         assert not db.execute("SELECT * FROM regressor WHERE document LIKE '%foreign%'").fetchall()
         kept = db.execute("SELECT signature, document FROM regressor ORDER BY signature").fetchall()
-    second = run(pytester, "--dooly-regressor=foreign:NoKernel", apart=True)
+    second = run(pytester, "--dooly-regressor=foreign:NoKernel")
     assert second.ret == 0
     second.stdout.fnmatch_lines(
         [
@@ -159,7 +159,7 @@ def test_anybody_s_estimator_is_compared_and_not_kept(pytester: pytest.Pytester)
     )
     with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
         assert db.execute("SELECT signature, document FROM regressor ORDER BY signature").fetchall() == kept
-    third = run(pytester, apart=True)
+    third = run(pytester)
     assert "foreign" not in third.stdout.str() + (pytester.path / "reports/model-fake-cpu/index.html").read_text()
 
 
@@ -305,7 +305,8 @@ def test_stopping_at_the_first_failure_keeps_what_was_measured(pytester: pytest.
 
 @pytest.mark.parametrize("flags", [("-p", "no:cacheprovider"), ("-q",), ("-qq",), ("-v",), ("-s",), ("-W", "error")])
 def test_it_is_right_under_other_flags(pytester: pytest.Pytester, flags: tuple[str, ...]) -> None:
-    result = run(pytester, "-k", "sampler", *flags, apart=True)
+    # Of warnings as errors, what is loaded first here was loaded without.
+    result = run(pytester, "-k", "sampler", *flags, apart="error" in flags)
     assert result.ret == 0
     assert counts(pytester) == (2, 0)
 

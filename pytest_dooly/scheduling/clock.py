@@ -24,6 +24,14 @@ __all__ = ["Server", "Simulated", "StepLatency", "StepRecord", "run"]
 
 Array = npt.NDArray[np.float64]
 
+_WAY_IN = 0.75
+"""Share of what a server adds to a request that it takes to read, tokenise and hand it on.
+
+By that a server keeps up with 163 requests a second where it adds 8.2 ms. Of published runs that sent a thousand short
+requests at once, the fastest had all served after 6.1 s, 161 a second (984 of 128 tokens, Qwen3-235B-A22B FP8 on four
+H100s, `make arena`).
+"""
+
 _STEPS_BETWEEN = 1000
 """Steps from one report of progress to the next."""
 
@@ -45,17 +53,20 @@ class Server:
         async_scheduling: whether two steps are under way at once.
         admission_s: seconds that the engine itself is kept by each request before its next step, where client and
             engine are one process; the request's clock begins with its own.
+        in_turn: whether the server takes requests in one after the other, each for request_s.
     """
 
     request_s: float = 0.0
     token_s: float = 0.0
     async_scheduling: bool = True
     admission_s: float = 0.0
+    in_turn: bool = False
 
     @classmethod
     def adding(cls, server_s: float, *, async_scheduling: bool) -> Server:
-        """Half of it on the way in, half on the way out: only their sum shows."""
-        return cls(server_s / 2, server_s / 2, async_scheduling)
+        """A server of one process: it takes a request in, one after the other, for most of what it adds to each."""
+        request_s = _WAY_IN * server_s
+        return cls(request_s, server_s - request_s, async_scheduling, in_turn=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +216,7 @@ class _Run:
         self._unserved: set[int] = set()  # without a first token
         self._under_way: deque[tuple[Scheduled, float]] = deque()
         self._idle_from_s = 0.0
+        self._taken_in_s = 0.0  # when the server has handed on what was sent so far
 
     def result(self) -> Simulated:
         now_s, most = 0.0, 2 if self._server.async_scheduling else 1
@@ -250,7 +262,9 @@ class _Run:
                     at_s = max(at_s, self._freed_s.popleft())
             heapq.heappop(self._due)
             self._sent_s[place] = at_s
-            self._arriving.append((at_s + self._server.request_s, place))
+            begin_s = max(at_s, self._taken_in_s) if self._server.in_turn else at_s
+            self._taken_in_s = begin_s + self._server.request_s
+            self._arriving.append((self._taken_in_s, place))
 
     def _next_s(self) -> float:
         """When the client sends again, with nothing under way."""

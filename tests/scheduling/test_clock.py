@@ -46,6 +46,22 @@ def test_what_server_and_client_add_is_in_the_first_token_and_not_between_them()
     assert simulated.tpot_s.tolist() == [1.0]
 
 
+def test_a_server_of_one_process_takes_requests_in_one_after_the_other() -> None:
+    traffic = Traffic([*[TrafficRequest(0.0, 20, 1)] * 3, TrafficRequest(100.0, 20, 1)])
+    # The first is alone in its step; the others have come by its end, and share the next.
+    assert served(traffic, Server(4.0, 0.5, in_turn=True)).ttft_s.tolist() == [15.5, 36.5, 36.5, 15.5]
+    # Had they come together, all would have shared one.
+    assert served(traffic, Server(4.0, 0.5)).ttft_s.tolist() == [35.5, 35.5, 35.5, 15.5]
+
+
+@pytest.mark.parametrize("server_s", [0.0, 0.008])
+def test_what_a_server_adds_is_what_a_lone_request_takes_longer(server_s: float) -> None:
+    server = Server.adding(server_s, async_scheduling=True)
+    alone = served(Traffic([TrafficRequest(0.0, 20, 4)]), server)
+    assert alone.ttft_s[0] == pytest.approx(11.0 + server_s)
+    assert alone.latency_s[0] == pytest.approx(14.0 + server_s)
+
+
 @pytest.mark.parametrize(("async_scheduling", "first_s"), [(True, 24.0), (False, 23.0)])
 def test_a_request_joins_the_step_after_those_that_are_made_already(async_scheduling: bool, first_s: float) -> None:
     """It comes within a decode from 11 to 12 s; with the next one made already it joins at 13 s, else at 12."""
