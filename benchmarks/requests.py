@@ -115,7 +115,9 @@ ENGINES = {
     "RTXPRO6000/Llama-3.1-8B": Engine(
         "rtx_pro_6000_server", "RTXPRO6000/meta-llama/Llama-3.1-8B/bf16/tp1", "llama3", 1, 128, 131072, None
     ),
-    "RTXPRO6000/Qwen3-32B": Engine("rtx_pro_6000_server", "RTXPRO6000/Qwen/Qwen3-32B/bf16/tp2", None, 2, 128, 40960, None),
+    "RTXPRO6000/Qwen3-32B": Engine(
+        "rtx_pro_6000_server", "RTXPRO6000/Qwen/Qwen3-32B/bf16/tp2", None, 2, 128, 40960, None
+    ),
 }
 
 

@@ -5,7 +5,8 @@
 `runs.csv` has the figures as their sources print them, with sources, versions and the servers' options. A run can be
 expressed where its model's config.json, its lengths and its load are known; what is left out is counted by reason.
 Lengths are drawn as the client drew them, `range0.8-1` uniformly from 0.8 to 1.0 times the value. An engine takes 8,192
-tokens and 1,024 requests a step where the source names nothing else. Nothing here is fitted to these runs.
+tokens and 1,024 requests a step where the source names nothing else. Beside each group stands what aiconfigurator
+itself estimates of its closed loops (`theirs.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.arena.models import document_of
 from benchmarks.arena.predictions import predict_all, served, trace_all
 from benchmarks.arena.report import Row, save_picture, tables
 from benchmarks.arena.runs import PublishedRun, read_runs
+from benchmarks.arena.theirs import estimates, key_of
 from benchmarks.public import write
 
 DEVICES = frozenset({"a100_sxm", "b200_sxm", "h100_sxm", "h200_sxm", "l40s"})
@@ -39,14 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         db_path = options.db or Path(folder) / "latency.db"
         refused = trace_all(runs, db_path, Path(folder))
-        rows = []
+        rows, theirs = [], estimates()
         wanted = [run for run in runs if served(run) not in refused]
         left_out.update(refused[served(run)] for run in runs if served(run) in refused)
         for run, found in predict_all(wanted, db_path, Path(folder)):
             if isinstance(found, str):
                 left_out[found] += 1
             else:
-                rows.append(Row(run, found))
+                rows.append(Row(run, found, theirs.get(key_of(run))))
     text = "\n".join([*tables(rows, left_out), "", *calibration(rows)])
     sys.stdout.write(f"{text}\n")
     if options.write is not None:

@@ -1,9 +1,10 @@
-"""How wide an interval must be for nine of ten runs to lie within, and how many do where their model is left out."""
+"""How wide an interval must be for nine of ten runs to lie within, and how many do where their region is left out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,9 @@ __all__ = ["calibration", "system_error"]
 
 HELD = 0.9
 """Share of runs that an interval holds."""
+
+_LONG, _MANY = 4096, 64
+"""Tokens of a prompt and requests at once from which on runs are a region of their own."""
 
 FIGURES: tuple[Figure, ...] = ("tpot", "ttft")
 
@@ -32,15 +36,30 @@ def system_error(rows: Sequence[Row], figure: Figure) -> float:
 
 
 def calibration(rows: Sequence[Row]) -> Iterator[str]:
-    """The constants of all runs, those with each model left out, and the share of its runs that lie within them."""
+    """The constants of all runs, those with whole regions left out, and the share of their runs that lie within them."""
     yield "What operations do not explain, as a logarithm, and the share of runs within the intervals that it makes"
     yield f"{'':48} {'n':>4} | {'tpot':>6} {'within':>7} | {'ttft':>6} {'within':>7}"
     for label, mixture in (("dense", False), ("mixtures", True)):
         of = [row for row in rows if row.ours.mixture == mixture and not (row.run.low_trust or row.run.unsaid)]
         yield _line(label, of, of)
-        for model in sorted({row.run.model for row in of}):
-            own = [row for row in of if row.run.model == model]
-            yield _line(f"  left out: {model}", own, [row for row in of if row.run.model != model])
+        for region, within_it in _regions(of):
+            judged, others = [row for row in of if within_it(row)], [row for row in of if not within_it(row)]
+            if judged and others:
+                yield _line(f"  left out: {region}", judged, others)
+
+
+def _regions(rows: Sequence[Row]) -> Iterator[tuple[str, Callable[[Row], bool]]]:
+    """Whole parts of what is served, each with whether a run lies there."""
+    for model in sorted({row.run.model for row in rows}):
+        yield model, partial(_is_of, "model", model)
+    for device in sorted({row.run.device for row in rows}):
+        yield device, partial(_is_of, "device", device)
+    yield f"prompts of {_LONG:,} tokens and more", lambda row: row.run.prompt_len >= _LONG
+    yield f"{_MANY} requests at once and more", lambda row: (row.run.concurrency or row.run.num_requests) >= _MANY
+
+
+def _is_of(name: str, value: str, row: Row) -> bool:
+    return bool(getattr(row.run, name) == value)
 
 
 def _line(label: str, judged: Sequence[Row], fitted: Sequence[Row]) -> str:

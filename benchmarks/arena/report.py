@@ -22,15 +22,24 @@ class Row:
     Attributes:
         run: as published.
         ours: as predicted here.
+        theirs: TTFT and TPOT in seconds as aiconfigurator estimates them; None where it does not.
     """
 
     run: PublishedRun
     ours: Predicted
+    theirs: tuple[float, float] | None = None
 
     def error(self, figure: Figure) -> float | None:
         """Signed relative error of TTFT or TPOT; None where it is not published."""
         ours, run = self.ours, self.run
         return _error(ours.tpot_s, run.tpot_s) if figure == "tpot" else _error(ours.ttft_s, run.ttft_s)
+
+    def their_error(self, figure: Figure) -> float | None:
+        """Signed relative error of aiconfigurator's own estimate; None where it has none."""
+        if self.theirs is None:
+            return None
+        ttft_s, tpot_s = self.theirs
+        return _error(tpot_s, self.run.tpot_s) if figure == "tpot" else _error(ttft_s, self.run.ttft_s)
 
     def operations_error(self, figure: Figure) -> float:
         """The part of the figure's interval that is the operations', as a logarithm."""
@@ -71,7 +80,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     """
     trusted = [row for row in rows if not row.run.low_trust and not row.run.unsaid]
     yield "TPOT: MAPE (mean with its sign, 90th percentile); TTFT: median error; tokens a second: MAPE; in: share of"
-    yield "the measurements that lie in the stated 90 % interval"
+    yield "the measurements that lie in the stated 90 % interval; aic: TPOT and TTFT as aiconfigurator estimates them"
     yield _HEADER
     for group in sorted({row.run.group for row in trusted}):
         of = [row for row in trusted if row.run.group == group]
@@ -80,6 +89,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     for label, wanted in (("dense", False), ("mixtures", True)):
         yield _line(label, [row for row in trusted if row.ours.mixture == wanted])
     yield _line("all", trusted)
+    yield _line("all that aiconfigurator estimates", [row for row in trusted if row.theirs])
     yield "\nClient and server flags not said"
     unsaid = [row for row in rows if row.run.unsaid and not row.run.low_trust]
     for group in sorted({row.run.group for row in unsaid}):
@@ -89,7 +99,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 
 
-_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'in':>4} | {'TTFT':>7} | {'in':>4} | {'tokens/s':>8}"
+_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'in':>4} | {'TTFT':>7} | {'in':>4} | {'tokens/s':>8} | {'aic TPOT':>8} | {'TTFT':>7}"
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:
@@ -101,8 +111,10 @@ def _line(label: str, rows: Sequence[Row]) -> str:
         _of([row.error("ttft") for row in rows], np.median),
         held([within(row, "ttft") for row in rows]),
         _of([row.throughput_error for row in rows], np.mean),
+        _of([row.their_error("tpot") for row in rows], np.mean),
+        _of([row.their_error("ttft") for row in rows], np.median),
     ]
-    widths = (24, 4, 7, 4, 8)
+    widths = (24, 4, 7, 4, 8, 8, 7)
     return f"{label:64} {len(rows):4} | " + " | ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 

@@ -13,6 +13,7 @@ from benchmarks.arena.models import document_of
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.report import Row, tables, within
 from benchmarks.arena.runs import PublishedRun, read_runs
+from benchmarks.arena.theirs import estimates, key_of
 from pytest_dooly.prediction.interval import operations_error
 from pytest_dooly.prediction.shares import Shares
 
@@ -75,7 +76,17 @@ def test_intervals_hold_nine_of_ten() -> None:
     assert not within(far[0], "tpot", system_error(near, "tpot"))
     assert system_error([], "tpot") == 0.0
     assert within(replace(far[0], run=replace(FOUND[0], tpot_s=None)), "tpot", wide) is None
-    assert any("left out" in line for line in calibration([*near, *far]))
+
+
+def test_a_region_is_judged_by_what_is_fitted_to_the_others() -> None:
+    near, far = [row(FOUND[0], 0.011, 0.1)] * 5, row(FOUND[0], 0.02, 0.1)
+    far = replace(far, run=replace(far.run, prompt_len=5000))
+    lines = [line for line in calibration([*near, far]) if "left out: " in line]
+    assert [line.split(":")[1].split("  ")[0].strip() for line in lines] == ["prompts of 4,096 tokens and more"]
+    judged, tpot, ttft = lines[0].split("|")
+    assert judged.split()[-1] == "1"
+    assert tpot.split() == [f"{system_error(near, 'tpot'):.2f}", "0%"]
+    assert ttft.split() == ["0.00", "100%"]
 
 
 def test_errors_add_up_by_group_and_kind() -> None:
@@ -88,3 +99,17 @@ def test_errors_add_up_by_group_and_kind() -> None:
     assert "15.0% (-5.0%, 19%)" in lines["all"]
     assert "50.0%" in lines["dense"]
     assert text[-1] == "    3 no reason"
+
+
+def test_what_aiconfigurator_estimates_stands_beside() -> None:
+    theirs = estimates()
+    keys = {key_of(run) for run in FOUND}
+    assert len(theirs) > 300
+    assert keys >= theirs.keys()
+    run = next(run for run in FOUND if key_of(run) in theirs and not run.low_trust and not run.unsaid)
+    beside = replace(row(run, 0.011, 0.15), theirs=(0.2, 0.005))
+    assert beside.their_error("ttft") == pytest.approx(1.0)
+    assert beside.their_error("tpot") == pytest.approx(-0.5)
+    assert row(run, 0.011, 0.15).their_error("tpot") is None
+    total = next(line for line in tables([beside], Counter()) if line.startswith("all that aiconfigurator"))
+    assert total.split()[-3:] == ["50.0%", "|", "100.0%"]
