@@ -36,7 +36,7 @@ def system_error(rows: Sequence[Row], figure: Figure) -> float:
 
 
 def calibration(rows: Sequence[Row]) -> Iterator[str]:
-    """The constants of all runs, those with whole regions left out, and the share of their runs that lie within them."""
+    """The constants of all runs, those with regions left out, and the share of their runs within them."""
     yield "What operations do not explain, as a logarithm, and the share of runs within the intervals that it makes"
     yield f"{'':48} {'n':>4} | {'tpot':>6} {'within':>7} | {'ttft':>6} {'within':>7}"
     for label, mixture in (("dense", False), ("mixtures", True)):

@@ -99,7 +99,10 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 
 
-_HEADER = f"{'':64} {'n':>4} | {'TPOT':^24} | {'in':>4} | {'TTFT':>7} | {'in':>4} | {'tokens/s':>8} | {'aic TPOT':>8} | {'TTFT':>7}"
+_HEADER = (
+    f"{'':64} {'n':>4} | {'TPOT':^24} | {'in':>4} | {'TTFT':>7} | {'in':>4} | {'tokens/s':>8} | {'aic TPOT':>8} | "
+    f"{'TTFT':>7}"
+)
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:

@@ -73,7 +73,7 @@ def _estimated(run: PublishedRun, folder: Path) -> tuple[str, str, str]:
     for model in (LIKE.get(run.model, run.model), str(written(run.model, folder))):
         try:
             found_ms = _estimate(model, run)
-        except Exception as error:  # noqa: BLE001: whatever it does not know
+        except Exception as error:  # noqa: BLE001 - whatever it does not know
             why_not = " ".join(str(error).split())[:160]
         else:
             return f"{found_ms[0]:.6g}", f"{found_ms[1]:.6g}", ""
