@@ -82,7 +82,7 @@ def _estimated(run: PublishedRun, folder: Path) -> tuple[str, str, str]:
 
 def _estimate(model: str, run: PublishedRun) -> tuple[float, float]:
     """TTFT and TPOT in ms."""
-    from aiconfigurator.cli.api import cli_estimate
+    from aiconfigurator.cli.api import cli_estimate  # type: ignore[import-not-found,unused-ignore]
 
     mean = (1 + run.shortest) / 2
     with contextlib.redirect_stdout(io.StringIO()):

@@ -15,8 +15,8 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.interval import Interval, is_mixture
-from pytest_dooly.prediction.shares import shares_of
-from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
+from pytest_dooly.prediction.shares import bases_at, shares_of
+from pytest_dooly.prediction.step import StepPrediction, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.published.basis import Foundation
@@ -71,15 +71,15 @@ def _step_on(
     step = predict_step(model, models, arguments.batch, routing=arguments.routing)
     warn(step.out_of_range)
     document = _step_document(step)
-    bases = [dataclasses.asdict(founded[o.signature.key].basis) for o in step_operations(model)]
+    bases = bases_at(model, founded, arguments.batch, routing=arguments.routing)
     document["operations"] = [
-        each | {"basis": basis} for each, basis in zip(document["operations"], bases, strict=True)
+        each | {"basis": dataclasses.asdict(basis)} for each, basis in zip(document["operations"], bases, strict=True)
     ]
-    shares = shares_of(model, step, founded)
+    shares = shares_of(step, bases)
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
     document["latency_interval_s"] = list(dataclasses.astuple(within))
-    return Answer(document, [format_founded_step(model, step, founded, within)])
+    return Answer(document, [format_founded_step(step, bases, within)])
 
 
 def _workload_on(

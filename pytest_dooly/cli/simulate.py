@@ -147,7 +147,8 @@ def _traffic(arguments: argparse.Namespace, max_model_len: int) -> Traffic:
         raise ConfigurationError("--duration goes with --rate: a closed loop ends with its --requests")
     if rates is None and arguments.concurrency is None:
         raise ConfigurationError("name a rate (--rate 8), a closed loop (--concurrency 8) or a file (--trace)")
-    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, "64" if arguments.output is None else arguments.output))
+    generated = "64" if arguments.output is None else arguments.output
+    prompt, output = (_lengths(text, arguments.range_ratio) for text in (arguments.prompt, generated))
     prefix = None if arguments.shared_prefix is None else SharedPrefix.parse(arguments.shared_prefix)
     synthetic = SyntheticTraffic(
         rates or AT_ONCE, PromptAndOutput(prompt, output), prefix, concurrency=arguments.concurrency

@@ -47,7 +47,15 @@ DEVICES: tuple[Device, ...] = (
     Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 450e9),
     Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 32e9),
     Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 32e9),
-    Device("rtx_pro_6000_server", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 188, 101.97e9, 1.597e12, 503.8e12, 64e9),
+    Device(
+        "rtx_pro_6000_server",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        multiprocessors=188,
+        memory_bytes=101.97e9,
+        memory_bytes_per_s=1.597e12,
+        flops_per_s=503.8e12,
+        link_bytes_per_s=64e9,
+    ),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX

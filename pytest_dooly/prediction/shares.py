@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations
-from pytest_dooly.published.basis import BasisKind, Foundation
+from pytest_dooly.core.work import Work
+from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations, work_of
+from pytest_dooly.published.basis import Basis, BasisKind, Foundation
+from pytest_dooly.published.parts import basis_at
 
-__all__ = ["Shares", "shares_at", "shares_of"]
+__all__ = ["Shares", "bases_at", "shares_at", "shares_of"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,37 @@ def shares_at(
         routing: how a mixture's router spreads tokens over experts.
     """
     models = {key: each.model for key, each in founded.items()}
-    return shares_of(model, predict_step(model, models, batch, routing=routing), founded)
+    step = predict_step(model, models, batch, routing=routing)
+    return shares_of(step, bases_at(model, founded, batch, routing=routing))
 
 
-def shares_of(model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation]) -> Shares:
-    """How much of a step rests on what.
+def bases_at(
+    model: ServedModel,
+    founded: Mapping[str, Foundation],
+    batch: Batch,
+    *,
+    routing: RoutingDistribution = UNIFORM,
+) -> list[Basis]:
+    """What each operation of the step of a batch rests on there, in the order of `step_operations`.
 
     Args:
         model: what is served.
-        step: as predicted with the foundations' latency models.
         founded: foundation of each operation, by signature key.
+        batch: what the step works on.
+        routing: how a mixture's router spreads tokens over experts.
     """
-    bases = [founded[operation.signature.key].basis for operation in step_operations(model)]
+    step = Work.of([SweepPoint(batch=batch)])
+    signatures = [operation.signature for operation in step_operations(model)]
+    return [basis_at(founded[each.key], work_of(each, step, routing)) for each in signatures]
+
+
+def shares_of(step: StepPrediction, bases: Sequence[Basis]) -> Shares:
+    """How much of a step rests on what.
+
+    Args:
+        step: as predicted with the foundations' latency models.
+        bases: of each of its operations.
+    """
     total_s = step.latency_s or 1.0
     by_kind = dict.fromkeys(get_args(BasisKind), 0.0)
     known_s = off_s = 0.0

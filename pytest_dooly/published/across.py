@@ -120,6 +120,11 @@ class AcrossSizes:
         scale = np.where(away[:, 0] > 0, self.scales[1], self.scales[0])
         return (self.floor_s + roofline_s) * np.exp(ratio), scale * np.maximum(expected, _LEAST_ERROR)
 
+    def away(self, matrix: Array) -> Array:
+        """How far the nearest measured row is, in doublings over all sizes, shape (rows,)."""
+        _, _, points = self._models
+        return _away(points, np.round(matrix[:, : len(self.near[0])], 6), self.fixed)[:, 1]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads back; the trees are packed, since their text is long."""
         return {

@@ -86,6 +86,16 @@ class FamilyRegressor:
         latencies_s, errors = self.learner.predict(description.matrix, description.roofline_s)
         return latencies_s, np.hypot(errors, self.stand_in_error)
 
+    def away(self, columns: Columns) -> Array:
+        """How far the nearest latency is in every dimension, requests' too, in doublings, shape (rows,)."""
+        return self.learner.away(describe(self.family, columns, self.device).matrix)
+
+    @property
+    def worst(self) -> float:
+        """Relative error that one prediction in twenty exceeds where whole sizes, or else rows, are left out."""
+        known = self.learner.unseen_sizes or self.learner.unseen_rows
+        return known[1] if known else 0.0
+
     def spans(self, part: Part) -> bool:
         """Whether the sizes of a part lie between those of the latencies, each within a doubling of one of them."""
         inside = all(self.ranges[name][0] <= value <= self.ranges[name][1] for name, value in part.sizes)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.work import Work
+from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Columns, Part, columns_of, running
 from pytest_dooly.published.family_regressor import FamilyRegressor
 
-__all__ = ["PartsModel"]
+__all__ = ["PartsModel", "basis_at"]
 
 Array = npt.NDArray[np.float64]
+
+
+_NEAR = 1.0
+"""Doublings within which a latency says something of a point."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,19 @@ class PartsModel:
         lines = (regressor.out_of_range(columns) for _, regressor, columns, _ in self._asked(work))
         return next((line for line in lines if line is not None), None)
 
+    def beyond(self, points: Sequence[SweepPoint] | Work) -> float:
+        """Relative error that distance adds: for each doubling that no published latency is near, a part's worst.
+
+        Trees of errors know no more of what lies outside than trees of latencies do. A family's worst is what one
+        prediction in twenty exceeds where latencies of whole sizes, or else single ones, are left out of its fit.
+
+        Args:
+            points: that are predicted; the furthest counts.
+        """
+        work = points if isinstance(points, Work) else Work.of(points)
+        asked = ((regressor, float(regressor.away(columns).max())) for _, regressor, columns, _ in self._asked(work))
+        return max((regressor.worst * max(away - _NEAR, 0.0) for regressor, away in asked), default=0.0)
+
     def _asked(self, work: Work) -> Iterator[tuple[Part, FamilyRegressor, Columns, npt.NDArray[np.bool_]]]:
         """Each part with its regressor, the columns of the points that run it, and which points those are."""
         mixed = np.zeros(len(work), dtype=bool)
@@ -72,3 +90,23 @@ class PartsModel:
             runs = running(columns, len(work)) & (mixed == (part.family.kernel == "mixed"))
             if runs.any():
                 yield part, regressor, {name: values[runs] for name, values in columns.items()}, runs
+
+
+def basis_at(foundation: Foundation, points: Sequence[SweepPoint] | Work) -> Basis:
+    """What the prediction of some points rests on: their own expected error, and latencies near them or far away.
+
+    An operation's own sizes may be published with all their latencies elsewhere: prompts alone, or short contexts.
+
+    Args:
+        foundation: of an operation.
+        points: that are predicted.
+    """
+    model, basis = foundation.model, foundation.basis
+    if not isinstance(model, PartsModel):
+        return basis
+    latencies_s, errors = model.predict(points)
+    if not latencies_s.any():
+        return basis
+    beyond = model.beyond(points)
+    kind: BasisKind = "across sizes" if beyond and basis.kind == "published" else basis.kind
+    return replace(basis, kind=kind, error=float(np.hypot(np.average(errors, weights=latencies_s), beyond)))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.prediction.comparison import Candidate
 from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.shares import Shares, shares_of
-from pytest_dooly.prediction.step import StepPrediction, step_operations
-from pytest_dooly.published.basis import Foundation
+from pytest_dooly.prediction.step import StepPrediction
+from pytest_dooly.published.basis import Basis
 from pytest_dooly.published.budget import Budget
 from pytest_dooly.published.footprint import Footprint
 from pytest_dooly.report.figure import COLOURS, LINE, decimal_axis, headline, new_figure, note, save_png, style
@@ -31,13 +30,15 @@ __all__ = [
 ]
 
 
-def format_founded_step(
-    model: ServedModel, step: StepPrediction, founded: Mapping[str, Foundation], within: Interval
-) -> str:
-    """As `format_step`, with what each prediction rests on, where that comes from, and how far it may be off."""
-    rows = sorted(
-        zip(step.operations, step_operations(model), strict=True), key=lambda row: row[0].latency_s, reverse=True
-    )
+def format_founded_step(step: StepPrediction, bases: Sequence[Basis], within: Interval) -> str:
+    """As `format_step`, with what each prediction rests on, where that comes from, and how far it may be off.
+
+    Args:
+        step: as predicted.
+        bases: of each of its operations.
+        within: where a measured latency lies nine times out of ten.
+    """
+    rows = sorted(zip(step.operations, bases, strict=True), key=lambda row: row[0].latency_s, reverse=True)
     width = max(len(clip_label(operation.label)) for operation, _ in rows)
     batch = step.batch
     lines = [
@@ -46,16 +47,15 @@ def format_founded_step(
         "",
     ]
     lines.append(f"{'times':>5}  {'operation':{width}}  {'together':>10}  {'share':>6}  {'rests on':28}  {'error':>6}")
-    for operation, of_model in rows:
-        basis = founded[of_model.signature.key].basis
+    for operation, basis in rows:
         share = operation.latency_s / step.latency_s if step.latency_s else 0.0
         grounds = f"{basis.kind}, {basis.num_rows:,} rows" if basis.num_rows else basis.kind
         error = "" if basis.error is None else f"{basis.error:.1%}"
         label, together = clip_label(operation.label), format_latency(operation.latency_s)
         line = f"{operation.multiplicity:5}  {label:{width}}  {together:>10}  {share:6.1%}  {grounds:28}  {error:>6}"
         lines.append(line.rstrip())
-    sources = dict.fromkeys(source for each in founded.values() for source in each.basis.sources)
-    return "\n".join([*lines, "", format_shares(shares_of(model, step, founded)), *(f"  {s}" for s in sources)])
+    sources = dict.fromkeys(source for basis in bases for source in basis.sources)
+    return "\n".join([*lines, "", format_shares(shares_of(step, bases)), *(f"  {s}" for s in sources)])
 
 
 def format_shares(shares: Shares) -> str:

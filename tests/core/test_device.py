@@ -19,7 +19,8 @@ def test_a_device_is_found_by_its_name_and_by_its_product(device: Device) -> Non
 
 def test_an_unknown_device_is_named_with_those_that_are_known() -> None:
     with pytest.raises(
-        ConfigurationError, match="unknown device 'h300': name one of a100_sxm, b200_sxm, b300_sxm, gb200, gb300, h100_sxm"
+        ConfigurationError,
+        match="unknown device 'h300': name one of a100_sxm, b200_sxm, b300_sxm, gb200, gb300, h100_sxm",
     ):
         device_named("h300")
     assert device_of("AMD EPYC") is None

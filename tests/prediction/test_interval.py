@@ -17,7 +17,7 @@ from pytest_dooly.prediction.interval import (
     is_mixture,
     operations_error,
 )
-from pytest_dooly.prediction.shares import Shares, shares_at, shares_of
+from pytest_dooly.prediction.shares import Shares, bases_at, shares_at, shares_of
 from pytest_dooly.prediction.step import predict_step
 from tests.prediction.test_comparison import FOUNDED, MODEL, MODELS
 from tests.samples import served, uses
@@ -56,7 +56,7 @@ def test_each_figure_is_as_sure_as_the_step_that_it_consists_of() -> None:
     steps = {"ttft": Batch.uniform(1, 64, 0), "tpot": Batch.uniform(4, 1, 64)}
     at = {figure: shares_at(MODEL, FOUNDED, batch) for figure, batch in steps.items()}
     found = intervals({"ttft": 0.2, "tpot": 0.01}, at, mixture=False)  # type: ignore[arg-type]
-    shares = shares_of(MODEL, predict_step(MODEL, MODELS, steps["tpot"]), FOUNDED)
+    shares = shares_of(predict_step(MODEL, MODELS, steps["tpot"]), bases_at(MODEL, FOUNDED, steps["tpot"]))
     assert found["tpot"] == Interval.around(0.01, "tpot", shares, mixture=False)
     assert found["ttft"].low_s < 0.2 < found["ttft"].high_s
 

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.signature import Signature
-from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.shares import bases_at, shares_at, shares_of
 from pytest_dooly.prediction.step import OperationLatency, StepPrediction
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
@@ -22,8 +22,8 @@ from tests.traced import (
 )
 
 
-def founded(kind: BasisKind, error: float | None) -> Foundation:
-    return Foundation(Estimate(NORM, DEVICE), Basis(kind, 1, (), error))
+def basis(kind: BasisKind, error: float | None) -> Basis:
+    return Basis(kind, 1, (), error)
 
 
 def step_of(latencies_s: Mapping[Signature, float]) -> StepPrediction:
@@ -32,16 +32,8 @@ def step_of(latencies_s: Mapping[Signature, float]) -> StepPrediction:
 
 
 def test_shares_add_up_to_one_and_errors_count_by_latency() -> None:
-    model = served(*map(uses, (TIMED, KNOWN, BETWEEN, NORM, ADMISSION)))
-    foundations = {
-        TIMED.key: founded("measured", 0.01),
-        KNOWN.key: founded("published", 0.03),
-        BETWEEN.key: founded("across sizes", 0.10),
-        NORM.key: founded("estimate", None),
-        ADMISSION.key: founded("estimate", None),
-    }
-    step = step_of({TIMED: 1e-3, KNOWN: 2e-3, BETWEEN: 3e-3, NORM: 4e-3})
-    shares = shares_of(model, step, foundations)
+    bases = [basis("measured", 0.01), basis("published", 0.03), basis("across sizes", 0.10), basis("estimate", None)]
+    shares = shares_of(step_of({TIMED: 1e-3, KNOWN: 2e-3, BETWEEN: 3e-3, NORM: 4e-3}), bases)
     assert dict(shares.by_kind) == pytest.approx(
         {"measured": 0.1, "published": 0.2, "across sizes": 0.3, "estimate": 0.4}
     )
@@ -50,6 +42,14 @@ def test_shares_add_up_to_one_and_errors_count_by_latency() -> None:
 
 
 def test_of_estimates_no_error_is_known() -> None:
-    shares = shares_of(served(uses(NORM)), step_of({NORM: 0.0}), {NORM.key: founded("estimate", None)})
+    shares = shares_of(step_of({NORM: 0.0}), [basis("estimate", None)])
     assert shares.error is None
     assert sum(shares.by_kind.values()) == 0
+
+
+def test_every_operation_of_a_step_has_a_basis_and_what_admits_requests_has_none() -> None:
+    bases = {KNOWN: basis("published", 0.03), NORM: basis("estimate", None), ADMISSION: basis("estimate", None)}
+    founded = {each.key: Foundation(Estimate(each, DEVICE), of) for each, of in bases.items()}
+    model = served(*map(uses, bases))
+    assert bases_at(model, founded, Batch.uniform(1, 4)) == [bases[KNOWN], bases[NORM]]
+    assert shares_at(model, founded, Batch.uniform(1, 4)).error == 0.03

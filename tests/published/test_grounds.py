@@ -15,7 +15,7 @@ from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.environment import EAGER, Environment
 from pytest_dooly.core.signature import Signature, portable
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.shares import shares_of
+from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.published.across import FEWEST_ROWS
 from pytest_dooly.published.basis import Basis, Foundation
@@ -23,7 +23,7 @@ from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Family
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.grounds import Grounds, grounds_of, latency_models
-from pytest_dooly.published.parts import PartsModel
+from pytest_dooly.published.parts import PartsModel, basis_at
 from pytest_dooly.regress.regressor import Regressor
 from tests.samples import ADMISSION, LIMITS, STEP, measured, served, uses
 from tests.traced import (
@@ -86,6 +86,18 @@ def test_the_best_that_is_known_decides(db: LatencyDB) -> None:
 
     assert norm.basis == Basis("estimate", 0, ("data sheet of Toy GPU",), None)
     assert norm.model == Estimate(NORM, DEVICE)
+
+
+def test_what_is_published_far_from_a_point_is_no_publication_of_it(db: LatencyDB) -> None:
+    """As of Llama-2-7B on an H100, whose 102 rows of attention are prompts, and prompts of one token."""
+    db.publish(table(linears(GRID)))
+    known = Grounds(db, DEVICE).foundation(KNOWN, LIMITS)
+    near, far = (basis_at(known, [SweepPoint(num_tokens=tokens)]) for tokens in (96, 2048))
+    assert (near.kind, far.kind) == ("published", "across sizes")
+    assert near.sources == far.sources == known.basis.sources
+    assert near.error is not None
+    assert far.error is not None
+    assert near.error < far.error
 
 
 def test_a_few_measurements_of_our_own_say_less_than_published_ones(db: LatencyDB) -> None:
@@ -253,7 +265,7 @@ def test_a_step_is_predicted_with_models_of_every_kind(db: LatencyDB) -> None:
     models = {key: each.model for key, each in foundations.items()}
     assert {type(each) for each in models.values()} == {Regressor, PartsModel, Estimate}
     step = predict_step(model, models, Batch.uniform(4, 1, 64))
-    shares = shares_of(model, step, foundations)
+    shares = shares_at(model, foundations, step.batch)
     assert sum(shares.by_kind.values()) == pytest.approx(1)
     assert min(shares.by_kind.values()) > 0
     beyond = predict_step(served(uses(KNOWN)), models, Batch.uniform(1, 4096))

@@ -14,6 +14,7 @@ from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.interval import Interval
+from pytest_dooly.prediction.shares import bases_at
 from pytest_dooly.prediction.step import StepPrediction, predict_step
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.budget import budget_of
@@ -40,12 +41,13 @@ BASES = {
 }
 KNOWN = {each.key: Foundation(Estimate(each, DEVICE), basis) for each, basis in BASES.items()}
 WITHIN = Interval(1e-3, 2e-3)
+AT_STEP = bases_at(MODEL, FOUNDED, Batch.uniform(4, 1, 64))
 PROFILED = served(*map(uses, BASES))
 
 
 def test_a_step_with_what_each_prediction_rests_on() -> None:
     step = predict_step(MODEL, MODELS, Batch.uniform(4, 1, 64))
-    lines = format_founded_step(MODEL, step, FOUNDED, WITHIN).splitlines()
+    lines = format_founded_step(step, AT_STEP, WITHIN).splitlines()
     assert lines[0].startswith("step of 4 requests, 4 tokens: ")
     assert lines[0].endswith("(90 %: 1.00 ms to 2.00 ms)")
     (product,) = (line for line in lines if SIGNATURES[0].label in line)
@@ -60,7 +62,7 @@ def test_a_step_with_what_each_prediction_rests_on() -> None:
 def test_a_step_that_takes_no_time_has_no_shares() -> None:
     step = predict_step(MODEL, MODELS, Batch.uniform(1, 1))
     operations = tuple(dataclasses.replace(each, latency_s=0.0) for each in step.operations)
-    text = format_founded_step(MODEL, StepPrediction(step.batch, operations), FOUNDED, WITHIN)
+    text = format_founded_step(StepPrediction(step.batch, operations), AT_STEP, WITHIN)
     assert "0.0%" in text
     assert "rests on: \n" in text
 

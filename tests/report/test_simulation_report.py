@@ -40,6 +40,8 @@ COLUMNS = [
     "preemptions",
 ]
 
+TITLE = "llama3 here"
+
 
 def step(begin_s: float, latency_s: float = 0.1, **counts: int) -> StepRecord:
     known = {"num_tokens": 8, "num_decodes": 1, "num_running": 2, "num_waiting": 0, "used_blocks": 5, "preempted": 0}
@@ -132,7 +134,7 @@ def test_counts_of_several_engines_are_added_and_the_picture_says_so(tmp_path: P
     assert (mean.min(), mean.max(), most.max()) == (2, 5, 5)
     assert set(mean[:300]) == {2}  # the other has not begun
     assert set(mean[700:900]) == {3}  # the one has ended
-    save_simulation(simulated(0.1, steps=(*one, *other)), tmp_path / "two.png", title="llama3 here")
+    save_simulation(simulated(0.1, steps=(*one, *other)), tmp_path / "two.png", title=TITLE)
     assert "1 request in 200 steps of 2 engines, counts of all together" in figures[0].get_suptitle()
 
 
@@ -167,8 +169,8 @@ def notes(ax: Any) -> list[str]:
 
 
 def test_the_picture_is_a_png_and_the_same_every_time(tmp_path: Path) -> None:
-    save_simulation(THREE, tmp_path / "one.png", title="llama3 here")
-    save_simulation(THREE, tmp_path / "two.png", title="llama3 here")
+    save_simulation(THREE, tmp_path / "one.png", title=TITLE)
+    save_simulation(THREE, tmp_path / "two.png", title=TITLE)
     content = (tmp_path / "one.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", content[16:24]) == (1600, 1200)
@@ -176,9 +178,9 @@ def test_the_picture_is_a_png_and_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_the_picture_marks_percentiles_above_the_load(tmp_path: Path, figures: list[Figure]) -> None:
-    save_simulation(THREE, tmp_path / "one.png", title="llama3 here")
+    save_simulation(THREE, tmp_path / "one.png", title=TITLE)
     ttft, tpot, *load = figures[0].axes
-    assert figures[0].get_suptitle() == "llama3 here: 3 requests in 2 steps, as simulated"
+    assert figures[0].get_suptitle() == f"{TITLE}: 3 requests in 2 steps, as simulated"
     assert (ttft.get_title("left"), tpot.get_title("left")) == ("TTFT of 3 requests", "TPOT of 2 requests")
     assert notes(ttft) == ["p50 200 ms", "p90 280 ms", "p99 298 ms"]
     assert notes(tpot) == ["p50 20.0 ms", "p90 20.0 ms", "p99 20.0 ms"]
@@ -189,7 +191,7 @@ def test_the_picture_marks_percentiles_above_the_load(tmp_path: Path, figures: l
 
 def test_every_request_is_in_a_bar(tmp_path: Path, figures: list[Figure]) -> None:
     for ttfts_s in ((0.1, 0.3, 0.2), (0.007, 0.07, 7.3), (0.1, 0.1 + 1e-12), (0.0, 0.0)):
-        save_simulation(simulated(*ttfts_s), tmp_path / "one.png", title="llama3 here")
+        save_simulation(simulated(*ttfts_s), tmp_path / "one.png", title=TITLE)
         (bars,) = figures[-1].axes[0].patches
         assert isinstance(bars, StepPatch)
         heights, *_ = bars.get_data()
@@ -197,7 +199,7 @@ def test_every_request_is_in_a_bar(tmp_path: Path, figures: list[Figure]) -> Non
 
 
 def test_latencies_that_are_equal_but_for_rounding_are_one_bar(tmp_path: Path, figures: list[Figure]) -> None:
-    save_simulation(simulated(*[0.3] * 30), tmp_path / "one.png", title="llama3 here")
+    save_simulation(simulated(*[0.3] * 30), tmp_path / "one.png", title=TITLE)
     for ax, number in zip(figures[0].axes, (30, 29), strict=False):
         (bars,) = ax.patches
         assert isinstance(bars, StepPatch)
@@ -206,29 +208,31 @@ def test_latencies_that_are_equal_but_for_rounding_are_one_bar(tmp_path: Path, f
 
 
 def test_latencies_over_more_than_two_decades_have_a_logarithmic_axis(tmp_path: Path, figures: list[Figure]) -> None:
-    save_simulation(simulated(0.01, 0.02, 1.01), tmp_path / "wide.png", title="llama3 here")
+    save_simulation(simulated(0.01, 0.02, 1.01), tmp_path / "wide.png", title=TITLE)
     assert figures[0].axes[0].get_xscale() == "log"
-    save_simulation(simulated(0.01, 0.02, 0.99), tmp_path / "narrow.png", title="llama3 here")
+    save_simulation(simulated(0.01, 0.02, 0.99), tmp_path / "narrow.png", title=TITLE)
     assert figures[1].axes[0].get_xscale() == "linear"
 
 
 def test_names_of_percentiles_stay_clear_of_the_axis(tmp_path: Path, figures: list[Figure]) -> None:
     for ttfts_s, side in (((0.1, 0.1, 0.1, 0.9), "left"), ((0.1, 0.9, 0.9, 0.9), "right")):
-        save_simulation(simulated(*ttfts_s), tmp_path / "one.png", title="llama3 here")
+        save_simulation(simulated(*ttfts_s), tmp_path / "one.png", title=TITLE)
         assert {each.get_horizontalalignment() for each in figures[-1].axes[0].texts} == {side}
 
 
 def test_one_request_of_one_token_has_no_tpot(tmp_path: Path, figures: list[Figure]) -> None:
-    save_simulation(simulated(0.1, steps=(step(0.0),)), tmp_path / "one.png", title="llama3 here")
+    save_simulation(simulated(0.1, steps=(step(0.0),)), tmp_path / "one.png", title=TITLE)
     tpot = figures[0].axes[1]
-    assert figures[0].get_suptitle() == "llama3 here: 1 request in 1 step, as simulated"
+    assert figures[0].get_suptitle() == f"{TITLE}: 1 request in 1 step, as simulated"
     assert tpot.get_title("left") == "TPOT of 0 requests"
     assert notes(tpot) == ["no request has one"]
     assert not tpot.patches
 
 
 def test_preemptions_are_marked_where_there_are_any(tmp_path: Path, figures: list[Figure]) -> None:
-    save_simulation(simulated(0.1, 0.2, steps=(step(0.0), step(1.0, preempted=2))), tmp_path / "one.png", title="llama3 here")
+    save_simulation(
+        simulated(0.1, 0.2, steps=(step(0.0), step(1.0, preempted=2))), tmp_path / "one.png", title="llama3 here"
+    )
     blocks = figures[0].axes[4]
     assert blocks.get_title("left") == "KV blocks used; preemptions marked below"
     assert np.min(np.asarray(blocks.lines[-1].get_xdata())) == pytest.approx(1.0, abs=2e-3)
@@ -266,7 +270,9 @@ def test_steps_that_take_no_time_are_there(tmp_path: Path) -> None:
     assert timeline.panels[WAITING][1].max() == 5
     at_the_end = Timeline.of([step(0.0, 0.5), step(1.0, 0.0, num_waiting=4)])
     assert at_the_end.panels[WAITING][1][-1] == 4
-    save_simulation(simulated(0.0, 0.0, steps=(step(0.0, 0.0, num_running=0),)), tmp_path / "one.png", title="llama3 here")
+    save_simulation(
+        simulated(0.0, 0.0, steps=(step(0.0, 0.0, num_running=0),)), tmp_path / "one.png", title="llama3 here"
+    )
 
 
 def test_csv_and_parquet_read_back_equal(tmp_path: Path) -> None:
