@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -24,6 +24,7 @@ from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.interval import is_mixture, typical_steps
 from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
@@ -110,33 +111,49 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
         overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
         for overlapped in {run.async_scheduling for run in runs}
     }
-    found: list[Predicted | str] = []
-    for each in runs:
-        limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
-        overlapped = each.async_scheduling
+    served_model = _Served(model, founded, longest, blocks, kinds)
+    return [_predicted(each, served_model) for each in runs]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A model on a device, ready to be sent requests; step times by whether scheduling is asynchronous."""
+
+    model: ServedModel
+    founded: Mapping[str, Foundation]
+    longest: int
+    blocks: int | None
+    times: Mapping[bool, StepTimes]
+
+
+def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
+    """One run, or the message why it cannot be."""
+    model, founded, longest = served_model.model, served_model.founded, served_model.longest
+    limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
+    overlapped = each.async_scheduling
+    try:
         options = SchedulerOptions(
-            limits, blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
+            limits, served_model.blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
         )
-        simulated = run(
-            _traffic(each),
-            NativeScheduler(options),
-            kinds[overlapped],
-            Server.adding(SERVER_S, async_scheduling=overlapped),
-        )
-        centre = np.nanmedian if each.medians else np.nanmean
-        tokens = sum(request.output_len for request in simulated.traffic.requests)
-        steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or each.num_requests, limits)
-        found.append(
-            Predicted(
-                float(centre(simulated.ttft_s)),
-                float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
-                tokens / float(simulated.last_s.max()),
-                shares_at(model, founded, steps["ttft"]),
-                shares_at(model, founded, steps["tpot"]),
-                is_mixture(model),
-            )
-        )
-    return found
+    except DoolyError as error:
+        return str(error)
+    simulated = run(
+        _traffic(each),
+        NativeScheduler(options),
+        served_model.times[overlapped],
+        Server.adding(SERVER_S, async_scheduling=overlapped),
+    )
+    centre = np.nanmedian if each.medians else np.nanmean
+    tokens = sum(request.output_len for request in simulated.traffic.requests)
+    steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or each.num_requests, limits)
+    return Predicted(
+        float(centre(simulated.ttft_s)),
+        float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
+        tokens / float(simulated.last_s.max()),
+        shares_at(model, founded, steps["ttft"], overlapped=overlapped),
+        shares_at(model, founded, steps["tpot"], overlapped=overlapped),
+        is_mixture(model),
+    )
 
 
 def _traffic(run: PublishedRun) -> Traffic:

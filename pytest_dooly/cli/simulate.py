@@ -98,7 +98,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     lines = [_served(document)]
     if device is not None:
         shares = {
-            figure: shares_at(model, founded, batch, routing=arguments.routing)
+            figure: shares_at(model, founded, batch, routing=arguments.routing, overlapped=overlapped)
             for figure, batch in steps_of(simulated, model.limits).items()
         }
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come

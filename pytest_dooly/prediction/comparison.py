@@ -108,7 +108,9 @@ def candidate(
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
     steps = typical_steps(workload.prompt_len, workload.output_len, workload.concurrency, model.limits)
-    prefill, decode = (shares_at(model, founded, steps[figure], routing=routing) for figure in ("ttft", "tpot"))
+    prefill, decode = (
+        shares_at(model, founded, steps[figure], routing=routing, overlapped=True) for figure in ("ttft", "tpot")
+    )
     seq_len = workload.prompt_len + workload.output_len
     held = footprint(model, device, num_reqs=steps["tpot"].num_reqs, seq_len=seq_len)
     return Candidate(model, device, ranks, prediction, decode, prefill, held)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.work import Work
-from pytest_dooly.prediction.step import StepPrediction, predict_step, step_operations, work_of
+from pytest_dooly.prediction.step import StepPrediction, is_hosts, predict_step, step_operations, work_of
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.parts import basis_at
 
@@ -36,6 +37,7 @@ def shares_at(
     batch: Batch,
     *,
     routing: RoutingDistribution = UNIFORM,
+    overlapped: bool = False,
 ) -> Shares:
     """How much of the step of a batch rests on what.
 
@@ -44,10 +46,14 @@ def shares_at(
         founded: foundation of each operation, by signature key.
         batch: what the step works on.
         routing: how a mixture's router spreads tokens over experts.
+        overlapped: whether the engine's process prepares a step while the device works, so that its share is not seen.
     """
     models = {key: each.model for key, each in founded.items()}
     step = predict_step(model, models, batch, routing=routing)
-    return shares_of(step, bases_at(model, founded, batch, routing=routing))
+    bases = bases_at(model, founded, batch, routing=routing)
+    seen = [not (overlapped and is_hosts(operation)) for operation in step_operations(model)]
+    step = replace(step, operations=tuple(itertools.compress(step.operations, seen)))
+    return shares_of(step, list(itertools.compress(bases, seen)))
 
 
 def bases_at(

@@ -12,7 +12,7 @@ from pytest_dooly.prediction.shares import bases_at, shares_at, shares_of
 from pytest_dooly.prediction.step import OperationLatency, StepPrediction
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
-from tests.samples import ADMISSION, served, uses
+from tests.samples import ADMISSION, STEP, served, uses
 from tests.traced import (
     BETWEEN,
     DEVICE,
@@ -53,3 +53,14 @@ def test_every_operation_of_a_step_has_a_basis_and_what_admits_requests_has_none
     model = served(*map(uses, bases))
     assert bases_at(model, founded, Batch.uniform(1, 4)) == [bases[KNOWN], bases[NORM]]
     assert shares_at(model, founded, Batch.uniform(1, 4)).error == 0.03
+
+
+def test_what_is_done_beside_the_device_is_no_share_of_what_is_seen() -> None:
+    founded = {
+        NORM.key: Foundation(Estimate(NORM, DEVICE), basis("published", 0.03)),
+        STEP.key: Foundation(Estimate(STEP, DEVICE), basis("estimate", None)),
+    }
+    model, batch = served(uses(NORM), uses(STEP)), Batch.uniform(1, 4)
+    alone = shares_at(model, founded, batch)
+    assert 0 < alone.by_kind["published"] < 1
+    assert shares_at(model, founded, batch, overlapped=True).by_kind["published"] == 1
