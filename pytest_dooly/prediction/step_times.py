@@ -15,7 +15,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,8 @@ from pytest_dooly.prediction.step import (
     step_operations,
 )
 from pytest_dooly.regress.regressor import LatencyModel
-from pytest_dooly.scheduling.scheduler import Scheduled
 
-__all__ = ["StepTimes"]
+__all__ = ["Shape", "StepTimes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -46,6 +46,26 @@ _SOME_TOKENS = 16
 
 _PER_DOUBLING = 4
 """Points of an axis in each doubling."""
+
+
+class Shape(Protocol):
+    """All of a step that its latency depends on, as a scheduler's `Scheduled` has it."""
+
+    @property
+    def num_decodes(self) -> int:
+        """How many requests get one more token."""
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens in the KV caches of those, all together."""
+
+    @property
+    def chunks(self) -> Sequence[tuple[int, int]]:
+        """query_len and context_len of every stretch of a prompt."""
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all requests."""
 
 
 class StepTimes:
@@ -91,7 +111,7 @@ class StepTimes:
         self._launched = _Tables(_only(model, launches), models, routing) if launches else None
         self._forward = _Tables(_only(model, filter(is_in_forward, operations)), models, routing) if launches else None
 
-    def step_s(self, step: Scheduled) -> float:
+    def step_s(self, step: Shape) -> float:
         """Seconds of a step."""
         if step.num_decodes:
             decodes = step.num_decodes, step.decode_tokens / step.num_decodes
@@ -152,7 +172,7 @@ class _Tables:
         ]
         self._once_s = self._counted_once(by_batch)
 
-    def step_s(self, step: Scheduled) -> float:
+    def step_s(self, step: Shape) -> float:
         num_decodes, chunks = step.num_decodes, step.chunks
         total_s = self._of_tokens[step.num_tokens] + self._of_reqs[num_decodes + len(chunks)]
         if num_decodes:

@@ -1,0 +1,123 @@
+"""The predictor that Vidur asks for each step's time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vidur.entities import ExecutionTime
+from vidur.execution_time_predictor import BaseExecutionTimePredictor, ExecutionTimePredictorRegistry
+
+from pytest_dooly.core.configuration import aliases
+from pytest_dooly.core.device import device_named
+from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.hosts.backend import Backend, backend
+from pytest_dooly.hosts.options import options_of
+from pytest_dooly.hosts.vidur.configs import Dooly, add_devices, add_model
+from pytest_dooly.published.footprint import kv_blocks
+
+__all__ = ["DoolyExecutionTimePredictor", "StepTime", "register", "requests_of"]
+
+_COMPONENTS = 19
+"""Of Vidur's step time, each in milliseconds; a whole step has none of them."""
+
+_THEIR_NAMES = {"a100": "a100_sxm", "h100": "h100_sxm"}
+"""Our names of the GPUs that Vidur's data are of."""
+
+
+class StepTime(ExecutionTime):  # type: ignore[misc]
+    """One step as a whole: Vidur's metrics of single operations are 0."""
+
+    def __init__(self, latency_s: float) -> None:
+        super().__init__(1, *[0.0] * _COMPONENTS)
+        self._latency_s = latency_s
+
+    @property
+    def model_time(self) -> float:
+        """Seconds of the step."""
+        return self._latency_s
+
+    @property
+    def total_time(self) -> float:
+        """The same: what the engine does on the processor is in it."""
+        return self._latency_s
+
+
+class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):  # type: ignore[misc]
+    """Step times of a latency DB.
+
+    Where Vidur is not told a number of KV blocks (`num_blocks` of its schedulers) it gets the one that the engine would
+    have on the GPU, in place of room for so many requests of the greatest length.
+    """
+
+    def __init__(
+        self, predictor_config: Any, replica_config: Any, replica_scheduler_config: Any, metrics_config: Any
+    ) -> None:
+        """Fills the tables, once for all replicas.
+
+        Raises:
+            ConfigurationError: something named is unknown, or there are pipeline stages.
+            DatabaseError: there is no latency DB, or it cannot be read.
+            MissingMeasurements: the latency DB lacks the model.
+        """
+        super().__init__(predictor_config, replica_config, replica_scheduler_config, metrics_config)
+        if replica_config.num_pipeline_stages != 1:
+            raise ConfigurationError(
+                f"{replica_config.num_pipeline_stages} pipeline stages: steps are predicted of one, "
+                "name --replica_config_num_pipeline_stages 1"
+            )
+        device = predictor_config.device or _THEIR_NAMES.get(replica_config.device, replica_config.device)
+        self._backend = _backend(predictor_config, replica_config, device)
+        if not replica_scheduler_config.num_blocks:
+            blocks = kv_blocks(
+                self._backend.model, device_named(device), block_size=replica_scheduler_config.block_size
+            )
+            replica_scheduler_config.num_blocks = blocks
+
+    def get_execution_time(self, batch: Any, pipeline_stage: int) -> StepTime:
+        """The time of a step.
+
+        Args:
+            batch: of Vidur's requests.
+            pipeline_stage: the only one.
+
+        Raises:
+            ConfigurationError: the step goes beyond the limits that the model is served with.
+        """
+        return StepTime(self._backend.step_s(requests_of(batch)))
+
+
+# All that is left abstract are parts of a step, which only the method above would ask for.
+DoolyExecutionTimePredictor.__abstractmethods__ = frozenset()
+
+
+def requests_of(batch: Any) -> list[tuple[int, int]]:
+    """query_len and context_len of each request of a batch of Vidur.
+
+    The first generated token counts as processed there as soon as the prompt is, its key and value are written later.
+    """
+    return [
+        (query_len, request.num_processed_tokens - request.is_prefill_complete)
+        for request, query_len in zip(batch.requests, batch.num_tokens, strict=True)
+    ]
+
+
+def register(model: str | None = None) -> None:
+    """Makes predictor, GPUs and models known to Vidur; once or more often.
+
+    Args:
+        model: that is used besides the shipped ones: a directory with config.json, or a name that Vidur knows.
+
+    Raises:
+        UnknownModelError: as in `add_model`.
+        ConfigurationError: as in `add_model`.
+    """
+    ExecutionTimePredictorRegistry.register(Dooly.DOOLY, DoolyExecutionTimePredictor)
+    add_devices()
+    for name in {*aliases(), *filter(None, [model])}:
+        add_model(name)
+
+
+def _backend(predictor_config: Any, replica_config: Any, device: str) -> Backend:
+    options = options_of(predictor_config.options, replica_config.tensor_parallel_size)
+    name = predictor_config.model or replica_config.model_name
+    return backend(name, device=device, db=predictor_config.db, options=options, routing=predictor_config.routing)
