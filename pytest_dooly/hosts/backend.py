@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from operator import index
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from pytest_dooly.core.batch import Request
 from pytest_dooly.core.configuration import ServingOptions
@@ -72,11 +72,11 @@ class Backend:
                 else:
                     chunks.append((query_len, context_len))
             if longest >= self.model.limits.max_model_len:
-                self._check_request(1, longest)
+                self._refuse_request(1, longest)
             return self._shape_s(num_decodes, decode_tokens, *chunks)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"a step is the whole numbers (query_len, context_len) of each request, as in [(1, 512), (128, 0)]: {error}"
+                f"a step is (query_len, context_len) of each request, whole numbers, as in [(1, 512), (128, 0)]: {error}"
             ) from error
 
     def steps_s(self, steps: Iterable[Iterable[tuple[int, int]]]) -> list[float]:
@@ -92,29 +92,30 @@ class Backend:
         return self._times.out_of_range()
 
     def _looked_up_s(self, num_decodes: int, decode_tokens: int, *chunks: tuple[int, int]) -> float:
-        whole = tuple((index(query_len), index(context_len)) for query_len, context_len in chunks)
-        for query_len, context_len in whole:
-            self._check_request(query_len, context_len)
-        num_tokens = num_decodes + sum(query_len for query_len, _ in whole)
-        self._check_step(num_tokens, num_decodes + len(whole))
-        return self._times.step_s(_Shape(num_decodes, index(decode_tokens), whole, num_tokens))
-
-    def _check_request(self, query_len: int, context_len: int) -> None:
-        self._check("request", "tokens", Request(query_len, context_len).seq_len, "max_model_len")
-
-    def _check_step(self, num_tokens: int, num_reqs: int) -> None:
+        limits, num_tokens, num_reqs = self.model.limits, num_decodes, num_decodes + len(chunks)
+        for query_len, context_len in chunks:
+            seq_len = index(query_len) + index(context_len)
+            if query_len < 1 or context_len < 0 or seq_len > limits.max_model_len:
+                self._refuse_request(query_len, context_len)
+            num_tokens += query_len
         if not num_reqs:
             raise ConfigurationError("a step needs at least one request, got none")
-        self._check("step", "tokens", num_tokens, "max_num_tokens")
-        self._check("step", "requests", num_reqs, "max_num_seqs")
+        if num_tokens > limits.max_num_tokens:
+            raise self._beyond("step", "tokens", num_tokens, "max_num_tokens")
+        if num_reqs > limits.max_num_seqs:
+            raise self._beyond("step", "requests", num_reqs, "max_num_seqs")
+        return self._times.step_s(_Shape(num_decodes, index(decode_tokens), chunks, num_tokens))
 
-    def _check(self, what: str, of: str, size: int, limit: str) -> None:
+    def _refuse_request(self, query_len: int, context_len: int) -> NoReturn:
+        seq_len = Request(query_len, context_len).seq_len
+        raise self._beyond("request", "tokens", seq_len, "max_model_len")
+
+    def _beyond(self, what: str, of: str, size: int, limit: str) -> ConfigurationError:
         most = getattr(self.model.limits, limit)
-        if size > most:
-            raise ConfigurationError(
-                f"a {what} of {size:,} {of} is beyond {limit} {most:,}, which {self.model.name} is served with: bound the "
-                f"simulator's {what}s, or serve the model with more"
-            )
+        return ConfigurationError(
+            f"a {what} of {size:,} {of} is beyond {limit} {most:,}, which {self.model.name} is served with: "
+            f"bound the simulator's {what}s, or serve the model with more"
+        )
 
 
 def backend(

@@ -1,8 +1,8 @@
 """Step times as the mocker of NVIDIA Dynamo (DynoSim) reads them: a `.npz` of five arrays.
 
 Source: `components/src/dynamo/mocker/utils/planner_profiler_perf_data_converter.py` and `lib/mocker` of ai-dynamo 1.6. A
-step there is what its new prompt tokens take, all together and without a context, plus what its decodes take by the
-tokens in their KV caches and their mean. Between the points it interpolates linearly, and beyond them as well.
+step there is what its new prompt tokens take, all together and without a context, plus what its decodes take by all
+tokens in their KV caches and by the mean. Between the points it interpolates linearly, and beyond them as well.
 """
 
 from __future__ import annotations

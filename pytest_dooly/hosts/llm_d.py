@@ -74,7 +74,7 @@ class Numbers:
         """How good the numbers are, for people."""
         return [
             self.title,
-            f"so simple a form is off from the step times that it is fitted to, with 1 to {self.most:,} requests under way:",
+            f"so simple a form is off from the step times that it is fitted to (1 to {self.most:,} requests under way):",
             f"  time to first token  {self.ttft}",
             f"  inter-token latency  {self.itl}",
         ]

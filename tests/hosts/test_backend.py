@@ -1,4 +1,4 @@
-"""Step times for hosts: what the predictor says, whatever the order, once for equal steps, within the model's limits."""
+"""Step times for hosts: what the predictor says, in any order, once for equal steps, within the model's limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,13 +43,19 @@ def test_only_what_decides_is_asked_of_a_step(backend: Backend) -> None:
     assert backend.step_s(shuffled) == backend.step_s(STEP)
     assert backend.step_s([(1, 256), (1, 768)]) == backend.step_s([(1, 512)] * 2)
     assert backend.step_s(iter(STEP)) == backend.step_s(STEP)
-    assert backend.step_s([(np.int64(1), np.int64(512))]) == backend.step_s([(1, 512)])
+    numbers: Any = (np.int64(1), np.int64(512))
+    assert backend.step_s([numbers]) == backend.step_s([(1, 512)])
 
 
 def test_equal_steps_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Shape] = []
     exact = StepTimes.step_s
-    monkeypatch.setattr(StepTimes, "step_s", lambda self, step: asked.append(step) or exact(self, step))
+
+    def noted(self: StepTimes, step: Shape) -> float:
+        asked.append(step)
+        return exact(self, step)
+
+    monkeypatch.setattr(StepTimes, "step_s", noted)
     backend = Backend(StepTimes(MODEL, REGRESSORS))
     assert len({backend.step_s(STEP) for _ in range(3)}) == 1
     assert [(step.num_decodes, step.decode_tokens, step.num_tokens) for step in asked] == [(3, 1064, 133)]

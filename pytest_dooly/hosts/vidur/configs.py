@@ -49,7 +49,7 @@ class DoolyExecutionTimePredictorConfig(BaseExecutionTimePredictorConfig):
     routing: str = field(default="uniform", metadata={"help": "How a mixture's tokens spread over experts."})
 
     @staticmethod
-    def get_type() -> Dooly:
+    def get_type() -> Any:
         """The key that the predictor is registered by."""
         return Dooly.DOOLY
 

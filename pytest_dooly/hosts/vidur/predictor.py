@@ -24,7 +24,7 @@ _THEIR_NAMES = {"a100": "a100_sxm", "h100": "h100_sxm"}
 """Our names of the GPUs that Vidur's data are of."""
 
 
-class StepTime(ExecutionTime):  # type: ignore[misc]
+class StepTime(ExecutionTime):
     """One step as a whole: Vidur's metrics of single operations are 0."""
 
     def __init__(self, latency_s: float) -> None:
@@ -42,7 +42,7 @@ class StepTime(ExecutionTime):  # type: ignore[misc]
         return self._latency_s
 
 
-class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):  # type: ignore[misc]
+class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):
     """Step times of a latency DB.
 
     Where Vidur is not told a number of KV blocks (`num_blocks` of its schedulers) it gets the one that the engine would

@@ -37,7 +37,7 @@ class BaseExecutionTimePredictorConfig(ABC):  # noqa: B024 - as Vidur has it
 
 
 @dataclass
-class BaseDeviceSKUConfig(ABC):  # noqa: B024
+class BaseDeviceSKUConfig(ABC):
     fp16_tflops: int
     total_memory_gb: int
 
@@ -53,7 +53,7 @@ class H100DeviceSKUConfig(BaseDeviceSKUConfig):
 
 
 @dataclass
-class BaseModelConfig(ABC):  # noqa: B024
+class BaseModelConfig(ABC):
     num_layers: int
     num_q_heads: int
     num_kv_heads: int
@@ -72,8 +72,6 @@ class BaseModelConfig(ABC):  # noqa: B024
 
 @dataclass
 class Llama2ModelConfig(BaseModelConfig):
-    num_layers: int = 32
-
     @staticmethod
     def get_name() -> str:
         return "meta-llama/Llama-2-Config"
@@ -122,7 +120,7 @@ def install(monkeypatch: pytest.MonkeyPatch, main: Any = None) -> None:
     """Lets `import vidur` find these, and our adapter be imported anew."""
     for name in [name for name in sys.modules if name.startswith("pytest_dooly.hosts.vidur.")]:
         monkeypatch.delitem(sys.modules, name)
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "vidur": {},
         "vidur.config": {"BaseExecutionTimePredictorConfig": BaseExecutionTimePredictorConfig},
         "vidur.config.device_sku_config": {"BaseDeviceSKUConfig": BaseDeviceSKUConfig},
