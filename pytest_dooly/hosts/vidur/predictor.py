@@ -94,9 +94,10 @@ def requests_of(batch: Any) -> list[tuple[int, int]]:
     """query_len and context_len of each request of a batch of Vidur.
 
     The first generated token counts as processed there as soon as the prompt is, its key and value are written later.
+    Lengths from a trace are floats there.
     """
     return [
-        (query_len, request.num_processed_tokens - request.is_prefill_complete)
+        (int(query_len), int(request.num_processed_tokens) - request.is_prefill_complete)
         for request, query_len in zip(batch.requests, batch.num_tokens, strict=True)
     ]
 
