@@ -88,7 +88,10 @@ class Backend:
         return [self.step_s(step) for step in steps]
 
     def out_of_range(self) -> tuple[str, ...]:
-        """One line for each operation that the widest steps asked for lie outside of the known range of."""
+        """One line for each operation that the widest steps asked for lie outside of the known range of.
+
+        A worker's copy has tables alone, and says nothing of this.
+        """
         return self._times.out_of_range()
 
     def _looked_up_s(self, num_decodes: int, decode_tokens: int, *chunks: tuple[int, int]) -> float:

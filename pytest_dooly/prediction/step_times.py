@@ -16,7 +16,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +132,17 @@ class StepTimes:
             step_s += max(0.0, self._launched.step_s(step, places) - self._forward.step_s(step, places))
         return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step, places))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The tables alone: the latency models are a hundred times as large."""
+        return {**vars(self), "models": {}}
+
     def out_of_range(self) -> tuple[str, ...]:
-        """One line for each operation that the widest steps asked for lie outside of the known range of."""
+        """One line for each operation that the widest steps asked for lie outside of the known range of.
+
+        Those that were sent to another process have no latency models there, and say nothing.
+        """
+        if not self.models:
+            return ()
         lines: dict[str, None] = {}
         for count, mean in {self._most, self._longest}:
             if count:
@@ -178,6 +187,9 @@ class _Tables:
             for tokens in (_SOME_TOKENS, float(lengths[-1]))
         ]
         self._once_s = self._counted_once(by_batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_models"}
 
     def places(self, step: Shape) -> _Places:
         """Where a step lies in the tables: in these and in those of the model's other operations."""

@@ -65,6 +65,8 @@ def test_a_worker_gets_the_tables(backend: Backend) -> None:
     sent = pickle.loads(pickle.dumps(backend))  # noqa: S301 - our own
     assert sent.step_s(STEP) == backend.step_s(STEP)
     assert sent.model == backend.model
+    assert sent.step_s([(1, 1000)] * 8) > 0
+    assert sent.out_of_range() == ()
 
 
 @pytest.mark.parametrize(
