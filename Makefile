@@ -41,10 +41,11 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation
+bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation and of a back end
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regressors $(DB)
 	$(BIN)/python -m benchmarks.tracing
 	$(BIN)/python -m benchmarks.simulation_speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.backend_speed
 
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
 	$(BIN)/python -m benchmarks.public --system $(SYSTEM) --write reports/public

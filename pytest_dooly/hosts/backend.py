@@ -76,7 +76,7 @@ class Backend:
             return self._shape_s(num_decodes, decode_tokens, *chunks)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"a step is (query_len, context_len) of each request, whole numbers, as in [(1, 512), (128, 0)]: {error}"
+                f"a step is (query_len, context_len) of each request, in whole numbers, as in [(1, 512)]: {error}"
             ) from error
 
     def steps_s(self, steps: Iterable[Iterable[tuple[int, int]]]) -> list[float]:

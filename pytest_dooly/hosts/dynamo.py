@@ -1,6 +1,6 @@
 """Step times as the mocker of NVIDIA Dynamo (DynoSim) reads them: a `.npz` of five arrays.
 
-Source: `components/src/dynamo/mocker/utils/planner_profiler_perf_data_converter.py` and `lib/mocker` of ai-dynamo 1.6. A
+Source: `components/src/dynamo/mocker/utils/planner_profiler_perf_data_converter.py` of ai-dynamo 1.6, and its mocker. A
 step there is what its new prompt tokens take, all together and without a context, plus what its decodes take by all
 tokens in their KV caches and by the mean. Between the points it interpolates linearly, and beyond them as well.
 """
@@ -8,7 +8,7 @@ tokens in their KV caches and by the mean. Between the points it interpolates li
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,6 @@ _PER_DOUBLING = 4
 
 _SHORTEST = 16
 """Tokens of the shortest context, one KV block."""
-
-_BATCHES, _CHUNKS = (1, 8, 64, 256), (64, 512, 2048)
-"""Decodes and prompt tokens of the mixed steps that the form is compared at."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def step_tables(backend: Backend) -> StepTables:
     limits = backend.model.limits
     longest, most = limits.max_model_len - 1, min(limits.max_num_seqs, limits.max_num_tokens)
     lengths = _sizes(1, min(limits.max_num_tokens, limits.max_model_len))
-    contexts = _sizes(min(_SHORTEST, longest), longest)
+    contexts = _sizes(max(1, min(_SHORTEST, longest // 2)), longest)
     kv_tokens = _sizes(contexts[0], most * longest)
     itl_s = [
         backend.steps_s([(1, context)] * _number(tokens, context, most) for context in contexts) for tokens in kv_tokens
@@ -72,13 +69,17 @@ def step_tables(backend: Backend) -> StepTables:
         "decode_context_length": np.array(contexts, dtype=np.float64),
         "decode_itl": 1e3 * np.array(itl_s),
     }
-    return StepTables(arrays, Deviation.of(_mixed(backend, contexts)))
+    numbers = _sizes(1, limits.max_num_seqs)
+    quadrupled = (axis[:: 2 * _PER_DOUBLING] for axis in (contexts, numbers, lengths))
+    return StepTables(arrays, Deviation.of(_mixed(backend, *quadrupled)))
 
 
-def _mixed(backend: Backend, contexts: list[int]) -> Iterator[tuple[float, float]]:
+def _mixed(
+    backend: Backend, contexts: Sequence[int], numbers: Sequence[int], chunks: Sequence[int]
+) -> Iterator[tuple[float, float]]:
     """What the form says of steps with decodes and a prompt, and what they take, in seconds."""
     limits = backend.model.limits
-    for context, number, chunk in itertools.product(contexts[:: 2 * _PER_DOUBLING], _BATCHES, _CHUNKS):
+    for context, number, chunk in itertools.product(contexts, numbers, chunks):
         if number < limits.max_num_seqs and number + chunk <= limits.max_num_tokens and chunk <= limits.max_model_len:
             decodes, prompt = [(1, context)] * number, [(chunk, 0)]
             yield backend.step_s(decodes) + backend.step_s(prompt), backend.step_s([*decodes, *prompt])

@@ -1,6 +1,6 @@
 """Latencies as llm-d-inference-sim reads them: six numbers of a YAML file, fitted to step times.
 
-Source: `pkg/llm-d-inference-sim/latencies.go` and `docs/configuration.md` of llm-d/llm-d-inference-sim (eec055a). With n
+Source: `pkg/llm-d-inference-sim/latencies.go`, `docs/configuration.md` of llm-d/llm-d-inference-sim (eec055a). With n
 requests under way, a factor f that grows linearly from 1 at one request to `time-factor-under-load` at `max-num-seqs`,
 
     time to first token     f (prefill-overhead + prefill-time-per-token * uncached prompt tokens)
@@ -74,7 +74,7 @@ class Numbers:
         """How good the numbers are, for people."""
         return [
             self.title,
-            f"so simple a form is off from the step times that it is fitted to (1 to {self.most:,} requests under way):",
+            f"so simple a form is off from the step times that it is fitted to, 1 to {self.most:,} requests under way:",
             f"  time to first token  {self.ttft}",
             f"  inter-token latency  {self.itl}",
         ]
@@ -123,8 +123,11 @@ def fitted(backend: Backend, device: Device, *, prompt_len: int, output_len: int
             "name shorter ones with --prompt and --output"
         )
     context_len = prompt_len + output_len // 2
-    held = kv_blocks(backend.model, device, block_size=_BLOCK_SIZE) * _BLOCK_SIZE // context_len
-    numbers = _numbers(max(min(limits.max_num_seqs, limits.max_num_tokens // 2, held), 1))
+    sent_bytes = footprint(backend.model, device, num_reqs=1, seq_len=context_len).cache_bytes / context_len
+    numbers = _numbers(max(min(limits.max_num_seqs, limits.max_num_tokens // 2), 1))
+    if sent_bytes:  # no more than are in memory at once
+        held = kv_blocks(backend.model, device, block_size=_BLOCK_SIZE) * _BLOCK_SIZE // context_len
+        numbers = _numbers(max(min(numbers[-1], held), 1))
     prompts = sorted({min(max(round(prompt_len * each), 1), limits.max_model_len - output_len) for each in _AROUND})
     itl_s = np.array(backend.steps_s([(1, context_len)] * number for number in numbers))
     ttft_s = np.array([[_ttft_s(backend, each, n - 1, context_len) for each in prompts] for n in numbers])
@@ -132,7 +135,6 @@ def fitted(backend: Backend, device: Device, *, prompt_len: int, output_len: int
     overhead_s, per_token_s, token_s, growth = _fit(load, np.array(prompts, dtype=np.float64), ttft_s, itl_s)
     factor = 1 + growth * load
     form_s = factor[:, None] * (overhead_s + per_token_s * np.array(prompts))
-    sent_bytes = footprint(backend.model, device, num_reqs=1, seq_len=context_len).cache_bytes / context_len
     return Numbers(
         title=f"{backend.model.name} on {device.name}, prompts of {prompts[0]:,} to {prompts[-1]:,} tokens, "
         f"{context_len:,} in the KV cache of a request",

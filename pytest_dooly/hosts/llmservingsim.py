@@ -126,7 +126,10 @@ class _Part:
 
     def latencies_s(self, models: Mapping[str, LatencyModel], work: Work) -> Array:
         """Of all those runs, shape (points,)."""
-        return self.runs * models[self.operation.signature.key].predict_s(work)
+        signature = self.operation.signature
+        # A router sees tokens, whatever experts it sends them to.
+        seen = work if work.activated is None or signature.swept == "routing" else Work.of_sizes(work.query_lens)
+        return self.runs * models[signature.key].predict_s(seen)
 
 
 class _Tables:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.hosts.backend import Backend
 from pytest_dooly.latency_db.db import LatencyDB
-from tests.samples import ENVIRONMENT, SAMPLER, served, uses
+from pytest_dooly.prediction.step_times import Shape, StepTimes
+from tests.samples import ENVIRONMENT, LIMITS, SAMPLER, served, uses
 from tests.traced import EMBEDDING, LOGITS, NORM, attention, linear
 
 LAYERS = 2
@@ -20,9 +25,8 @@ def planned() -> ServedModel:
     def each(name: str) -> tuple[str, ...]:
         return tuple(f"model.layers.{layer}.{name}" for layer in range(LAYERS))
 
-    def of(signature: object, *paths: str):  # type: ignore[no-untyped-def]
-        operation = uses(signature, len(paths))  # type: ignore[arg-type]
-        return operation.__class__(operation.signature, len(paths), paths, operation.origins)
+    def of(signature: Signature, *paths: str) -> ModelOperation:
+        return replace(uses(signature, len(paths)), layers=paths)
 
     return served(
         of(EMBEDDING, "model.embed_tokens"),
@@ -44,3 +48,24 @@ def db(tmp_path: Path) -> Path:
     with LatencyDB.open(path) as opened:
         opened.save_model(planned(), ENVIRONMENT)
     return path
+
+
+Steps = Callable[[Shape], float]
+"""Seconds of a step."""
+
+
+class _Times(StepTimes):
+    """Step times of a law."""
+
+    def __init__(self, step_s: Steps, limits: Limits) -> None:
+        self.model = served(name="lawful", limits=limits)
+        self.models = {}
+        self._step_s = step_s
+
+    def step_s(self, step: Shape) -> float:
+        return self._step_s(step)
+
+
+def of_steps(step_s: Steps, limits: Limits = LIMITS) -> Backend:
+    """A back end whose steps follow a law."""
+    return Backend(_Times(step_s, limits))

@@ -35,6 +35,16 @@ def configs(predictor: ModuleType) -> ModuleType:
     return sys.modules["pytest_dooly.hosts.vidur.configs"]
 
 
+def models() -> list[Any]:
+    """Classes that Vidur finds models by."""
+    return recorded.BaseModelConfig.__subclasses__()
+
+
+def gpus() -> list[Any]:
+    """Classes that Vidur finds GPUs by."""
+    return recorded.BaseDeviceSKUConfig.__subclasses__()
+
+
 def replica(**changes: Any) -> SimpleNamespace:
     usual = {"num_pipeline_stages": 1, "tensor_parallel_size": 1, "device": "h100", "model_name": "planned"}
     return SimpleNamespace(**{**usual, **changes})
@@ -87,18 +97,18 @@ def test_it_is_registered_once_with_models_and_gpus(predictor: ModuleType, confi
     registry = recorded.ExecutionTimePredictorRegistry._registry
     assert registry[configs.Dooly.DOOLY].__name__ == "DoolyExecutionTimePredictor"
     assert str(configs.DoolyExecutionTimePredictorConfig.get_type()) == "dooly"
-    found = [each for each in recorded.BaseModelConfig.__subclasses__() if each.get_name() == model]
+    found = [each for each in models() if each.get_name() == model]
     assert [(each().num_kv_heads, each().mlp_hidden_dim, each().rope_theta) for each in found] == [(2, 704, None)]
-    gpus = {str(each.get_type()): each() for each in recorded.BaseDeviceSKUConfig.__subclasses__()}
-    assert (gpus["h200_sxm"].fp16_tflops, gpus["h200_sxm"].total_memory_gb) == (989, 139)
-    assert gpus["h100"].fp16_tflops == 1000
+    known = {str(each.get_type()): each() for each in gpus()}
+    assert (known["h200_sxm"].fp16_tflops, known["h200_sxm"].total_memory_gb) == (989, 139)
+    assert known["h100"].fp16_tflops == 1000
 
 
 def test_a_mixture_is_as_wide_as_its_experts_together(configs: ModuleType, tmp_path: Path) -> None:
     document = {**LLAMA, "num_experts": 8, "moe_intermediate_size": 96, "n_shared_experts": 2, "hidden_act": "gelu_new"}
     name = str(write(tmp_path / "mixture", document))
     configs.add_model(name)
-    (found,) = [each() for each in recorded.BaseModelConfig.__subclasses__() if each.get_name() == name]
+    (found,) = [each() for each in models() if each.get_name() == name]
     assert found.mlp_hidden_dim == 10 * 96
     assert found.activation is recorded.ActivationType.GELU
 
@@ -121,7 +131,7 @@ def test_vidur_s_command_line_runs_with_the_model_that_it_names(
     seen: list[bool] = []
     recorded.install(
         monkeypatch,
-        lambda: seen.append(any(each.get_name() == model for each in recorded.BaseModelConfig.__subclasses__())),
+        lambda: seen.append(any(each.get_name() == model for each in models())),
     )
     monkeypatch.setattr(sys, "argv", ["vidur", TYPE, "dooly", "--replica_config_model_name", model])
     main()
