@@ -1,8 +1,8 @@
 """SGLang Simulator with our step times: `register()` makes `"predictor": {"name": "dooly", …}` known to it.
 
 Called before the simulator reads its configuration, whose predictor then holds `db`, and where they differ from what
-the rest of it says `model`, `device`, `options` and `routing`. Nothing of it is edited: it chooses among its predictors
-in one method, which is asked for all others as before. Source: `tools/sglang-simulator` of sgl-project/sglang (2026-08).
+the rest of it says `model`, `device`, `options` and `routing`. Nothing of it is edited: one method of it chooses among
+predictors, and is asked for all others as before. Source: `tools/sglang-simulator` of sgl-project/sglang (2026-08).
 """
 
 from __future__ import annotations

@@ -10,18 +10,14 @@ from vidur.execution_time_predictor import BaseExecutionTimePredictor, Execution
 from pytest_dooly.core.configuration import aliases
 from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.hosts.backend import Backend, backend
-from pytest_dooly.hosts.options import options_of
 from pytest_dooly.hosts.vidur.configs import Dooly, add_devices, add_model
+from pytest_dooly.hosts.vidur_family import backend_of, device_of, requests_of
 from pytest_dooly.published.footprint import kv_blocks
 
-__all__ = ["DoolyExecutionTimePredictor", "StepTime", "register", "requests_of"]
+__all__ = ["DoolyExecutionTimePredictor", "StepTime", "register"]
 
 _COMPONENTS = 19
 """Of Vidur's step time, each in milliseconds; a whole step has none of them."""
-
-_THEIR_NAMES = {"a100": "a100_sxm", "h100": "h100_sxm"}
-"""Our names of the GPUs that Vidur's data are of."""
 
 
 class StepTime(ExecutionTime):
@@ -65,12 +61,10 @@ class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):
                 f"{replica_config.num_pipeline_stages} pipeline stages: steps are predicted of one, "
                 "name --replica_config_num_pipeline_stages 1"
             )
-        device = predictor_config.device or _THEIR_NAMES.get(replica_config.device, replica_config.device)
-        self._backend = _backend(predictor_config, replica_config, device)
+        self._backend = backend_of(predictor_config, replica_config, replica_config.tensor_parallel_size)
         if not replica_scheduler_config.num_blocks:
-            blocks = kv_blocks(
-                self._backend.model, device_named(device), block_size=replica_scheduler_config.block_size
-            )
+            device, block_size = device_of(predictor_config, replica_config), replica_scheduler_config.block_size
+            blocks = kv_blocks(self._backend.model, device_named(device), block_size=block_size)
             replica_scheduler_config.num_blocks = blocks
 
     def get_execution_time(self, batch: Any, pipeline_stage: int) -> StepTime:
@@ -90,18 +84,6 @@ class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):
 DoolyExecutionTimePredictor.__abstractmethods__ = frozenset()
 
 
-def requests_of(batch: Any) -> list[tuple[int, int]]:
-    """query_len and context_len of each request of a batch of Vidur.
-
-    The first generated token counts as processed there as soon as the prompt is, its key and value are written later.
-    Lengths from a trace are floats there.
-    """
-    return [
-        (int(query_len), int(request.num_processed_tokens) - request.is_prefill_complete)
-        for request, query_len in zip(batch.requests, batch.num_tokens, strict=True)
-    ]
-
-
 def register(model: str | None = None) -> None:
     """Makes predictor, GPUs and models known to Vidur; once or more often.
 
@@ -116,9 +98,3 @@ def register(model: str | None = None) -> None:
     add_devices()
     for name in {*aliases(), *filter(None, [model])}:
         add_model(name)
-
-
-def _backend(predictor_config: Any, replica_config: Any, device: str) -> Backend:
-    options = options_of(predictor_config.options, replica_config.tensor_parallel_size)
-    name = predictor_config.model or replica_config.model_name
-    return backend(name, device=device, db=predictor_config.db, options=options, routing=predictor_config.routing)

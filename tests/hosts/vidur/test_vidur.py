@@ -16,6 +16,7 @@ import pytest
 import pytest_dooly
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
 from pytest_dooly.hosts.vidur.__main__ import main
+from pytest_dooly.hosts.vidur_family import requests_of
 from tests.hosts.conftest import planned
 from tests.hosts.vidur import recorded
 from tests.models import LLAMA, write
@@ -66,7 +67,7 @@ def test_a_step_of_vidur_takes_what_the_back_end_says(predictor: ModuleType, db:
         ],
         num_tokens=[64, 16.0, 1],
     )
-    assert predictor.requests_of(batch) == [(64, 0), (16, 48), (1, 100)]
+    assert requests_of(batch) == [(64, 0), (16, 48), (1, 100)]
     ours, _ = made(predictor, db)
     step = ours.get_execution_time(batch, 0)
     backend = pytest_dooly.backend("planned", device="h100_sxm", db=db)
