@@ -191,11 +191,14 @@ class _Distinct(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
+_REPEATED: dict[str, Any] = {"nargs": "+", "action": _Distinct}
+"""Of an option that may be given several values."""
+
+
 def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
     """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    repeated: dict[str, Any] = {"nargs": "+", "action": _Distinct}
-    how = repeated if several else {}
+    how = _REPEATED if several else {}
     command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
     _common(command)
     about = "GPUs that need not be here, as in h200_sxm" if several else None
@@ -207,10 +210,9 @@ def _command(commands: Any, name: str, description: str, *, several: bool = Fals
 
 def _serving_options(command: Any, *, device: str | None, several: bool = False) -> None:
     """The engine and its options; `device` says what is meant where that is not the engine's own."""
-    repeated: dict[str, Any] = {"nargs": "+", "action": _Distinct}
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in dataclasses.fields(ServingOptions):
-        how = repeated if several and field.name in ("device", "tensor_parallel_size") else {}
+        how = _REPEATED if several and field.name in ("device", "tensor_parallel_size") else {}
         about = device if device is not None and field.name == "device" else field.metadata["help"]
         command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
 

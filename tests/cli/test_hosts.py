@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pytest_dooly.cli.opening import Opened
 from pytest_dooly.published.llmservingsim import Bundle
 from tests.cli import SMALL
 from tests.hosts.conftest import planned
+from tests.samples import STEP, uses
 
 ON = ("--device=h200_sxm", *SMALL)
 
@@ -52,14 +54,17 @@ def test_a_bundle_for_llmservingsim_is_one_of_ours_again(
 ) -> None:
     assert export("llmservingsim", "--out=perf") == 2
     assert "model has no self_attn.attn, around which" in capsys.readouterr().err  # the fake engine's layers
-    monkeypatch.setattr(Opened, "served", lambda *_, **__: planned())
+    model = replace(planned(), operations=(*planned().operations, uses(STEP)))
+    monkeypatch.setattr(Opened, "served", lambda *_, **__: model)
     assert export("llmservingsim", "--out=perf", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["directory"] == "perf/h200_sxm/model/bf16/tp1"
     assert Bundle.open(Path(document["directory"])).model == "model"
     assert set(document["rows"]) == {"dense.csv", "per_sequence.csv", "attention.csv"}
     assert export("llmservingsim", "--out=perf") == 0
-    assert f"{document['rows']['dense.csv']:,} rows in dense.csv" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{document['rows']['dense.csv']:,} rows in dense.csv" in out
+    assert "no layer of LLMServingSim stands for: step" in out
 
 
 @pytest.mark.parametrize(
