@@ -1,6 +1,6 @@
 """Latencies for other simulators: a back end that they ask, and files that they read. Imports `simulation` and below.
 
-A module of a host's name imports that host; nothing else does.
+Modules that import a host (`vidur`, `frontier`, `sglang`) are imported by nothing else; the others import none.
 """
 
 __all__ = ()
