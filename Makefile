@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests arena economy study gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,10 +41,11 @@ smoke: $(STAMP) ## the main job on the smallest model, twice: the second run mus
 	  --dooly-max-num-tokens=256 --dooly-max-num-seqs=8 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
-bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation
+bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation and of a back end
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regressors $(DB)
 	$(BIN)/python -m benchmarks.tracing
 	$(BIN)/python -m benchmarks.simulation_speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.backend_speed
 
 bench-public: $(STAMP) ## regressors on published GPU latencies of SYSTEM, beside a forest and the package's own interpolation (10 minutes)
 	$(BIN)/python -m benchmarks.public --system $(SYSTEM) --write reports/public
@@ -60,6 +61,9 @@ arena: $(STAMP) ## every published run of vLLM that can be expressed beside its 
 
 bench-engines: $(STAMP) ## predictions from published latencies beside published runs of vLLM on those GPUs (3 minutes)
 	$(BIN)/python -m benchmarks.engines --write reports/public
+
+bench-hosts: $(STAMP) ## Vidur with our step times beside its own; VIDUR=CLONE, HOST_PYTHON=PATH that has its requirements (10 minutes)
+	$(BIN)/python -m benchmarks.hosts --vidur $(VIDUR) $(HOST_PYTHON:%=--python %) --write reports/hosts
 
 economy: $(STAMP) ## attention's refined sweep beside a fixed grid of 1,657 points, into reports/economy (about 8 minutes)
 	$(BIN)/python -m benchmarks.sweeps --write reports/economy --db .dooly/economy.db

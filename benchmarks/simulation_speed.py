@@ -36,6 +36,9 @@ from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.synthetic import Sessions, SyntheticTraffic
 
 MODEL, RANKS, DEVICE = "llama3-70b", 4, "h100_sxm"
+OPTIONS = ServingOptions(
+    tensor_parallel_size=RANKS, max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST
+)
 TRAFFIC = SyntheticTraffic(Arrivals.parse("10"), PromptAndOutput(Lengths.around(512, 0.5), Lengths.around(128, 0.5)))
 CONVERSATIONS = SyntheticTraffic(
     Arrivals.parse("1.67"),
@@ -112,10 +115,7 @@ def trace_into(db: LatencyDB) -> None:
 
     import_tables(db, [DEVICE])
     engine = load_engine("vllm")
-    options = ServingOptions(
-        tensor_parallel_size=RANKS, max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST
-    )
-    configuration = resolve(MODEL, options)
+    configuration = resolve(MODEL, OPTIONS)
     serve(engine, configuration, db, engine.environment(configuration), progress=progress)
 
 

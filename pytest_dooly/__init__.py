@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_dooly.core.traffic import Traffic, TrafficRequest
     from pytest_dooly.core.workload import Workload
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
+    from pytest_dooly.hosts.backend import Backend, backend
     from pytest_dooly.latency_db.db import LatencyDB
     from pytest_dooly.prediction.forecast import predict
     from pytest_dooly.prediction.step import StepPrediction
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AcrossSizesRegressor",
+    "Backend",
     "Batch",
     "DoolyError",
     "LatencyDB",
@@ -39,6 +41,7 @@ __all__ = [
     "Workload",
     "WorkloadPrediction",
     "aliases",
+    "backend",
     "frame",
     "predict",
     "resolve",
@@ -47,6 +50,7 @@ __all__ = [
 
 _ROOMS = {
     "AcrossSizesRegressor": "published.across_estimator",
+    "Backend": "hosts.backend",
     "Batch": "core.batch",
     "DoolyError": "errors",
     "LatencyDB": "latency_db.db",
@@ -61,6 +65,7 @@ _ROOMS = {
     "Workload": "core.workload",
     "WorkloadPrediction": "prediction.workload",
     "aliases": "core.configuration",
+    "backend": "hosts.backend",
     "frame": "regress.frames",
     "predict": "prediction.forecast",
     "resolve": "core.configuration",

@@ -153,11 +153,19 @@ def _models(commands: _Commands) -> None:
 
 
 def _export(commands: _Commands) -> None:
-    export = commands.add_parser("export", help="every latency of the latency DB, as CSV or Parquet")
-    export.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
-    export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for latencies.csv (.)")
-    export.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
+    export = commands.add_parser("export", help="every latency as CSV or Parquet, or a model's for another simulator")
+    export.add_argument("--out", default=".", metavar="PATH", help="a file, or a directory for one (.)")
+    every = export.add_argument_group("every latency of the latency DB")
+    every.add_argument("--format", choices=["csv", "parquet"], help="of the file (what its suffix says, else csv)")
+    every.add_argument("--environment", metavar="TEXT", help="only environments that have this in their name")
     _common(export)
+    model = export.add_argument_group("a model on a GPU, for another simulator")
+    model.add_argument("--for", dest="host", choices=["llmservingsim", "dynamo", "llm-d"], help="which simulator")
+    model.add_argument("model", nargs="?", help="an alias, a directory with config.json or a hub id")
+    model.add_argument("--prompt", type=_positive, default=1024, help="usual tokens of a prompt, for llm-d (1024)")
+    model.add_argument("--output", type=_positive, default=256, help="usual tokens of an answer, for llm-d (256)")
+    model.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    _serving_options(model, device="the GPU, as in h200_sxm")
 
 
 def _merge(commands: _Commands) -> None:
@@ -183,21 +191,30 @@ class _Distinct(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
+_REPEATED: dict[str, Any] = {"nargs": "+", "action": _Distinct}
+"""Of an option that may be given several values."""
+
+
 def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
     """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    repeated: dict[str, Any] = {"nargs": "+", "action": _Distinct}
-    how = repeated if several else {}
+    how = _REPEATED if several else {}
     command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
     _common(command)
+    about = "GPUs that need not be here, as in h200_sxm" if several else None
+    if name in ("predict", "simulate"):
+        about = "device to serve on: cpu or cuda, or a GPU as in h200_sxm"
+    _serving_options(command, device=about, several=several)
+    return command
+
+
+def _serving_options(command: Any, *, device: str | None, several: bool = False) -> None:
+    """The engine and its options; `device` says what is meant where that is not the engine's own."""
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in dataclasses.fields(ServingOptions):
-        how = repeated if several and field.name in ("device", "tensor_parallel_size") else {}
-        about = field.metadata["help"]
-        if field.name == "device" and (several or name in ("predict", "simulate")):
-            about = "GPUs that need not be here, as in h200_sxm" if several else f"{about}, or a GPU as in h200_sxm"
+        how = _REPEATED if several and field.name in ("device", "tensor_parallel_size") else {}
+        about = device if device is not None and field.name == "device" else field.metadata["help"]
         command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
-    return command
 
 
 def _workload_options(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from pytest_dooly.cli.answer import Answer, progress
+from pytest_dooly.cli.hosts import export_for
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.published_latency import PublishedTable
 from pytest_dooly.engine import load_engine
@@ -71,7 +72,11 @@ def _bundle(arguments: argparse.Namespace) -> list[PublishedTable]:
 
 
 def export(arguments: argparse.Namespace) -> Answer:
-    """Every latency, as CSV or Parquet."""
+    """Every latency, as CSV or Parquet, or a model's as another simulator reads them."""
+    if arguments.host is not None:
+        return export_for(arguments)
+    if arguments.model is not None:
+        raise ConfigurationError(f"{arguments.model}: name the simulator that the file is for, as in --for llm-d")
     with LatencyDB.open(Path(arguments.db), create=False) as db:
         written = write(db, Path(arguments.out), file_format=arguments.format, environment=arguments.environment)
     document = {"file": str(written.path), "rows": written.rows, "environments": [*map(str, written.environments)]}

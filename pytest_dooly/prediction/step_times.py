@@ -15,7 +15,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +33,16 @@ from pytest_dooly.prediction.step import (
     step_operations,
 )
 from pytest_dooly.regress.regressor import LatencyModel
-from pytest_dooly.scheduling.scheduler import Scheduled
 
-__all__ = ["StepTimes"]
+__all__ = ["Shape", "StepTimes"]
 
 Array = npt.NDArray[np.float64]
+
+_Place = tuple[int, float, int, float]
+"""An interval of each of two axes, and how far in it."""
+
+_Places = tuple[_Place | None, list[_Place]]
+"""Of a step's decodes, and of each of its chunks."""
 
 _EVERY, _FINE, _COARSE = 256, 16, 64
 """Sizes up to which every one is in a table, and distances of those beyond: below 2,048, and above."""
@@ -46,6 +52,26 @@ _SOME_TOKENS = 16
 
 _PER_DOUBLING = 4
 """Points of an axis in each doubling."""
+
+
+class Shape(Protocol):
+    """All of a step that its latency depends on, as a scheduler's `Scheduled` has it."""
+
+    @property
+    def num_decodes(self) -> int:
+        """How many requests get one more token."""
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens in the KV caches of those, all together."""
+
+    @property
+    def chunks(self) -> Sequence[tuple[int, int]]:
+        """query_len and context_len of every stretch of a prompt."""
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all requests."""
 
 
 class StepTimes:
@@ -91,7 +117,7 @@ class StepTimes:
         self._launched = _Tables(_only(model, launches), models, routing) if launches else None
         self._forward = _Tables(_only(model, filter(is_in_forward, operations)), models, routing) if launches else None
 
-    def step_s(self, step: Scheduled) -> float:
+    def step_s(self, step: Shape) -> float:
         """Seconds of a step."""
         if step.num_decodes:
             decodes = step.num_decodes, step.decode_tokens / step.num_decodes
@@ -100,13 +126,23 @@ class StepTimes:
         for chunk in step.chunks:
             self._chunk = max(self._chunk, chunk)
             self._furthest = max(self._furthest, chunk, key=_second)
-        step_s = self._all.step_s(step)
+        places = self._all.places(step)
+        step_s = self._all.step_s(step, places)
         if self._launched is not None and self._forward is not None:
-            step_s += max(0.0, self._launched.step_s(step) - self._forward.step_s(step))
-        return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step))
+            step_s += max(0.0, self._launched.step_s(step, places) - self._forward.step_s(step, places))
+        return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step, places))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The tables alone: the latency models are a hundred times as large."""
+        return {**vars(self), "models": {}}
 
     def out_of_range(self) -> tuple[str, ...]:
-        """One line for each operation that the widest steps asked for lie outside of the known range of."""
+        """One line for each operation that the widest steps asked for lie outside of the known range of.
+
+        Those that were sent to another process have no latency models there, and say nothing.
+        """
+        if not self.models:
+            return ()
         lines: dict[str, None] = {}
         for count, mean in {self._most, self._longest}:
             if count:
@@ -152,23 +188,31 @@ class _Tables:
         ]
         self._once_s = self._counted_once(by_batch)
 
-    def step_s(self, step: Scheduled) -> float:
-        num_decodes, chunks = step.num_decodes, step.chunks
-        total_s = self._of_tokens[step.num_tokens] + self._of_reqs[num_decodes + len(chunks)]
-        if num_decodes:
-            beside = step.num_tokens - num_decodes
-            total_s += self._decodes_s(num_decodes, step.decode_tokens / num_decodes, beside)
-        for query_len, context_len in chunks:
-            total_s += self._chunks.at(query_len, context_len)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_models"}
+
+    def places(self, step: Shape) -> _Places:
+        """Where a step lies in the tables: in these and in those of the model's other operations."""
+        number = step.num_decodes
+        decodes = self._decodes.place(number, step.decode_tokens / number) if number else None
+        return decodes, [self._chunks.place(query_len, context_len) for query_len, context_len in step.chunks]
+
+    def step_s(self, step: Shape, places: _Places) -> float:
+        decodes, chunks = places
+        total_s = self._of_tokens[step.num_tokens] + self._of_reqs[step.num_decodes + len(chunks)]
+        if decodes is not None:
+            total_s += self._decodes_s(decodes, step.num_tokens - step.num_decodes)
+        for chunk in chunks:
+            total_s += self._chunks.at(chunk)
         return total_s - self._once_s * max(len(chunks) - 1, 0)
 
-    def _decodes_s(self, num_decodes: int, mean: float, beside: int) -> float:
+    def _decodes_s(self, place: _Place, beside: int) -> float:
         """Seconds of attention to decodes, alone or beside so many tokens of prompts."""
         if not beside:
-            return self._decodes.at(num_decodes, mean)
+            return self._decodes.at(place)
         (few, short), (most, long) = self._beside
         share = min(max((beside - few) / max(most - few, 1.0), 0.0), 1.0)
-        return (1 - share) * short.at(num_decodes, mean) + share * long.at(num_decodes, mean)
+        return (1 - share) * short.at(place) + share * long.at(place)
 
     def _counted_once(self, part: ServedModel) -> float:
         """Seconds that two chunks take apart but not together."""
@@ -218,19 +262,26 @@ class _Table:
     def __init__(self, first: Array, second: Array, values: Array) -> None:
         self._first, self._second, self._values = first.tolist(), second.tolist(), values.tolist()
 
-    def at(self, first: float, second: float) -> float:
-        """Interpolated; at the edge beyond it."""
-        i, x = _place(self._first, first)
-        j, y = _place(self._second, second)
+    def place(self, first: float, second: float) -> _Place:
+        """Where two values lie on the axes; at the edge beyond it."""
+        return *_place(self._first, first), *_place(self._second, second)
+
+    def at(self, place: _Place) -> float:
+        """Interpolated."""
+        i, x, j, y = place
         low, high = self._values[i], self._values[i + 1]
-        below = low[j] + y * (low[j + 1] - low[j])
-        return float(below + x * (high[j] + y * (high[j + 1] - high[j]) - below))
+        below: float = low[j] + y * (low[j + 1] - low[j])
+        return below + x * (high[j] + y * (high[j + 1] - high[j]) - below)
 
 
 def _place(axis: list[float], value: float) -> tuple[int, float]:
     """The interval that a value lies in, and how far in it."""
-    at = min(max(bisect.bisect_right(axis, value) - 1, 0), len(axis) - 2)
-    return at, min(max((value - axis[at]) / (axis[at + 1] - axis[at]), 0.0), 1.0)
+    at = bisect.bisect_right(axis, value) - 1
+    if at < 0:
+        return 0, 0.0
+    if at > len(axis) - 2:
+        return len(axis) - 2, 1.0
+    return at, (value - axis[at]) / (axis[at + 1] - axis[at])
 
 
 def _axis(first: int, last: int) -> Array:

@@ -32,7 +32,7 @@ from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable
 from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.errors import ConfigurationError, MissingExtraError, PublishedDataError
 
-__all__ = ["PACKAGE", "Bundle"]
+__all__ = ["PACKAGE", "PLACES", "Bundle"]
 
 PACKAGE = "LLMServingSim"
 
@@ -41,7 +41,7 @@ MAPPING = 1
 
 _LICENCE = "MIT"
 
-_PLACES: Mapping[str, tuple[str, ...]] = {
+PLACES: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embed_tokens",),
     "layernorm": ("input_layernorm", "post_attention_layernorm"),
     "qkv_proj": ("self_attn.qkv_proj",),
@@ -131,7 +131,7 @@ class Bundle:
             PublishedDataError: a file is damaged or has other columns.
         """
         self._check(model)
-        signatures = {name: self._signatures(model, ends) for name, ends in _PLACES.items()}
+        signatures = {name: self._signatures(model, ends) for name, ends in PLACES.items()}
         for name, file in _FILES.items():
             path = self.directory / name
             if path.is_file():
@@ -144,7 +144,7 @@ class Bundle:
         attention = next((o.signature for o in model.operations if o.signature.name == "attention"), None)
         heads = 0 if attention is None else int(dict(attention.attributes)["num_heads"])
         found = [("num_attention_heads", heads)]
-        for signature in self._signatures(model, _PLACES["down_proj"]):
+        for signature in self._signatures(model, PLACES["down_proj"]):
             found += [("intermediate_size", int(shape[1])) for role, _, shape in signature.tensors if role == "weight"]
         for name, size in found:
             if sizes[name] * last != size * self.ranks:

@@ -1,0 +1,3 @@
+"""Vidur with our step times: `python -m pytest_dooly.hosts.vidur`, and then Vidur's own options."""
+
+__all__ = ()

@@ -1,0 +1,1 @@
+"""Back ends and files for other simulators."""

@@ -1,0 +1,1 @@
+"""Frontier, recorded and real."""

@@ -1,0 +1,1 @@
+"""Vidur, recorded and real."""
