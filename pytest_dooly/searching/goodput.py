@@ -1,0 +1,137 @@
+"""The highest rate that meets an objective, found by bisection on one simulation after the other.
+
+Every rate meets the same requests in the same order, with their times of arrival stretched: what differs between two
+rates is the rate alone (common random numbers), so that latencies nearly always grow with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_dooly.scheduling.clock import Simulated
+from pytest_dooly.searching.objective import Objective
+from pytest_dooly.simulation.summary import overloaded
+from pytest_dooly.simulation.sustained import served_rate
+
+__all__ = ["Curve", "Load", "Range"]
+
+_OVERLOAD = 2.0
+"""Multiple of a bound that a growing queue stands for at least: without an end it would be any."""
+
+_MOST_HALVINGS, _MOST_RAISES = 7, 12
+"""From where a search begins, until a rate that meets the objective, and one that does not, are known."""
+
+_RAISE = 1.5
+
+_NEAREST = 0.15
+"""Share of what is left between two rates that the next one keeps away from either."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a rate comes to.
+
+    Attributes:
+        rate: requests per second that arrive.
+        served: requests per second from the first to the last; a queue that grows slowly makes it the smaller one.
+        ratios: each bound's statistic as a multiple of the bound.
+        queue_grows: whether the engine does not keep up.
+        simulated: every request.
+    """
+
+    rate: float
+    served: float
+    ratios: tuple[float, ...]
+    queue_grows: bool
+    simulated: Simulated
+
+    def worst(self, slack: tuple[float, ...]) -> float:
+        """By what factor the objective is missed; at most 1 where it is met.
+
+        Args:
+            slack: factor that each bound is wider by.
+        """
+        ratio = max(ratio / wide for ratio, wide in zip(self.ratios, slack, strict=True))
+        return max(ratio, _OVERLOAD) if self.queue_grows else ratio
+
+
+@dataclass(frozen=True)
+class Range:
+    """Two rates that the highest one which meets an objective lies between.
+
+    Attributes:
+        met: at the lower one; None where none meets it.
+        missed: at the higher one; None where every rate that was tried meets it.
+    """
+
+    met: Load | None
+    missed: Load | None
+
+
+class Curve:
+    """Loads by rate, each simulated once, whatever they are compared with."""
+
+    def __init__(self, simulate: Callable[[float], Simulated], objective: Objective) -> None:
+        """Nothing is simulated yet.
+
+        Args:
+            simulate: the same requests at a rate.
+            objective: that they are compared with.
+        """
+        self._simulate, self._objective = simulate, objective
+        self._loads: dict[float, Load] = {}
+
+    @property
+    def simulations(self) -> int:
+        """How many there were."""
+        return len(self._loads)
+
+    def at(self, rate: float) -> Load:
+        """What a rate comes to."""
+        if rate not in self._loads:
+            simulated = self._simulate(rate)
+            served = min(rate, served_rate(simulated))
+            ratios = self._objective.ratios(simulated)
+            self._loads[rate] = Load(rate, served, ratios, overloaded(simulated) is not None, simulated)
+        return self._loads[rate]
+
+    def highest(self, start: float, slack: tuple[float, ...], tolerance: float) -> Range:
+        """The highest rate that meets the objective.
+
+        Args:
+            start: rate to begin at, where none is known yet.
+            slack: factor that each bound is wider by.
+            tolerance: by which the two rates may differ, 0.03 for 3 %.
+        """
+        known = self._known(slack)
+        for _ in range(_MOST_HALVINGS):
+            if known.met is not None:
+                break
+            self.at(start if known.missed is None else known.missed.rate / 2)
+            known = self._known(slack)
+        for _ in range(_MOST_RAISES):
+            if known.missed is not None or known.met is None:
+                break
+            self.at(known.met.rate * _RAISE)
+            known = self._known(slack)
+        while known.met and known.missed and known.missed.rate > (1 + tolerance) * known.met.rate:
+            self.at(_between(known.met, known.missed, slack))
+            known = self._known(slack)
+        return known
+
+    def _known(self, slack: tuple[float, ...]) -> Range:
+        """The lowest rate that missed, and the highest one below that met."""
+        loads = sorted(self._loads.values(), key=lambda load: load.rate)
+        missed = next((load for load in loads if load.worst(slack) > 1), None)
+        met = [load for load in loads if missed is None or load.rate < missed.rate]
+        return Range(met[-1] if met else None, missed)
+
+
+def _between(met: Load, missed: Load, slack: tuple[float, ...]) -> float:
+    """Where a straight line in logarithms meets the bound, not too near to either end."""
+    low, high = math.log(max(met.worst(slack), 1e-3)), math.log(missed.worst(slack))
+    share = -low / (high - low) if high > low else 0.5
+    share = min(max(share, _NEAREST), 1 - _NEAREST)
+    return met.rate * (missed.rate / met.rate) ** share
