@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pytest_dooly.published.across_estimator import AcrossSizesRegressor
     from pytest_dooly.regress.estimator import RampRegressor
     from pytest_dooly.regress.frames import frame
+    from pytest_dooly.searching.ranking import Search
+    from pytest_dooly.searching.search import search
     from pytest_dooly.simulation.simulate import Simulation, simulate
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "OutOfRangeWarning",
     "RampRegressor",
     "Request",
+    "Search",
     "ServingOptions",
     "Simulation",
     "StepPrediction",
@@ -42,6 +45,7 @@ __all__ = [
     "frame",
     "predict",
     "resolve",
+    "search",
     "simulate",
 ]
 
@@ -53,6 +57,7 @@ _ROOMS = {
     "OutOfRangeWarning": "errors",
     "RampRegressor": "regress.estimator",
     "Request": "core.batch",
+    "Search": "searching.ranking",
     "ServingOptions": "core.configuration",
     "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
@@ -64,6 +69,7 @@ _ROOMS = {
     "frame": "regress.frames",
     "predict": "prediction.forecast",
     "resolve": "core.configuration",
+    "search": "searching.search",
     "simulate": "simulation.simulate",
 }
 

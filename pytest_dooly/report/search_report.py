@@ -215,7 +215,7 @@ def format_explanation(ranked: Ranked, objective: Objective) -> str:
     lines += [f"  {each.share:6.1%}  {each.name}" for each in limit.causes]
     lines += [
         "",
-        f"{limit.num_decodes:.0f} decodes in a step in the mean; {limit.used_blocks:.0%} of the KV blocks held at most; "
+        f"{limit.num_decodes:.0f} decodes in a step in the mean; {limit.used_blocks:.0%} of KV blocks held at most; "
         f"{counted(limit.preemptions, 'preemption')} of {counted(limit.num_requests, 'request')}",
         f"if it never waited, the best batch would come to about {outcome.bound:.3g} requests/s",
     ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.scheduling.clock import StepLatency
 from pytest_dooly.scheduling.scheduler import Decodes, Scheduled, SchedulerOptions
-from pytest_dooly.searching.objective import Latency, Objective
+from pytest_dooly.searching.objective import Latency
 
 __all__ = ["decodes_alone", "most_rate", "unloaded"]
 
@@ -48,30 +48,31 @@ def unloaded(
     return {"ttft": ttft_s, "tpot": tpot_s, "e2el": ttft_s + np.nan_to_num(tpot_s) * further}
 
 
-def most_rate(traffic: Traffic, times: StepLatency, options: SchedulerOptions, objective: Objective) -> float:
+def most_rate(traffic: Traffic, times: StepLatency, options: SchedulerOptions, tpot_s: float = math.inf) -> float:
     """Requests per second that a replica keeps up with at most, about: what the best batch comes to that never waits.
 
-    With b requests under way, each costs its prompt once, beside b decodes, and a b-th of the steps of its output:
-    rate(b) = 1 / (prefill_s(b) + output_len / b * decode_s(b)), and TPOT is b / (rate(b) * output_len).
+    With b requests under way, each costs its prompt once, beside the decodes of the others, and a b-th of the steps of
+    its output: rate(b) = 1 / (prefill_s(b) + output_len / b * decode_s(b)), and TPOT is b / (rate(b) * output_len).
 
     Args:
         traffic: whose mean request is meant.
         times: of the steps.
         options: how the engine schedules.
-        objective: whose bounds of TPOT bound b.
+        tpot_s: bound of TPOT, which bounds b; infinite for none.
     """
     pairs = list(_new_tokens(traffic, options))
     new, prompt_len = (max(round(float(np.mean(each))), 1) for each in zip(*pairs, strict=True))
     output_len = float(np.mean([request.output_len for request in traffic.requests]))
-    bound_s = min((bound.bound_s for bound in objective.bounds if bound.latency == "tpot"), default=math.inf)
+    context_len = prompt_len + round(output_len) // 2
     found = 0.0
     for batch in _batches(options, prompt_len + round(output_len)):
-        decode_s = times.step_s(decodes_alone(batch, batch * (prompt_len + round(output_len) // 2)))
+        others = Decodes([(place, 0) for place in range(batch - 1)], 0, (batch - 1) * context_len)
+        others_s = times.step_s(Scheduled([], [], [], [], decodes=others)) if batch > 1 else 0.0
         chunk = max(min(new, options.limits.max_num_tokens - batch), 1)
-        beside = Scheduled([batch], [chunk], [prompt_len - new], [], decodes=_decodes(batch, prompt_len))
-        prefill_s = max(times.step_s(beside) - decode_s, 0.0) * new / chunk
-        request_s = prefill_s + output_len / batch * decode_s
-        if found and batch * request_s / output_len > _SLACK * bound_s:
+        beside = Scheduled([batch], [chunk], [prompt_len - new], [], decodes=others)
+        prefill_s = max(times.step_s(beside) - others_s, 0.0) * new / chunk
+        request_s = prefill_s + output_len / batch * times.step_s(decodes_alone(batch, batch * context_len))
+        if found and batch * request_s / output_len > _SLACK * tpot_s:
             break
         found = max(found, 1 / request_s)
     return found
@@ -80,10 +81,6 @@ def most_rate(traffic: Traffic, times: StepLatency, options: SchedulerOptions, o
 def decodes_alone(number: int, tokens: int) -> Scheduled:
     """A step of so many decodes, with so many tokens in their KV caches all together."""
     return Scheduled([], [], [], [], decodes=Decodes([(place, 0) for place in range(number)], 0, tokens))
-
-
-def _decodes(number: int, context_len: int) -> Decodes:
-    return Decodes([(place, context_len) for place in range(number)], 0, number * context_len)
 
 
 def _batches(options: SchedulerOptions, tokens: int) -> Iterator[int]:

@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
+from pytest_dooly.core.device import Device
 from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
@@ -32,13 +34,19 @@ from pytest_dooly.searching.outcome import Outcome
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.simulate import Engine, means_s, steps_of
 
-__all__ = ["Question", "evaluate"]
+__all__ = ["Evaluator", "Question"]
 
 _BEGIN = 0.7
 """Share of the bound on the rate that a search begins at."""
 
-_ENDS_TOLERANCE = 2.0
+_BEYOND = 1.1
+"""Multiple of the bound without an SLO beyond which no rate is tried: what the bound may be too low by."""
+
+_ENDS_TOLERANCE = 3.0
 """How much wider the tolerance is for the ends of an interval, which say less than they seem to."""
+
+_PLACES = 2
+"""Of which step times are kept at once: some ten megabytes each."""
 
 _FEW = 4
 """Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end."""
@@ -81,48 +89,88 @@ class _Ready:
     founded: Mapping[str, Foundation]
 
 
-def evaluate(db: Path, question: Question, trial: Trial) -> Outcome:
-    """What a candidate comes to.
+class Evaluator:
+    """Evaluates candidates, one after the other; keeps what the next one may need too.
 
-    Step times are kept for the next candidate of the same place, so that it is best asked for in the same process.
-
-    Args:
-        db: path of the latency DB.
-        question: what is asked.
-        trial: the candidate.
-
-    Raises:
-        DatabaseError: the latency DB cannot be read.
+    What is kept: the latency DB open, what is known of each device, and the step times of the last places. A context
+    manager that closes the file.
     """
-    try:
-        options = _options(question, trial)
-        ready = _ready(db, trial.place, question.routing)
-    except ConfigurationError as error:
-        return Outcome(trial.candidate, excluded=str(error))
-    begin_s = time.perf_counter()
-    found = _Evaluation(question, trial, options, ready).outcome()
-    return dataclasses.replace(found, spent_s=time.perf_counter() - begin_s)
+
+    def __init__(self, db: Path, question: Question) -> None:
+        """Opens nothing yet.
+
+        Args:
+            db: path of the latency DB.
+            question: what is asked of every candidate.
+        """
+        self._path, self._question = db, question
+        self._db: LatencyDB | None = None
+        self._grounds: dict[str, Grounds] = {}
+        self._places: dict[Place, _Ready] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the latency DB; the next candidate opens it again."""
+        if self._db is not None:
+            self._db.close()
+        self._db, self._grounds = None, {}
+
+    def evaluate(self, trial: Trial) -> Outcome:
+        """What a candidate comes to.
+
+        Args:
+            trial: the candidate; those of one place are best asked for one after the other.
+
+        Raises:
+            DatabaseError: the latency DB cannot be read.
+        """
+        try:
+            options = _options(self._question, trial)
+            ready = self._ready(trial.place)
+        except ConfigurationError as error:
+            return Outcome(trial.candidate, excluded=str(error))
+        begin_s = time.perf_counter()
+        found = _Evaluation(self._question, trial, options, ready).outcome()
+        return dataclasses.replace(found, spent_s=time.perf_counter() - begin_s)
+
+    def _ready(self, place: Place) -> _Ready:
+        if place not in self._places:
+            founded = self._grounds_of(place.device).of(place.model)
+            models = {key: each.model for key, each in founded.items()}
+            times = StepTimes(
+                place.model, models, routing=self._question.routing, overlapped=self._question.engine.async_scheduling
+            )
+            self._places[place] = _Ready(times, founded)
+            for oldest in list(self._places)[:-_PLACES]:
+                del self._places[oldest]
+        return self._places[place]
+
+    def _grounds_of(self, device: Device) -> Grounds:
+        if device.name not in self._grounds:
+            if self._db is None:
+                self._db = LatencyDB.open(self._path, create=False)
+            self._grounds[device.name] = Grounds(self._db, device)
+        return self._grounds[device.name]
 
 
 def _options(question: Question, trial: Trial) -> SchedulerOptions:
     candidate = trial.candidate
     if candidate.max_num_seqs > candidate.max_num_tokens:
         raise ConfigurationError(
-            f"max_num_seqs {candidate.max_num_seqs} is above max_num_tokens {candidate.max_num_tokens}, which vLLM refuses"
+            f"max_num_seqs {candidate.max_num_seqs} is above max_num_tokens {candidate.max_num_tokens}: vLLM refuses"
         )
     engine = dataclasses.replace(question.engine, prefix_caching=candidate.prefix_caching)
     longest = question.traffic.longest()
     if longest > trial.place.max_model_len:
         raise ConfigurationError(f"requests of {longest} tokens exceed max_model_len {trial.place.max_model_len}")
     return engine.options(trial.served, trial.place.device.name)
-
-
-@lru_cache(maxsize=2)
-def _ready(db: Path, place: Place, routing: RoutingDistribution) -> _Ready:
-    with LatencyDB.open(db, create=False) as opened:
-        founded = Grounds(opened, place.device).of(place.model)
-    models = {key: each.model for key, each in founded.items()}
-    return _Ready(StepTimes(place.model, models, routing=routing, overlapped=True), founded)
 
 
 class _Evaluation:
@@ -150,8 +198,10 @@ class _Evaluation:
             reason = f"a request that meets no other misses the SLO already: {', '.join(names)}"
             return dataclasses.replace(base, excluded=reason, ratios=alone)
         self._alone = alone
-        bound = most_rate(traffic, times, self._options, self._objective)
-        curve = Curve(lambda rate: self._simulated(rate, times), self._objective)
+        tpot_s = min((b.bound_s for b in self._objective.bounds if b.latency == "tpot"), default=math.inf)
+        bound = most_rate(traffic, times, self._options, tpot_s)
+        most = _BEYOND * most_rate(traffic, times, self._options)
+        curve = Curve(lambda rate: self._simulated(rate, times), self._objective, most=most)
         found = curve.highest(_BEGIN * bound, self._even, self._question.tolerance)
         base = dataclasses.replace(base, bound=bound)
         return self._told(base, found, curve)
@@ -229,9 +279,7 @@ class _Evaluation:
 
 def _remark(found: Range, simulated: Simulated) -> str:
     """What is to be known of the figures."""
-    if found.missed is None:
-        return "every rate that was tried meets the SLO: name more --requests"
     under_way = float(simulated.latency_s.sum() / (simulated.last_s.max() - simulated.sent_s.min()))
     if found.met and _FEW * under_way > len(simulated.sent_s):
-        return f"{under_way:.0f} requests under way of {len(simulated.sent_s)} in all: name more --requests"
-    return ""
+        return "so many requests are under way that a run is mostly its beginning and end: name more --requests"
+    return "" if found.missed else "the SLO is met up to about what the engine keeps up with at most"

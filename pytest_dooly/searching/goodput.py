@@ -20,10 +20,12 @@ __all__ = ["Curve", "Load", "Range"]
 _OVERLOAD = 2.0
 """Multiple of a bound that a growing queue stands for at least: without an end it would be any."""
 
-_MOST_HALVINGS, _MOST_RAISES = 7, 12
+_MOST_FALLS, _MOST_RAISES = 8, 12
 """From where a search begins, until a rate that meets the objective, and one that does not, are known."""
 
 _RAISE = 1.5
+
+_LEAST_FALL, _MOST_FALL = 1.2, 3.0
 
 _NEAREST = 0.15
 """Share of what is left between two rates that the next one keeps away from either."""
@@ -73,14 +75,15 @@ class Range:
 class Curve:
     """Loads by rate, each simulated once, whatever they are compared with."""
 
-    def __init__(self, simulate: Callable[[float], Simulated], objective: Objective) -> None:
+    def __init__(self, simulate: Callable[[float], Simulated], objective: Objective, *, most: float = math.inf) -> None:
         """Nothing is simulated yet.
 
         Args:
             simulate: the same requests at a rate.
             objective: that they are compared with.
+            most: rate beyond which none is tried: a short run does not show that an engine cannot keep up with it.
         """
-        self._simulate, self._objective = simulate, objective
+        self._simulate, self._objective, self._most = simulate, objective, most
         self._loads: dict[float, Load] = {}
 
     @property
@@ -106,15 +109,19 @@ class Curve:
             tolerance: by which the two rates may differ, 0.03 for 3 %.
         """
         known = self._known(slack)
-        for _ in range(_MOST_HALVINGS):
+        for _ in range(_MOST_FALLS):
             if known.met is not None:
                 break
-            self.at(start if known.missed is None else known.missed.rate / 2)
+            self.at(
+                min(start, self._most)
+                if known.missed is None
+                else known.missed.rate / _step_down(known.missed.worst(slack))
+            )
             known = self._known(slack)
         for _ in range(_MOST_RAISES):
-            if known.missed is not None or known.met is None:
+            if known.missed is not None or known.met is None or known.met.rate >= self._most:
                 break
-            self.at(known.met.rate * _RAISE)
+            self.at(min(known.met.rate * _RAISE, self._most))
             known = self._known(slack)
         while known.met and known.missed and known.missed.rate > (1 + tolerance) * known.met.rate:
             self.at(_between(known.met, known.missed, slack))
@@ -127,6 +134,11 @@ class Curve:
         missed = next((load for load in loads if load.worst(slack) > 1), None)
         met = [load for load in loads if missed is None or load.rate < missed.rate]
         return Range(met[-1] if met else None, missed)
+
+
+def _step_down(worst: float) -> float:
+    """By how much to lower a rate that misses by a factor, with nothing known below."""
+    return min(max(worst, _LEAST_FALL), _MOST_FALL)
 
 
 def _between(met: Load, missed: Load, slack: tuple[float, ...]) -> float:

@@ -43,7 +43,7 @@ class Bound(Document):
         return f"{self.latency}_{'mean' if self.percentile is None else f'p{self.percentile:g}'}"
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.bound_s * 1e3:g}ms"
+        return f"{self.name}:{self.bound_s * 1e3:.12g}ms"
 
     def value_s(self, latencies_s: Mapping[Latency, np.ndarray]) -> float:
         """The statistic in seconds; 0 where no request has the latency, as TPOT where all generate one token."""

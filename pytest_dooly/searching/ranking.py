@@ -1,4 +1,4 @@
-"""Candidates in order: the cheapest first, those that an interval does not tell from it, and the front of cost and TPOT."""
+"""Candidates in order: the cheapest first, those that intervals do not tell from it, the front of cost and TPOT."""
 
 from __future__ import annotations
 

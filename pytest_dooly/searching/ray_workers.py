@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pytest_dooly.core.environment import content_hash
 from pytest_dooly.errors import DatabaseError, MissingExtraError, WorkerError
 from pytest_dooly.searching.candidate import Trial
-from pytest_dooly.searching.evaluate import Question, evaluate
+from pytest_dooly.searching.evaluate import Evaluator, Question
 from pytest_dooly.searching.outcome import Outcome
 
 __all__ = ["RayWorkers"]
@@ -89,8 +89,14 @@ class RayWorkers:
 
 
 def _evaluated(content: npt.NDArray[np.uint8], name: str, question: Question, trial: Trial) -> dict[str, Any]:
-    """A candidate's outcome as plain data, on whatever node."""
-    return evaluate(_placed(content, name), question, trial).to_json()
+    """A candidate's outcome as plain data, on whatever node; the next one of a process finds what this one has read."""
+    if name not in _evaluators:
+        _evaluators[name] = Evaluator(_placed(content, name), question)
+    return _evaluators[name].evaluate(trial).to_json()
+
+
+_evaluators: dict[str, Evaluator] = {}
+"""Of a process of the cluster, by the search that it works for."""
 
 
 def _placed(content: npt.NDArray[np.uint8], name: str) -> Path:

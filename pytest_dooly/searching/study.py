@@ -1,4 +1,4 @@
-"""A search: candidates handed to workers, every outcome kept at once, so that one that is killed goes on where it was."""
+"""A search: candidates handed to workers, each outcome kept at once: one that is killed goes on where it was."""
 
 from __future__ import annotations
 

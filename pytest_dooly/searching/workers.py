@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pytest_dooly.errors import WorkerError
 from pytest_dooly.searching.candidate import Trial
-from pytest_dooly.searching.evaluate import Question, evaluate
+from pytest_dooly.searching.evaluate import Evaluator, Question
 from pytest_dooly.searching.outcome import Outcome
 
 __all__ = ["Here", "Processes", "Workers", "local_workers"]
@@ -46,16 +46,17 @@ class Here:
             db: path of the latency DB.
             question: what is asked of every candidate.
         """
-        self._db, self._question = db, question
+        self._evaluator = Evaluator(db, question)
 
     def submit(self, lane: int, trial: Trial) -> Future[Outcome]:
         """See `Workers.submit`; returns when it is done."""
         future: Future[Outcome] = Future()
-        future.set_result(evaluate(self._db, self._question, trial))
+        future.set_result(self._evaluator.evaluate(trial))
         return future
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Closes the latency DB; nothing is under way."""
+        self._evaluator.close()
 
 
 class Processes:
@@ -110,18 +111,18 @@ def local_workers(db: Path, question: Question, jobs: int) -> Workers:
     return Here(db, question) if jobs == 1 else Processes(db, question, jobs=jobs)
 
 
-_asked: tuple[Path, Question] | None = None
+_evaluator: Evaluator | None = None
 """Of a process that `Processes` has begun."""
 
 
 def _begin(db: Path, question: Question) -> None:
-    global _asked
-    _asked = db, question
+    global _evaluator
+    _evaluator = Evaluator(db, question)
 
 
 def _evaluated(trial: Trial) -> Outcome:
-    assert _asked is not None
-    return evaluate(*_asked, trial)
+    assert _evaluator is not None
+    return _evaluator.evaluate(trial)
 
 
 def _hand_on(done: Future[Outcome], future: Future[Outcome]) -> None:
