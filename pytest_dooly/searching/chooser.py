@@ -18,7 +18,7 @@ __all__ = ["Chooser", "InTurn", "Price", "Sampled", "chooser_for"]
 Price = Callable[[Outcome], float]
 """What is to be small of an outcome that has a goodput, besides its TPOT."""
 
-_MOST_REPEATS = 200
+_MOST_REPEATS = 10
 """Proposals in a row of what is known already, after which the next candidate in turn is taken."""
 
 
@@ -116,12 +116,8 @@ class Sampled:
                 return trial
             self._refuse(asked, trial)
         trial = next(trial for trial in self._by_values.values() if trial.key not in handed)
-        self._asked[trial.key] = self._study.ask(
-            {
-                axis: type(one)([value])
-                for (axis, one), value in zip(self._distributions.items(), _values(trial), strict=True)
-            }
-        )
+        self._study.enqueue_trial(dict(zip(AXES, _values(trial), strict=True)))
+        self._asked[trial.key] = self._study.ask(self._distributions)
         return trial
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:

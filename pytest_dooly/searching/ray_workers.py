@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,6 +20,9 @@ from pytest_dooly.searching.evaluate import Evaluator, Question
 from pytest_dooly.searching.outcome import Outcome
 
 __all__ = ["RayWorkers"]
+
+_PATIENCE_S = 10.0
+"""For an address to answer."""
 
 _RETRIES = 3
 """Of a candidate whose node or process goes away."""
@@ -49,6 +53,7 @@ class RayWorkers:
         self._ray = ray
         self._joined = not ray.is_initialized()
         try:
+            _check_reachable(address)
             if self._joined:
                 ray.init(address=address, logging_level="ERROR", log_to_driver=False)
             self._cores = max(int(ray.cluster_resources().get("CPU", 0)), 1)
@@ -117,6 +122,13 @@ def _content(db: Path) -> npt.NDArray[np.uint8]:
 
     with copy_of(db) as copy:
         return np.fromfile(copy, dtype=np.uint8)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises an OSError where nobody listens: Ray itself waits for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
 
 
 def _gone(error: BaseException) -> WorkerError:
