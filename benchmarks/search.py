@@ -56,10 +56,11 @@ def main() -> None:
     lines = [
         "# A search",
         "",
-        f"`make bench-search` on {cores} shared cores: {first_s:.0f} s for {number} candidates, imports and tracing included, "
-        f"{number / first_s:.2f} a second; {len(simulated)} of them simulated at {sum(o['simulations'] for o in simulated)} "
-        f"rates of {asked.requests} requests, {len(document['excluded'])} excluded before. The same again, from what is "
-        f"kept: {again_s:.0f} s. Prices are examples.",
+        f"`make bench-search` on {cores} shared cores: {first_s:.0f} s for {number} candidates, imports and tracing "
+        f"included, {number / first_s:.2f} a second; {len(simulated)} of them simulated at "
+        f"{sum(each['simulations'] for each in simulated):,} rates of {asked.requests} requests, "
+        f"{len(document['excluded'])} excluded before. The same again, from what is kept: {again_s:.0f} s. Prices are "
+        "examples.",
         "",
         *("```", f"dooly {' '.join(arguments)}", "```", "", "```", table.rstrip(), "```", ""),
         *("`--explain 1`:", "", "```", best.rstrip(), "```", ""),

@@ -104,6 +104,7 @@ def _search(commands: _Commands) -> None:
     )
     asked.add_argument("--price", help="of one GPU for an hour, as in h100_sxm=2.5,h200_sxm=3.5")
     asked.add_argument("--rate", type=_positive_number, help="requests a second to be served (those of one replica)")
+    asked.add_argument("--kv-blocks", type=_positive, help="of each KV cache (what the device's memory leaves)")
     asked.add_argument("--prefix-caching", nargs="+", action=_Distinct, choices=["on", "off"], default=["on"])
     asked.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
     asked.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")

@@ -53,6 +53,7 @@ def search(arguments: argparse.Namespace) -> Answer:
         traffic = traffic_of(arguments, _rates(arguments), longest)
         server_s = SERVER_S if arguments.server_ms is None else arguments.server_ms / 1e3
         engine = Engine(
+            kv_blocks=arguments.kv_blocks,
             block_size=work.configuration.options.block_size or 16,
             async_scheduling=not arguments.no_async_scheduling,
             gpu_memory_utilization=arguments.gpu_memory_utilization,
