@@ -6,7 +6,9 @@ import importlib.util
 import os
 import socket
 import tempfile
-from concurrent.futures import Future
+import threading
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from pytest_dooly.searching.outcome import Outcome
 
 __all__ = ["RayWorkers"]
 
-_PATIENCE_S = 10.0
-"""For an address to answer."""
+_PATIENCE_S = 6.0
+"""For an address to answer, and between the first and the last time that a cluster is asked whether it is there."""
+
+_MOST_MISSED = 3
+"""Times in a row that a cluster does not answer before it counts as gone."""
+
+_AGAIN = "run again; what is finished is kept"
 
 _RETRIES = 3
 """Of a candidate whose node or process goes away."""
@@ -62,6 +69,10 @@ class RayWorkers:
             self._db, self._question, self._name = ray.put(content), ray.put(question), name
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             raise WorkerError(f"there is no Ray cluster at {address} ({_first(error)}): name another --ray") from error
+        self._pending: set[Future[Outcome]] = set()
+        self._closed = threading.Event()
+        head = ray.get_runtime_context().gcs_address
+        threading.Thread(target=self._watch, args=(head,), daemon=True).start()
         self._task = ray.remote(max_retries=_RETRIES, retry_exceptions=False)(_evaluated)
 
     @property
@@ -72,6 +83,8 @@ class RayWorkers:
     def submit(self, lane: int, trial: Trial) -> Future[Outcome]:
         """See `Workers.submit`; which node it runs on is the cluster's to decide."""
         future: Future[Outcome] = Future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         try:
             reference = self._task.remote(self._db, self._name, self._question, trial)
             reference.future().add_done_callback(lambda done: self._hand_on(done, future))
@@ -81,16 +94,33 @@ class RayWorkers:
 
     def close(self) -> None:
         """Leaves the cluster, as far as it was joined here; tasks that run end with that."""
-        if self._joined:
+        if self._joined and not self._closed.is_set():  # of a cluster that is gone Ray waits for an answer
             self._ray.shutdown()
+        self._closed.set()
+
+    def _watch(self, head: str) -> None:
+        """Fails what is under way where the cluster's head does not answer: Ray itself waits, and ends the process."""
+        missed = 0
+        while missed < _MOST_MISSED:
+            if self._closed.wait(_PATIENCE_S / _MOST_MISSED):
+                return
+            try:
+                _check_reachable(head)
+                missed = 0
+            except OSError:
+                missed += 1
+        self._closed.set()
+        for future in list(self._pending):
+            _fail(future, WorkerError(f"the Ray cluster went away ({head} does not answer): {_AGAIN}"))
 
     def _hand_on(self, done: Future[Any], future: Future[Outcome]) -> None:
         error = done.exception()
         if error is None:
-            future.set_result(Outcome.from_json(done.result()))
+            with suppress(InvalidStateError):
+                future.set_result(Outcome.from_json(done.result()))
             return
         cause = getattr(error, "cause", None)
-        future.set_exception(cause if isinstance(cause, DatabaseError) else _gone(error))
+        _fail(future, cause if isinstance(cause, DatabaseError) else _gone(error))
 
 
 def _evaluated(content: npt.NDArray[np.uint8], name: str, question: Question, trial: Trial) -> dict[str, Any]:
@@ -132,7 +162,12 @@ def _check_reachable(address: str) -> None:
 
 
 def _gone(error: BaseException) -> WorkerError:
-    return WorkerError(f"the Ray cluster went away ({_first(error)}): run again; what is finished is kept")
+    return WorkerError(f"the Ray cluster went away ({_first(error)}): {_AGAIN}")
+
+
+def _fail(future: Future[Outcome], error: Exception) -> None:
+    with suppress(InvalidStateError):  # it has just ended
+        future.set_exception(error)
 
 
 def _first(error: BaseException) -> str:

@@ -25,7 +25,7 @@ def test_a_table_with_what_differs_alone() -> None:
     far = outcome(0.5, 0.01, of=candidate("l40s", seqs=8), estimated=1.0, remark="name more --requests")
     lines = format_search(search(best, near, far)).splitlines()
     assert lines[2].split()[:5] == ["#", "device", "seqs", "cost/Mtok", "req/s"]
-    assert [line.split()[0] for line in lines[3:6]] == ["*1", "*=2", "=3"]
+    assert [line.split()[0] for line in lines[3:6]] == ["*1", "=2", "*3"]
     assert any("tpot_p90: weight reads 60%, prefill interference 40%" in line for line in lines)
     assert any(line.startswith("Steps on l40s are mostly estimates") for line in lines)
     assert any(line.endswith(": name more --requests") for line in lines)

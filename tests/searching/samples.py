@@ -68,9 +68,9 @@ def outcome(rate: float = 4.0, tpot_s: float = 0.02, *, of: Candidate | None = N
 def simulated(ttft_s: Sequence[float], tpot_s: Sequence[float], output_len: int = 11, gap_s: float = 1.0) -> Simulated:
     """Requests with these latencies, one after the other."""
     number = len(ttft_s)
-    sent_s = gap_s * np.arange(1, number + 1)
+    sent_s = gap_s * np.arange(1, number + 1, dtype=np.float64)
     first_s = sent_s + np.array(ttft_s)
     last_s = first_s + np.array(tpot_s) * (output_len - 1)
     requests = [TrafficRequest(float(at), 8, output_len) for at in sent_s]
     nothing = np.zeros(number, dtype=np.int64)
-    return Simulated(Traffic(requests), sent_s, sent_s, first_s, last_s, nothing, nothing, [])
+    return Simulated(Traffic(requests), sent_s, sent_s.copy(), first_s, last_s, nothing, nothing, [])

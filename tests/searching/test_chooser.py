@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,11 @@ from tests.searching.samples import grid, outcome, question, trials
 def several(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
     path = tmp_path_factory.mktemp("grid") / "latency.db"
     LatencyDB.open(path).close()
-    axes = {"max_num_seqs": [4, 8, 16, 32, 64], "max_num_tokens": [512, 1024, 2048], "prefix_caching": [True, False]}
+    axes: dict[str, Sequence[object]] = {
+        "max_num_seqs": [4, 8, 16, 32, 64],
+        "max_num_tokens": [512, 1024, 2048],
+        "prefix_caching": [True, False],
+    }
     return trials(path, question(), grid(("h100_sxm", "h200_sxm", "l40s"), **axes))
 
 

@@ -78,7 +78,7 @@ def test_the_ends_are_goodputs_of_slower_and_faster_engines(db: Path) -> None:
         found = evaluator.evaluate(trial)
         ready = evaluator._ready(trial.place)
         factor = 1.5
-        slower = dataclasses.replace(ready, times=Slower(ready.times, factor))
+        slower = dataclasses.replace(ready, times=Slower(ready.times, factor))  # type: ignore[arg-type]
         evaluator._places[trial.place] = slower
         slow = evaluator.evaluate(trial)
         asked = dataclasses.replace(asked, objective=Objective.parse(f"tpot_p90:{18 / factor}ms"))
