@@ -1,7 +1,7 @@
 """`make bench-picks`: would the prediction have picked the configuration that published runs measured as best?
 
-For each model and lengths, published runs differ in GPU, tensor-parallel size and requests at once. Under a bound of TPOT
-the best of them is the one with most tokens per second and GPU among those within it. The prediction sees the same
+For each model and lengths, published runs differ in GPU, tensor-parallel size and requests at once. Under a bound of
+TPOT the best of them is the one with most tokens per second and GPU among those within it. The prediction sees the same
 runs and picks by what it predicts; what its pick measured is compared with the best. Tokens per second are those of a
 closed loop: requests at once over the whole latency, TTFT and TPOT as published or as predicted.
 """
@@ -158,8 +158,8 @@ def report(groups: Mapping[tuple[str, int, int], Sequence[Way]], failed: int) ->
     return [
         "# Picks beside published runs",
         "",
-        f"Under {len(found)} bounds of TPOT the pick is the best measured configuration {best} times, and that or within "
-        f"{NEAR:.0%} of it (bound kept to {NEAR:.0%}) {near} times. {failed} runs could not be predicted.",
+        f"Under {len(found)} bounds of TPOT the pick is the best measured configuration {best} times, and that or "
+        f"within {NEAR:.0%} of it (bound kept to {NEAR:.0%}) {near} times. {failed} runs could not be predicted.",
         "",
         "| model and lengths | runs | TPOT at most | best measured | picked | of its tokens/s per GPU | TPOT kept |",
         "| --- | ---: | ---: | --- | --- | ---: | --- |",

@@ -55,12 +55,13 @@ def main() -> None:
     best = searched(asked.db, *arguments, "--explain", "1")
     simulated = [each["outcome"] for each in document["candidates"]] + document["missed"]
     number, cores = document["grid"], len(os.sched_getaffinity(0))
+    rates = sum(each["simulations"] for each in simulated)
     lines = [
         "# A search",
         "",
         f"`make bench-search` on {cores} cores that others use too: {first_s:.0f} s for {number} candidates "
         f"({first_cpu_s:.0f} s of processor time, imports included), {number / first_s:.2f} a second; "
-        f"{len(simulated)} of them simulated at {sum(each['simulations'] for each in simulated):,} rates of {asked.requests} requests, "
+        f"{len(simulated)} of them simulated at {rates:,} rates of {asked.requests} requests, "
         f"{len(document['excluded'])} excluded before. The same again, from what is kept: {again_s:.0f} s. Prices are "
         "examples.",
         "",

@@ -41,6 +41,11 @@ class Bill(Document):
     cost_low: float | None = None
     cost_high: float | None = None
 
+    @property
+    def price(self) -> float:
+        """What is to be small: the cost, or GPU-seconds a token where there is none."""
+        return 1 / self.tokens_per_s_per_gpu if self.cost is None else self.cost
+
 
 def parse_prices(text: str) -> dict[str, float]:
     """Prices of one GPU for an hour, written as `h100_sxm=2.5,h200_sxm=3.5`.

@@ -45,8 +45,8 @@ _BEYOND = 1.1
 _ENDS_TOLERANCE = 3.0
 """How much wider the tolerance is for the ends of an interval, which say less than they seem to."""
 
-_PLACES = 2
-"""Of which step times are kept at once: some ten megabytes each."""
+_PLACES = 16
+"""Of which step times are kept at once, about a megabyte each."""
 
 _FEW = 4
 """Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end."""

@@ -123,8 +123,8 @@ def rank(
         seconds: that the search took.
     """
     met = [(each, bill_of(each, prices, required)) for each in outcomes if each.rate]
-    met.sort(key=lambda pair: (_price(pair[1]), pair[0].tpot_s, str(pair[0].candidate)))
-    front = _front([(_price(bill), outcome.tpot_s) for outcome, bill in met])
+    met.sort(key=lambda pair: (pair[1].price, pair[0].tpot_s, str(pair[0].candidate)))
+    front = _front([(bill.price, outcome.tpot_s) for outcome, bill in met])
     ranked = [
         Ranked(place + 1, outcome, bill, equal=_low(met[place]) <= _high(met[0]), on_front=front[place])
         for place, (outcome, bill) in enumerate(met)
@@ -159,21 +159,16 @@ _KINDS = {
 }
 
 
-def _price(bill: Bill) -> float:
-    """What is to be small: a cost, or GPU-seconds a token."""
-    return 1 / bill.tokens_per_s_per_gpu if bill.cost is None else bill.cost
-
-
 def _low(pair: tuple[Outcome, Bill]) -> float:
     outcome, bill = pair
-    return _price(bill) * outcome.rate / outcome.high if bill.cost_low is None else bill.cost_low
+    return bill.price * outcome.rate / outcome.high if bill.cost_low is None else bill.cost_low
 
 
 def _high(pair: tuple[Outcome, Bill]) -> float:
     outcome, bill = pair
     if not outcome.low:
         return float("inf")
-    return _price(bill) * outcome.rate / outcome.low if bill.cost_high is None else bill.cost_high
+    return bill.price * outcome.rate / outcome.low if bill.cost_high is None else bill.cost_high
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -20,7 +20,6 @@ from pytest_dooly.searching.chooser import chooser_for
 from pytest_dooly.searching.cost import bill_of, check_prices
 from pytest_dooly.searching.evaluate import Question
 from pytest_dooly.searching.objective import Objective
-from pytest_dooly.searching.outcome import Outcome
 from pytest_dooly.searching.ranking import Search, rank
 from pytest_dooly.searching.ray_workers import RayWorkers
 from pytest_dooly.searching.study import Finished, Traced, known_outcomes, run, trials_of
@@ -174,11 +173,7 @@ def searched(
     known = known_outcomes(whole, db)
     resumed = len(known)
 
-    def price(outcome: Outcome) -> float:
-        bill = bill_of(outcome, prices, rate)
-        return bill.cost if bill.cost is not None else 1 / bill.tokens_per_s_per_gpu
-
-    chooser = chooser_for(whole, known, trials, price)
+    chooser = chooser_for(whole, known, trials, lambda outcome: bill_of(outcome, prices, rate).price)
     total = min(len(whole), max(trials, resumed))
     outcomes = dict(known)
     if resumed < total:

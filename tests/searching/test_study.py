@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -168,3 +172,54 @@ def test_expert_parallel_sizes_that_no_engine_takes_are_none() -> None:
     ranks = [(o.tensor_parallel_size, o.expert_parallel_size) for _, o in of.options(ServingOptions())]
     assert ranks == [(1, 1), (2, 1), (4, 1), (4, 4)]
     assert str(candidate(ranks=2)).startswith("small on h200_sxm, tp 2, 64 requests")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.searching.chooser import InTurn
+from pytest_dooly.searching.study import run
+from pytest_dooly.searching.workers import Here
+from tests.searching.samples import question, trials
+from tests.searching.test_study import GRID
+
+db, asked = Path(sys.argv[1]), question()
+with LatencyDB.open(db) as opened:
+    run(InTurn(trials(db, asked, GRID)), Here(db, asked), opened, known={}, total=6,
+        progress=lambda finished: print(finished.done, flush=True))
+"""
+
+
+def test_a_killed_process_has_kept_what_it_finished(db: Path) -> None:
+    """By SIGKILL, between two candidates or within one."""
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(db)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        assert process.stdout.readline() == "2\n"
+        process.kill()
+    asked = question()
+    of = trials(db, asked, GRID)
+    with LatencyDB.open(db) as opened:
+        known = known_outcomes(of, opened)
+        assert 2 <= len(known) <= 6
+        left = Counted()
+        run(InTurn([trial for trial in of if trial.key not in known]), left, opened, known=known, total=6)
+        after = known_outcomes(of, opened)
+    assert len(after) == 6
+    assert known.items() <= after.items()
+    assert set(left.tried) == {trial.key for trial in of} - known.keys()
+
+
+def test_a_worker_that_is_killed_is_one_message(db: Path) -> None:
+    asked = question(traffic=traffic(3000))
+    (trial,) = trials(db, asked, grid())
+    workers = Processes(db, asked, jobs=1)
+    try:
+        future = workers.submit(0, trial)
+        (pid,) = workers._pools[0]._processes
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"run again, with fewer --jobs.*; what is finished is kept"):
+            future.result(timeout=60)
+    finally:
+        workers.close()
