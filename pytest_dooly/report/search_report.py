@@ -40,9 +40,6 @@ _HEADS = {
 }
 """Of the columns of what candidates differ in."""
 
-_CAUSES = 2
-"""That a line of the table names."""
-
 _NAMED = 12
 """Points of a picture that are named at most."""
 
@@ -122,10 +119,10 @@ def _cell(candidate: Candidate, axis: str) -> str:
 
 
 def _limited(outcome: Outcome) -> str:
-    if outcome.limit is None:
+    if outcome.limit is None or not outcome.limit.causes:
         return "nothing seen"
-    causes = ", ".join(f"{each.name} {each.share:.0%}" for each in outcome.limit.causes[:_CAUSES])
-    return f"{outcome.limit.bound}: {causes}"
+    first = outcome.limit.causes[0]
+    return f"{outcome.limit.bound}: {first.name} {first.share:.0%}"
 
 
 def _notes(search: Search) -> list[str]:
@@ -138,7 +135,7 @@ def _notes(search: Search) -> list[str]:
     lines = [
         f"{what[0].upper()}{what[1:]}, at the goodput: the highest rate of one replica that meets the SLO, to "
         f"{search.tolerance:.0%}.",
-        "Nine of ten measured goodputs lie between the two figures. TTFT and TPOT are means at that rate.",
+        "Nine of ten measured goodputs should lie between the two figures. TTFT and TPOT are means at that rate.",
         f"= not told from the first by their intervals ({equal}); * no other is both cheaper and has a smaller TPOT.",
     ]
     estimated = [each for each in search.ranked if each.outcome.estimated > _MOSTLY]

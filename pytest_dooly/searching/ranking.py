@@ -86,7 +86,7 @@ class Search:
     @property
     def reasons(self) -> Mapping[str, int]:
         """How many candidates were excluded for what, without the figures of each."""
-        return Counter(kind_of(each.excluded or "") for each in self.excluded)
+        return Counter(_kind(each.excluded or "") for each in self.excluded)
 
     def frame(self) -> pd.DataFrame:
         """A row for each candidate; rates in requests per second, times in seconds."""
@@ -144,7 +144,7 @@ def rank(
     )
 
 
-def kind_of(reason: str) -> str:
+def _kind(reason: str) -> str:
     """What a reason has in common with others: its words before the figures."""
     for kind in ("does not fit", "do not hold one request", "misses the SLO already"):
         if kind in reason:

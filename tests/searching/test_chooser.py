@@ -77,18 +77,19 @@ def test_optuna_chooses_as_many_as_were_asked_for_and_finds_what_is_good(several
     handed = found.keys() | {trial.key for trial in under_way}
     assert len(handed) == 40 - known
     assert not handed & before.keys()
-    best = sorted(map(come_to, several), key=price if known > 99 else lambda each: -each.rate)[:6]
+    best = sorted(map(come_to, several), key=lambda each: -each.rate)[:6]
     assert {each.candidate for each in best} & {each.candidate for each in (*found.values(), *before.values())}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna, of the extra search")
 def test_a_budget_as_large_as_the_grid_but_one_still_ends(several: list[Trial]) -> None:
-    chooser, handed = Sampled(several, len(several) - 1, price), set[str]()
+    few, handed = several[:9], set[str]()  # the axes have combinations that are no candidates
+    chooser = Sampled(few, len(few) - 1, price)
     while (trial := chooser.next()) is not None:
         assert trial.key not in handed
         handed.add(trial.key)
         chooser.tell(trial, come_to(trial))
-    assert len(handed) == len(several) - 1
+    assert len(handed) == len(few) - 1
 
 
 def test_without_optuna_a_larger_grid_is_refused(several: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
