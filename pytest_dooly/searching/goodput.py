@@ -123,9 +123,10 @@ class Curve:
                 break
             self.at(min(known.met.rate * _RAISE, self._most))
             known = self._known(slack)
+        halve = False
         while known.met and known.missed and known.missed.rate > (1 + tolerance) * known.met.rate:
-            self.at(_between(known.met, known.missed, slack))
-            known = self._known(slack)
+            self.at(_between(known.met, known.missed, slack, halve=halve))
+            known, halve = self._known(slack), not halve
         return known
 
     def _known(self, slack: tuple[float, ...]) -> Range:
@@ -141,9 +142,12 @@ def _step_down(worst: float) -> float:
     return min(max(worst, _LEAST_FALL), _MOST_FALL)
 
 
-def _between(met: Load, missed: Load, slack: tuple[float, ...]) -> float:
-    """Where a straight line in logarithms meets the bound, not too near to either end."""
+def _between(met: Load, missed: Load, slack: tuple[float, ...], *, halve: bool) -> float:
+    """Half-way, or where a straight line in logarithms meets the bound, not too near to either end.
+
+    Taking turns, what is left is halved at the latest by every second one, however crooked latencies are.
+    """
     low, high = math.log(max(met.worst(slack), 1e-3)), math.log(missed.worst(slack))
-    share = -low / (high - low) if high > low else 0.5
+    share = 0.5 if halve or high <= low else -low / (high - low)
     share = min(max(share, _NEAREST), 1 - _NEAREST)
     return met.rate * (missed.rate / met.rate) ** share

@@ -38,6 +38,20 @@ def test_the_highest_rate_is_found_wherever_it_begins(capacity: float, start: fl
     assert len(engine.rates) == len(set(engine.rates)) < 30
 
 
+def test_a_curve_that_is_flat_and_then_steep_takes_few_simulations() -> None:
+    """A straight line through its ends is far off."""
+    rates: list[float] = []
+
+    def simulate(rate: float) -> Simulated:
+        rates.append(rate)
+        return simulated([0.1] * 10, [0.0399 + 1e-6 * rate + (0.0 if rate < 0.9 else 0.2 * rate)] * 10, gap_s=1 / rate)
+
+    found = Curve(simulate, OBJECTIVE).highest(8.0, EVEN, 0.03)
+    assert found.met is not None
+    assert found.met.rate == pytest.approx(0.9, rel=0.03)
+    assert len(rates) < 16
+
+
 def test_other_bounds_go_on_from_what_is_known() -> None:
     engine = Engine(100.0)
     curve = Curve(engine, OBJECTIVE)
