@@ -154,10 +154,23 @@ _MOSTLY = 0.9
 """Share of a step that is estimated, from which on nothing is known of a device."""
 
 
+def _apart(search: Search) -> list[Ranked]:
+    """The first, and those on the front whose TPOT is smaller than the one before's by more than the tolerance."""
+    found = [search.ranked[0]] if search.ranked else []
+    for each in search.front:
+        if each.outcome.tpot_s < (1 - _APART * search.tolerance) * found[-1].outcome.tpot_s:
+            found.append(each)
+    return found
+
+
+_APART = 2
+"""Tolerances that two points of the front are told apart by."""
+
+
 def _commands(search: Search) -> list[str]:
     """How to deploy the first, and those on the front."""
     lines = []
-    for each in dict.fromkeys([search.ranked[0], *search.front][: _FRONT + 1]):
+    for each in _apart(search)[:_FRONT]:
         replicas = f"  # {counted(each.bill.replicas, 'replica')}" if each.bill.replicas > 1 else ""
         lines.append(f"{each.number}: {vllm_serve(each.outcome.candidate, search.options, search.engine)}{replicas}")
     return lines
@@ -263,7 +276,7 @@ def save_search(search: Search, path: Path) -> None:
             ax.scatter([x], [y], color=colours[each.outcome.candidate.device], s=30, zorder=3)
         front = sorted(points[each.number] for each in search.front)
         ax.plot([x for x, _ in front], [y for _, y in front], color=INK, linewidth=0.8, zorder=2)
-        for each in search.front[:_NAMED]:
+        for each in _apart(search)[:_NAMED]:
             note(ax, f"{each.number}: {_short(each.outcome.candidate)}", points[each.number], (6, 6), color=SOFT)
         for device, colour in colours.items():
             ax.scatter([], [], color=colour, label=device)
