@@ -133,8 +133,8 @@ def _notes(search: Search) -> list[str]:
     )
     equal = sum(each.equal for each in search.ranked) - 1
     lines = [
-        f"{what[0].upper()}{what[1:]}, at the goodput: the highest rate of one replica that meets the SLO, to "
-        f"{search.tolerance:.0%}.",
+        f"{what[0].upper()}{what[1:]}, {'at the goodput' if search.required is None else 'for the required rate'}.",
+        f"req/s is the goodput: the highest rate of one replica that meets the SLO, to {search.tolerance:.0%}.",
         "Nine of ten measured goodputs should lie between the two figures. TTFT and TPOT are means at that rate.",
         f"= not told from the first by their intervals ({equal}); * no other is both cheaper and has a smaller TPOT.",
     ]
