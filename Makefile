@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts arena economy study gpu-check clean
+.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,6 +55,12 @@ bench-traffic: $(STAMP) ## traffic simulated from published latencies beside pub
 
 bench-requests: $(STAMP) ## a published run of vLLM, request by request, beside its simulation; CLONE=DIR of LLMServingSim for two more (3 minutes)
 	$(BIN)/python -m benchmarks.requests $(CLONE:%=--clone %) --write reports/public
+
+bench-search: $(STAMP) ## 256 ways to serve llama3-70b under an SLO, from public tables, into reports/search (20 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.search
+
+bench-picks: $(STAMP) ## what predictions pick among published runs beside what these measured as best, into reports/search (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.picks
 
 arena: $(STAMP) ## every published run of vLLM that can be expressed beside its prediction (hours; EVERY=6 for a sixth of them)
 	$(BIN)/python -m benchmarks.arena --write reports/public --db .dooly/arena.db --every $(EVERY)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pytest_dooly.published.across_estimator import AcrossSizesRegressor
     from pytest_dooly.regress.estimator import RampRegressor
     from pytest_dooly.regress.frames import frame
+    from pytest_dooly.searching.ranking import Search
+    from pytest_dooly.searching.search import search
     from pytest_dooly.simulation.simulate import Simulation, simulate
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "OutOfRangeWarning",
     "RampRegressor",
     "Request",
+    "Search",
     "ServingOptions",
     "Simulation",
     "StepPrediction",
@@ -45,6 +48,7 @@ __all__ = [
     "frame",
     "predict",
     "resolve",
+    "search",
     "simulate",
 ]
 
@@ -57,6 +61,7 @@ _ROOMS = {
     "OutOfRangeWarning": "errors",
     "RampRegressor": "regress.estimator",
     "Request": "core.batch",
+    "Search": "searching.ranking",
     "ServingOptions": "core.configuration",
     "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
@@ -69,6 +74,7 @@ _ROOMS = {
     "frame": "regress.frames",
     "predict": "prediction.forecast",
     "resolve": "core.configuration",
+    "search": "searching.search",
     "simulate": "simulation.simulate",
 }
 

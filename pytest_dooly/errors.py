@@ -13,6 +13,7 @@ One class per remedy::
      +- MissingMeasurements    profile first, or import published latencies
      +- PublishedDataError     install the package of the tables again
      +- DocumentError          run again what made the document
+     +- WorkerError            run again: what is finished is kept
 
 At the edge (`plugin.py`, `cli/`) a DoolyError becomes one message, never a traceback.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "TraceError",
     "UnknownModelError",
     "UntestedEngineWarning",
+    "WorkerError",
     "reason_of",
 ]
 
@@ -77,6 +79,10 @@ class PublishedDataError(DoolyError):
 
 class DocumentError(DoolyError, ValueError):
     """A kept JSON document that is damaged or of another version."""
+
+
+class WorkerError(DoolyError):
+    """Processes or a cluster that went away while they worked; what they have finished is kept."""
 
 
 class OutOfRangeWarning(UserWarning):

@@ -29,6 +29,7 @@ _COMMANDS = {
     "plan": ("devices", "plan"),
     "predict": ("predict", "predict"),
     "report": ("report", "report"),
+    "search": ("search", "search"),
     "simulate": ("simulate", "simulate"),
     "trace": ("trace", "trace"),
     "validate": ("validate", "validate"),

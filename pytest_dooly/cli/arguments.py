@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_dooly.core.batch import Batch
@@ -18,6 +19,16 @@ __all__ = ["parser", "serving_flags"]
 _Commands = Any
 """What argparse makes of `add_subparsers`, a class that it keeps to itself."""
 
+_GRID = (
+    "device",
+    "tensor_parallel_size",
+    "expert_parallel_size",
+    "kv_cache_dtype",
+    "max_num_seqs",
+    "max_num_tokens",
+)
+"""Options of serving of which a search takes several values each."""
+
 _MOST_MS = 3.6e6
 """That a server may add to a request: an hour, beyond which a number is a mistake."""
 
@@ -26,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     """Every command with its options; what was given stands in the attributes of the namespace."""
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    on_models = (_trace, _predict, _simulate, _compare, _plan, _validate, _report)
+    on_models = (_trace, _predict, _simulate, _compare, _search, _plan, _validate, _report)
     for add in (*on_models, _import, _models, _export, _merge, _browse):
         add(commands)
     return top
@@ -53,19 +64,10 @@ def _simulate(commands: _Commands) -> None:
     simulate = _command(commands, "simulate", "traffic through the scheduler: TTFT, TPOT and latency to p99")
     what = simulate.add_argument_group("traffic")
     what.add_argument("--rate", help="requests a second, as in 8; stages as in 5@600,10@600 (seconds after the @)")
-    what.add_argument("--arrivals", default="poisson", help="poisson (default), constant, or gamma:CV")
     what.add_argument("--duration", type=_positive_number, metavar="SECONDS", help="of the arrivals")
     what.add_argument("--requests", type=_positive, help="most of them (10 for each at once in a closed loop)")
     what.add_argument("--concurrency", type=_positive, help="most under way at once; without --rate, a closed loop")
-    what.add_argument("--prompt", help="tokens: 512, uniform:A,B, normal:MEAN,SD[,MIN,MAX] or lognormal:…")
-    what.add_argument("--output", help="tokens that each request generates, likewise (64)")
-    what.add_argument("--range-ratio", type=float, help="draw lengths from this share of them to all, as in 0.8")
-    what.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts, as in 10x10x100")
-    what.add_argument("--trace", metavar="FILE", help="of requests: Azure, BurstGPT, Mooncake, Vidur, CSV, JSONL")
-    what.add_argument("--trace-model", metavar="NAME", help="whose requests alone are read, as in GPT-4 of BurstGPT")
-    what.add_argument("--trace-hash-tokens", type=_positive, metavar="TOKENS", help="of a hash (512; Qwen-Bailian: 16)")
-    what.add_argument("--trace-time-unit", type=_positive_number, metavar="SECONDS", help="of its times, as in 0.001")
-    what.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    _traffic_options(what)
     how = simulate.add_argument_group("deployment")
     how.add_argument("--kv-blocks", type=_positive, help="of the KV cache (what the device's memory leaves)")
     how.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
@@ -89,6 +91,34 @@ def _compare(commands: _Commands) -> None:
     compare.add_argument("--prompt", type=_positive, default=1024, help="tokens of each prompt (1024)")
     _workload_options(compare)
     compare.add_argument("--png", metavar="FILE", help="a picture as well")
+
+
+def _search(commands: _Commands) -> None:
+    search = _command(commands, "search", "the cheapest way to serve a traffic under an SLO", grid=True)
+    search.set_defaults(concurrency=None, duration=None)
+    what = search.add_argument_group("traffic, whose times of arrival are stretched to any rate")
+    what.add_argument("--requests", type=_positive, default=1000, help="of them (1000)")
+    _traffic_options(what)
+    asked = search.add_argument_group("what is asked")
+    asked.add_argument(
+        "--slo", required=True, help="as in ttft_p99:500ms,tpot_p90:40ms,e2el_mean:10s; ttft:300ms alone means p99"
+    )
+    asked.add_argument("--price", help="of one GPU for an hour, as in h100_sxm=2.5,h200_sxm=3.5")
+    asked.add_argument("--rate", type=_positive_number, help="requests a second to be served (those of one replica)")
+    asked.add_argument("--kv-blocks", type=_positive, help="of each KV cache (what the device's memory leaves)")
+    asked.add_argument("--prefix-caching", nargs="+", action=_Distinct, choices=["on", "off"], default=["on"])
+    asked.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
+    asked.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")
+    asked.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2)")
+    asked.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    how = search.add_argument_group("how it is searched")
+    how.add_argument("--tolerance", type=_share, default=0.03, help="of each rate that is found (0.03)")
+    how.add_argument("--trials", type=_positive, default=400, help="most candidates; of a larger grid Optuna's (400)")
+    how.add_argument("--jobs", type=_positive, help="processes (one a core)")
+    how.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster in place of processes here, as in auto")
+    search.add_argument("--explain", type=_positive, metavar="N", help="what limits the candidate in line N")
+    search.add_argument("--top", type=_positive, default=20, metavar="N", help="lines of the table (20)")
+    search.add_argument("--png", metavar="FILE", help="a picture of cost against TPOT as well")
 
 
 def _plan(commands: _Commands) -> None:
@@ -195,26 +225,51 @@ _REPEATED: dict[str, Any] = {"nargs": "+", "action": _Distinct}
 """Of an option that may be given several values."""
 
 
-def _command(commands: Any, name: str, description: str, *, several: bool = False) -> argparse.ArgumentParser:
-    """A command on a model, or on several models, GPUs and tensor-parallel sizes."""
+def _command(
+    commands: Any, name: str, description: str, *, several: bool = False, grid: bool = False
+) -> argparse.ArgumentParser:
+    """A command on a model, or on several models, GPUs and tensor-parallel sizes, or on a grid of more options."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    how = _REPEATED if several else {}
+    fields = _GRID if grid else ("device", "tensor_parallel_size") if several else ()
+    how = _REPEATED if fields else {}
     command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
     _common(command)
-    about = "GPUs that need not be here, as in h200_sxm" if several else None
+    about = "GPUs that need not be here, as in h200_sxm" if fields else None
     if name in ("predict", "simulate"):
         about = "device to serve on: cpu or cuda, or a GPU as in h200_sxm"
-    _serving_options(command, device=about, several=several)
+    _serving_options(command, device=about, repeated=fields)
     return command
 
 
-def _serving_options(command: Any, *, device: str | None, several: bool = False) -> None:
-    """The engine and its options; `device` says what is meant where that is not the engine's own."""
+def _serving_options(command: Any, *, device: str | None, repeated: Sequence[str] = ()) -> None:
+    """The engine and its options.
+
+    Args:
+        command: that gets them.
+        device: what is meant by the option of that name, where that is not the engine's own.
+        repeated: fields that may be given several values.
+    """
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in dataclasses.fields(ServingOptions):
-        how = _REPEATED if several and field.name in ("device", "tensor_parallel_size") else {}
+        how = _REPEATED if field.name in repeated else {}
         about = device if device is not None and field.name == "device" else field.metadata["help"]
         command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
+
+
+def _traffic_options(group: Any) -> None:
+    """What requests are drawn from, or read from, whatever the rate that they come at."""
+    group.add_argument("--arrivals", default="poisson", help="poisson (default), constant, or gamma:CV")
+    group.add_argument("--prompt", help="tokens: 512, uniform:A,B, normal:MEAN,SD[,MIN,MAX] or lognormal:…")
+    group.add_argument("--output", help="tokens that each request generates, likewise (64)")
+    group.add_argument("--range-ratio", type=float, help="draw lengths from this share of them to all, as in 0.8")
+    group.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts, as in 10x10x100")
+    group.add_argument("--trace", metavar="FILE", help="of requests: Azure, BurstGPT, Mooncake, Vidur, CSV, JSONL")
+    group.add_argument("--trace-model", metavar="NAME", help="whose requests alone are read, as in GPT-4 of BurstGPT")
+    group.add_argument(
+        "--trace-hash-tokens", type=_positive, metavar="TOKENS", help="of a hash (512; Qwen-Bailian: 16)"
+    )
+    group.add_argument("--trace-time-unit", type=_positive_number, metavar="SECONDS", help="of its times, as in 0.001")
+    group.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
 
 
 def _workload_options(command: argparse.ArgumentParser) -> None:

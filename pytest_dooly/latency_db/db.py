@@ -19,11 +19,12 @@ from pytest_dooly.latency_db.measurements import MeasurementTables
 from pytest_dooly.latency_db.models import ModelTables
 from pytest_dooly.latency_db.published import PublishedTables
 from pytest_dooly.latency_db.regressors import RegressorTables
+from pytest_dooly.latency_db.searches import SearchTables
 
 __all__ = ["LatencyDB"]
 
 
-class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, Frames):
+class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, SearchTables, Frames):
     """Latencies by signature, environment and sweep point, with the models and regressors that belong to them.
 
     A context manager that closes itself. Every method raises DatabaseError when the file is damaged, locked by another

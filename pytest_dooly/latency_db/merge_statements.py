@@ -310,6 +310,14 @@ STATEMENTS: tuple[Statement, ...] = (
         WHERE excluded.found_at > finding.found_at
         """,
     ),
+    Statement(
+        "search outcomes",
+        """
+        INSERT INTO main.search_outcome SELECT * FROM other.search_outcome WHERE true
+        ON CONFLICT DO UPDATE SET document = excluded.document, found_at = excluded.found_at
+        WHERE excluded.found_at > search_outcome.found_at
+        """,
+    ),
 )
 """In order."""
 

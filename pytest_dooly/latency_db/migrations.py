@@ -272,3 +272,18 @@ def m007_superseded(db: Database) -> None:
         );
         """
     )
+
+
+@MIGRATIONS()
+def m008_search_outcomes(db: Database) -> None:
+    """What candidates of searches have come to, as JSON, each by all that it depends on."""
+    db.executescript(
+        """
+        CREATE TABLE search_outcome (
+            key TEXT PRIMARY KEY NOT NULL,
+            name TEXT NOT NULL,
+            document TEXT NOT NULL,
+            found_at TEXT NOT NULL
+        ) WITHOUT ROWID;
+        """
+    )

@@ -26,7 +26,7 @@ from pytest_dooly.published.grounds import Grounds, latency_models
 from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
 
-__all__ = ["known", "predict"]
+__all__ = ["known", "predict", "traced_for"]
 
 
 @overload
@@ -142,6 +142,20 @@ def known(
     if device is not None:
         return _founded(db, name, options, device_named(device))
     return _profiled(db, name, options, environment, estimator)
+
+
+def traced_for(db: LatencyDB, name: str, options: ServingOptions) -> ServedModel:
+    """A model of a latency DB as it was traced with the options, whatever it was traced on.
+
+    Args:
+        db: where it is.
+        name: that the model was profiled or planned by.
+        options: that it was traced with.
+
+    Raises:
+        MissingMeasurements: the DB lacks the model, or has it with other options alone.
+    """
+    return _served(db, name, options, db.environments(), f"dooly trace {name}", flags="--")[0][1]
 
 
 def _founded(

@@ -27,6 +27,7 @@ __all__ = [
     "Interval",
     "intervals",
     "is_mixture",
+    "log_width",
     "operations_error",
     "typical_steps",
 ]
@@ -74,7 +75,7 @@ class Interval:
             shares: of the step that the figure mostly consists of, by what its operations rest on.
             mixture: whether the model is one of experts.
         """
-        factor = math.exp(math.hypot(operations_error(shares), SYSTEM[figure, mixture]))
+        factor = math.exp(log_width(figure, shares, mixture=mixture))
         return cls(predicted_s / factor, predicted_s * factor)
 
 
@@ -107,6 +108,17 @@ def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits
         "ttft": Batch.uniform(1, min(prompt_len, limits.max_num_tokens), 0),
         "tpot": Batch.uniform(min(decodes, limits.max_num_seqs), 1, prompt_len + output_len // 2),
     }
+
+
+def log_width(figure: Figure, shares: Shares, *, mixture: bool) -> float:
+    """Half the width of an interval, as a logarithm: both ends are that factor away.
+
+    Args:
+        figure: that it lies around.
+        shares: of the step that the figure mostly consists of.
+        mixture: whether the model is one of experts.
+    """
+    return math.hypot(operations_error(shares), SYSTEM[figure, mixture])
 
 
 def operations_error(shares: Shares) -> float:

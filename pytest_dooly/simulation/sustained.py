@@ -10,7 +10,7 @@ import numpy as np
 from pytest_dooly.scheduling.clock import Simulated
 from pytest_dooly.simulation.summary import overloaded
 
-__all__ = ["sustainable_rate"]
+__all__ = ["served_rate", "sustainable_rate"]
 
 _MOST, _CLOSE = 8, 0.02
 """Simulations, and how near to a rate that is too high the one that is told may be before they are used up."""
@@ -37,7 +37,7 @@ def sustainable_rate(simulated: Simulated, again: Callable[[float], Simulated]) 
     for _ in range(_MOST):
         tried = again(offered / rate)
         if overloaded(tried) is None:
-            low, kept = rate, min(rate, _served_rate(tried))
+            low, kept = rate, min(rate, served_rate(tried))
         else:
             high = rate
         if high - low <= _CLOSE * high:
@@ -46,7 +46,7 @@ def sustainable_rate(simulated: Simulated, again: Callable[[float], Simulated]) 
     return kept or None
 
 
-def _served_rate(simulated: Simulated) -> float:
+def served_rate(simulated: Simulated) -> float:
     """Requests per second from the first to the last; what one takes that waits for none is nobody's queue."""
     lasts_s = float(simulated.last_s.max() - simulated.sent_s.min())
     return len(simulated.sent_s) / (lasts_s - float(np.percentile(simulated.latency_s, 5)))

@@ -126,6 +126,7 @@ TABLES = (
     "published_measurement",
     "unmapped",
     "family_regressor",
+    "search_outcome",
 )
 
 
