@@ -213,7 +213,9 @@ class _Evaluation:
         assert shown is not None
         steps = steps_of(shown.simulated, self._options.limits)
         shares = {
-            figure: shares_at(model, founded, batch, routing=self._question.routing, overlapped=True)
+            figure: shares_at(
+                model, founded, batch, routing=self._question.routing, overlapped=self._question.engine.async_scheduling
+            )
             for figure, batch in steps.items()
         }
         low, high = self._ends(curve, shown.rate, shares) if found.met else (0.0, 0.0)
