@@ -16,7 +16,7 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.prediction.step import predict_step, step_operations
 from pytest_dooly.regress.regressor import LatencyModel
-from pytest_dooly.scheduling.clock import Simulated, StepLatency
+from pytest_dooly.scheduling.clock import Server, Simulated, StepLatency
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
 from pytest_dooly.searching.bounds import decodes_alone
 from pytest_dooly.sweep.roofline import bytes_of, flops, window_of
@@ -207,7 +207,8 @@ def _first_shares(simulated: Simulated, options: SchedulerOptions, server_s: flo
     """Where the time to first token goes, of those for whom it is long."""
     ttft_s = simulated.ttft_s
     slow = ttft_s >= np.percentile(ttft_s, _SLOW)
-    waited_s = float(np.maximum(simulated.scheduled_s - simulated.sent_s - server_s / 2, 0.0)[slow].sum())
+    way_in_s = Server.adding(server_s, async_scheduling=True).request_s
+    waited_s = float(np.maximum(simulated.scheduled_s - simulated.sent_s - way_in_s, 0.0)[slow].sum())
     total_s = float(ttft_s[slow].sum())
     served_s = server_s * int(slow.sum())
     shares = {PREFILL: max(total_s - waited_s - served_s, 0.0), SERVER: served_s}
