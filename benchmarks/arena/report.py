@@ -87,7 +87,9 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
         yield _line(" ".join(part for part in group if part), of)
     yield ""
     for label, wanted in (("dense", False), ("mixtures", True)):
-        yield _line(label, [row for row in trusted if row.ours.mixture == wanted])
+        of = [row for row in trusted if row.ours.mixture == wanted]
+        yield _line(label, of)
+        yield _line(f"{label}, closed loops", [row for row in of if row.run.concurrency])
     yield _line("all", trusted)
     yield _line("all that aiconfigurator estimates", [row for row in trusted if row.theirs])
     yield "\nClient and server flags not said"
