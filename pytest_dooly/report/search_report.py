@@ -102,7 +102,7 @@ def _line(ranked: Ranked, axes: Sequence[str], *, priced: bool) -> list[str]:
         f"{'*' if ranked.on_front else ''}{'=' if ranked.equal and ranked.number > 1 else ''}{ranked.number}",
         *(_cell(outcome.candidate, axis) for axis in axes),
         cost,
-        f"{outcome.rate:.3g}",
+        f"{'' if outcome.limit else '≤'}{outcome.rate:.3g}",
         f"{outcome.low:.3g}–{outcome.high:.3g}",
         str(bill.gpus),
         format_latency(outcome.ttft_s),
@@ -120,7 +120,7 @@ def _cell(candidate: Candidate, axis: str) -> str:
 
 def _limited(outcome: Outcome) -> str:
     if outcome.limit is None or not outcome.limit.causes:
-        return "nothing seen"
+        return "not reached"
     first = outcome.limit.causes[0]
     return f"{outcome.limit.bound}: {first.name} {first.share:.0%}"
 
@@ -134,7 +134,8 @@ def _notes(search: Search) -> list[str]:
     equal = sum(each.equal for each in search.ranked) - 1
     lines = [
         f"{what[0].upper()}{what[1:]}, {'at the goodput' if search.required is None else 'for the required rate'}.",
-        f"req/s is the goodput: the highest rate of one replica that meets the SLO, to {search.tolerance:.0%}.",
+        f"req/s is the goodput: the highest rate of one replica that meets the SLO, to {search.tolerance:.0%}; "
+        "≤ where none that was tried misses it.",
         "Nine of ten measured goodputs should lie between the two figures. TTFT and TPOT are means at that rate.",
         f"= not told from the first by their intervals ({equal}); * no other is both cheaper and has a smaller TPOT.",
     ]
@@ -216,7 +217,7 @@ def format_explanation(ranked: Ranked, objective: Objective) -> str:
         f"{bound.name} {ratio * bound.bound_s * 1e3:.3g} ms of {bound.bound_s * 1e3:g}"
         for bound, ratio in zip(objective.bounds, outcome.ratios, strict=True)
     )
-    lines.append(f"at {outcome.rate:.3g} requests/s it meets the SLO: {met}")
+    lines.append(f"where {outcome.offered:.3g} requests/s arrive it serves {outcome.rate:.3g} and meets the SLO: {met}")
     limit = outcome.limit
     if limit is None:
         return "\n".join([*lines, "no rate that was tried misses it"])

@@ -62,7 +62,10 @@ def parse_prices(text: str) -> dict[str, float]:
             price = 0.0
         if not 0 < price < math.inf:
             raise ConfigurationError(f"cannot read {part.strip()!r} as a price: write it as h100_sxm=2.5,h200_sxm=3.5")
-        prices[device_named(name).name] = price
+        device = device_named(name).name
+        if device in prices:
+            raise ConfigurationError(f"--price names {device} twice: name one price of each GPU")
+        prices[device] = price
     return prices
 
 

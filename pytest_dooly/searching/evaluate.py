@@ -39,6 +39,9 @@ __all__ = ["Evaluator", "Question"]
 _BEGIN = 0.7
 """Share of the bound on the rate that a search begins at."""
 
+_FEWEST = 20
+"""Requests from which on a queue is looked at (`overloaded`)."""
+
 _BEYOND = 1.1
 """Multiple of the bound without an SLO beyond which no rate is tried: what the bound may be too low by."""
 
@@ -76,6 +79,11 @@ class Question:
         if self.traffic.concurrency is not None or math.isinf(self.traffic.offered_rate):
             raise ConfigurationError(
                 "a search asks for the highest rate: name traffic with times of arrival, no closed loop"
+            )
+        if len(self.traffic.requests) < _FEWEST:
+            raise ConfigurationError(
+                f"a queue that grows shows in {_FEWEST} requests at least, and in hundreds well: got "
+                f"{len(self.traffic.requests)}, name more --requests"
             )
         if not 0.001 <= self.tolerance <= 0.5:
             raise ConfigurationError(f"tolerance must be a share from 0.001 to 0.5, got {self.tolerance:g}")
@@ -222,9 +230,12 @@ class _Evaluation:
         limit = None if found.missed is None else self._limit(found.missed)
         means = means_s(shown.simulated)
         rate = found.met.served if found.met else 0.0
+        if found.missed is None:  # a short run does not show what the engine cannot keep up with
+            rate = min(rate, base.bound)
         return dataclasses.replace(
             base,
             rate=rate,
+            offered=shown.rate,
             low=min(low, rate),
             high=max(high, rate),
             ratios=shown.ratios,
@@ -285,4 +296,6 @@ def _remark(found: Range, simulated: Simulated) -> str:
     under_way = float(simulated.latency_s.sum() / (simulated.last_s.max() - simulated.sent_s.min()))
     if found.met and _FEW * under_way > len(simulated.sent_s):
         return "so many requests are under way that a run is mostly its beginning and end: name more --requests"
-    return "" if found.missed else "the SLO is met up to about what the engine keeps up with at most"
+    return (
+        "" if found.missed else "no rate that was tried misses the SLO: req/s is what the engine keeps up with at most"
+    )

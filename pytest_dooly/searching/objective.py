@@ -78,7 +78,8 @@ class Objective(Document):
             bound_s = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0) if match else 0.0
             if match is None or percentile == 0 or bound_s == 0:
                 raise ConfigurationError(
-                    f"cannot read {part.strip()!r} of the SLO: write it as ttft_p99:500ms,tpot_p90:40ms,e2el_mean:10s"
+                    f"cannot read {part.strip()!r} of the SLO: write it as ttft_p99:500ms,tpot_p90:40ms,e2el_mean:10s "
+                    "(ttft, tpot or e2el; mean or a percentile; ms or s)"
                 )
             bound = Bound(match[1], percentile, bound_s)  # type: ignore[arg-type]
             if bound.name in bounds:

@@ -19,6 +19,7 @@ class Outcome(Document):
         candidate: that was tried.
         excluded: why it was not simulated; None where it was.
         rate: highest requests per second of one replica that meet the objective; 0 where none does.
+        offered: requests per second that arrived where that many were served, which figures are of.
         low: the same where steps take as long as the interval around TPOT allows.
         high: the same where they are as short.
         bound: requests per second that the best batch comes to if it never waits; what the search began at.
@@ -28,7 +29,8 @@ class Outcome(Document):
         tokens: mean of a request, prompt and output.
         output_tokens: mean of a request.
         estimated: share of a decode step that is an estimate.
-        limit: what keeps the rate from being higher; None where nothing was seen to.
+        limit: what keeps the rate from being higher; None where no rate that was tried misses the objective, so that
+            the rate is at most what the engine keeps up with.
         remark: what is to be known of the figures; empty for nothing.
         simulations: how many there were.
         spent_s: seconds that it took, its share of the step times not counted.
@@ -37,6 +39,7 @@ class Outcome(Document):
     candidate: Candidate
     excluded: str | None = None
     rate: float = 0.0
+    offered: float = 0.0
     low: float = 0.0
     high: float = 0.0
     bound: float = 0.0

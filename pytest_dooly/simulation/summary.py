@@ -57,7 +57,10 @@ class Slo:
             except ValueError:
                 seconds = -1.0
             if name not in ("ttft", "tpot", "e2el") or not 0 < seconds < float("inf"):
-                raise ConfigurationError(f"cannot read {part!r} of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s")
+                why = "; it bounds each request, where dooly search bounds statistics" if "_" in name else ""
+                raise ConfigurationError(
+                    f"cannot read {part!r} of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s{why}"
+                )
             if f"{name}_s" in bounds:
                 raise ConfigurationError(f"the SLO {text!r} bounds {name} twice: name one bound of each")
             bounds[f"{name}_s"] = seconds

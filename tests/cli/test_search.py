@@ -61,7 +61,7 @@ def test_what_limits_a_candidate(place: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main([*ASKED, "--explain=2"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("2: model on ")
-    assert "it meets the SLO: ttft_p99" in text
+    assert "and meets the SLO: ttft_p99" in text
     assert cli.main([*ASKED, "--explain=9"]) == 2
     assert "name a line from 1 to 4" in capsys.readouterr().err
 

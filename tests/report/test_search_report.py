@@ -27,6 +27,7 @@ def test_a_table_with_what_differs_alone() -> None:
     assert lines[2].split()[:5] == ["#", "device", "seqs", "cost/Mtok", "req/s"]
     assert [line.split()[0] for line in lines[3:6]] == ["*1", "=2", "*3"]
     assert any(line.endswith("tpot_p90: weight reads 60%") for line in lines)
+    assert ["≤" in line for line in lines[3:6]] == [False, True, True]  # what no rate was seen to limit
     assert any(line.startswith("Steps on l40s are mostly estimates") for line in lines)
     assert any(line.endswith(": name more --requests") for line in lines)
     assert sum(line.startswith(("1: vllm serve", "2: vllm serve", "3: vllm serve")) for line in lines) == 2
@@ -45,9 +46,12 @@ def test_nothing_meets_the_objective() -> None:
 
 
 def test_why_a_candidate_is_as_it_is() -> None:
-    ranked = search(outcome(4.0, limit=LIMIT)).ranked[0]
+    ranked = search(dataclasses.replace(outcome(4.0, limit=LIMIT), offered=4.05)).ranked[0]
     text = format_explanation(ranked, SLO)
-    assert "at 4 requests/s it meets the SLO: ttft_p95 90 ms of 100, tpot_p90 12 ms of 15" in text
+    assert (
+        "where 4.05 requests/s arrive it serves 4 and meets the SLO: ttft_p95 90 ms of 100, tpot_p90 12 ms of 15"
+        in text
+    )
     assert "at 4.1 requests/s tpot_p90 is 1.02 times its bound; of the time between tokens:" in text
     assert "60.0%  weight reads" in text
     assert "31 decodes in a step in the mean; 50% of KV blocks held at most; 2 preemptions of 150 requests" in text

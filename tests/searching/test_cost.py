@@ -19,6 +19,11 @@ def test_prices_that_are_none(text: str) -> None:
         parse_prices(text)
 
 
+def test_a_device_has_one_price() -> None:
+    with pytest.raises(ConfigurationError, match="names h100_sxm twice"):
+        parse_prices("h100_sxm=1,h100_sxm=3")
+
+
 def test_a_device_is_unknown_or_has_no_price() -> None:
     with pytest.raises(ConfigurationError, match="unknown device 'tpu'"):
         parse_prices("tpu=1")

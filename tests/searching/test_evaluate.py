@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_excluded_without_step_times(db: Path) -> None:
     assert found.simulations == 0
     (found,) = evaluated(db, question(), max_num_seqs=[64], max_num_tokens=[32])
     assert "vLLM refuses" in (found.excluded or "")
-    (found,) = evaluated(db, question(traffic=traffic(10, 3000)))
+    (found,) = evaluated(db, question(traffic=traffic(20, 3000)))
     assert "exceed max_model_len 2048" in (found.excluded or "")
 
 
@@ -102,6 +102,11 @@ class Slower:
 def test_few_requests_and_few_kv_blocks_are_told(db: Path) -> None:
     (short,) = evaluated(db, question(Objective.parse("tpot:10s"), traffic=traffic(40, 64, 64)))
     assert "name more --requests" in short.remark
+    assert short.limit is None
+    assert 0 < short.rate <= short.bound
+    assert short.offered >= short.rate
+    with pytest.raises(ConfigurationError, match="in 20 requests at least, and in hundreds well: got 19"):
+        question(traffic=traffic(19, 64, 64))
     scarce = question(
         Objective.parse("ttft_p99:1s"), engine=Engine(kv_blocks=140), traffic=traffic(60, 256, 128), tolerance=0.1
     )

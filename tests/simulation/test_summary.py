@@ -82,6 +82,11 @@ def test_a_bound_that_cannot_be_read_is_named(text: str) -> None:
         Slo.parse(text)
 
 
+def test_statistics_are_for_a_search() -> None:
+    with pytest.raises(ConfigurationError, match="it bounds each request, where dooly search bounds statistics"):
+        Slo.parse("ttft_p99:500ms")
+
+
 def test_a_load_beyond_capacity_is_told_with_what_is_served() -> None:
     """Ten arrive in a second, five are served: 200 in the 40 seconds until the last has its token."""
     growing = simulated([0.05 + 0.1 * place for place in range(200)], [0.0] * 200, every_s=0.1)
