@@ -29,13 +29,10 @@ from pytest_dooly.simulation.simulate import Engine
 
 __all__ = ["search"]
 
-_AXES = {
-    "tensor_parallel_size": "tp",
-    "expert_parallel_size": "ep",
-    "max_num_seqs": "max-num-seqs",
-    "max_num_tokens": "max-num-tokens",
-}
-"""Flags of the options of which several whole numbers are taken, by field."""
+_AXES = ("tensor_parallel_size", "expert_parallel_size", "max_num_seqs", "max_num_tokens")
+"""Options of which several whole numbers are taken."""
+
+_FLAGS = {field.name: field.metadata["flag"] for field in dataclasses.fields(ServingOptions)}
 
 
 def search(arguments: argparse.Namespace) -> Answer:
@@ -92,9 +89,9 @@ def _grid(arguments: argparse.Namespace) -> Grid:
     if not arguments.device:
         raise ConfigurationError("name the GPUs with --device, as in --device h100_sxm h200_sxm")
     numbers: dict[str, list[Any]] = {}
-    for field, flag in _AXES.items():
+    for field in _AXES:
         texts: Sequence[str] = getattr(arguments, field) or []
-        numbers[field] = [_number(flag, text) for text in texts]
+        numbers[field] = [_number(_FLAGS[field], text) for text in texts]
     return Grid(
         arguments.model,
         [device_named(name).name for name in arguments.device],
@@ -149,8 +146,7 @@ def _traced(work: Opened, grid: Grid) -> list[Traced]:
 
 
 def _named(name: str, options: ServingOptions) -> str:
-    flags = {field.name: field.metadata["flag"] for field in dataclasses.fields(options)}
-    return " ".join([name, *(f"--{flags[field]} {value}" for field, value in options.named.items())])
+    return " ".join([name, *(f"--{_FLAGS[field]} {value}" for field, value in options.named.items())])
 
 
 def _rates(arguments: argparse.Namespace) -> Arrivals | None:

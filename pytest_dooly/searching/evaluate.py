@@ -187,6 +187,7 @@ class _Evaluation:
     def __init__(self, question: Question, trial: Trial, options: SchedulerOptions, ready: _Ready) -> None:
         self._question, self._trial, self._options, self._ready = question, trial, options, ready
         self._objective = question.objective
+        self._server = Server.adding(question.server_s, async_scheduling=options.async_scheduling)
         self._even = self._alone = (1.0,) * len(self._objective.bounds)
 
     def outcome(self) -> Outcome:
@@ -279,15 +280,14 @@ class _Evaluation:
             bounds[worst].name if missed.ratios[worst] > 1 else "queue",
             rate=missed.rate,
             ratio=missed.ratios[worst],
-            server_s=self._question.server_s,
+            server=self._server,
             of_step=causes_of_step(times.model, times.models, trial.place.device, batch, self._question.routing),
         )
 
     def _simulated(self, rate: float, times: StepLatency) -> Simulated:
-        question = self._question
-        server = Server.adding(question.server_s, async_scheduling=self._options.async_scheduling)
-        traffic = question.traffic.stretched(question.traffic.offered_rate / rate)
-        (simulated,) = Deployment(times, self._options, server).simulate(traffic)
+        traffic = self._question.traffic
+        deployment = Deployment(times, self._options, self._server)
+        (simulated,) = deployment.simulate(traffic.stretched(traffic.offered_rate / rate))
         return simulated
 
 

@@ -103,7 +103,7 @@ def limit_of(
     *,
     rate: float,
     ratio: float,
-    server_s: float,
+    server: Server,
     of_step: Mapping[str, float],
 ) -> Limit:
     """What a load that misses the objective says of why.
@@ -115,11 +115,11 @@ def limit_of(
         bound: the statistic that is missed.
         rate: requests per second.
         ratio: the statistic as a multiple of its bound.
-        server_s: that server and client add to a request.
+        server: between the clients and the engine.
         of_step: shares of a decode step by cause.
     """
     decode = _decode_shares(simulated, watched, of_step)
-    first = _first_shares(simulated, options, server_s)
+    first = _first_shares(simulated, options, server)
     if bound.startswith("tpot"):
         shares = decode
     elif bound.startswith("e2el"):
@@ -203,14 +203,13 @@ def _decode_shares(simulated: Simulated, watched: Watched, of_step: Mapping[str,
     }
 
 
-def _first_shares(simulated: Simulated, options: SchedulerOptions, server_s: float) -> dict[str, float]:
+def _first_shares(simulated: Simulated, options: SchedulerOptions, server: Server) -> dict[str, float]:
     """Where the time to first token goes, of those for whom it is long."""
     ttft_s = simulated.ttft_s
     slow = ttft_s >= np.percentile(ttft_s, _SLOW)
-    way_in_s = Server.adding(server_s, async_scheduling=True).request_s
-    waited_s = float(np.maximum(simulated.scheduled_s - simulated.sent_s - way_in_s, 0.0)[slow].sum())
+    waited_s = float(np.maximum(simulated.scheduled_s - simulated.sent_s - server.request_s, 0.0)[slow].sum())
     total_s = float(ttft_s[slow].sum())
-    served_s = server_s * int(slow.sum())
+    served_s = (server.request_s + server.token_s) * int(slow.sum())
     shares = {PREFILL: max(total_s - waited_s - served_s, 0.0), SERVER: served_s}
     return shares | {reason: waited_s * share for reason, share in _reasons(simulated, options).items()}
 
@@ -229,8 +228,4 @@ def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float
         spent[reason] += step.latency_s * step.num_waiting
     total_s = sum(spent.values())
     # Nobody is left waiting by a step, but who comes while one is under way waits for its end.
-    return _shares(spent, total_s) if total_s else {UNDER_WAY: 1.0}
-
-
-def _shares(spent: Mapping[str, float], total: float) -> dict[str, float]:
-    return {name: value / total for name, value in spent.items()}
+    return {name: value / total_s for name, value in spent.items()} if total_s else {UNDER_WAY: 1.0}

@@ -30,8 +30,9 @@ class Chunky:
 def limited(of: Traffic, bound: str, *, seqs: int = 64, blocks: int = 5000, tokens: int = 256) -> Limit:
     options = SchedulerOptions(Limits(tokens, seqs, 512), blocks, block_size=4, async_scheduling=False)
     watched = Watched(Chunky())
-    load = run(of, NativeScheduler(options), watched, Server.adding(2e-3, async_scheduling=False))
-    return limit_of(load, watched, options, bound, rate=1.0, ratio=1.1, server_s=2e-3, of_step=OF_STEP)
+    server = Server.adding(2e-3, async_scheduling=False)
+    load = run(of, NativeScheduler(options), watched, server)
+    return limit_of(load, watched, options, bound, rate=1.0, ratio=1.1, server=server, of_step=OF_STEP)
 
 
 def shares(limit: Limit) -> dict[str, float]:
