@@ -15,7 +15,7 @@ One class per remedy::
      +- DocumentError          run again what made the document
      +- WorkerError            run again: what is finished is kept
 
-At the edge (`plugin.py`, `cli/`) a DoolyError becomes one message, never a traceback.
+At the edge (`plugin/`, `cli/`) a DoolyError becomes one message, never a traceback.
 """
 
 __all__ = [

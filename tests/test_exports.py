@@ -84,7 +84,7 @@ def test_scikit_learn_is_imported_when_it_is_used(room: str) -> None:
 def test_every_kind_has_a_marker() -> None:
     from pytest_dooly import plugin
 
-    assert set(plugin._KINDS) == {kind.value for kind in OperationKind}
+    assert set(plugin.KINDS) == {kind.value for kind in OperationKind}
 
 
 def test_a_public_function_stays_one_whatever_was_imported_before() -> None:

@@ -1,0 +1,151 @@
+"""One session that profiles: header, cases, and summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_dooly.errors import DoolyError
+from pytest_dooly.plugin.settings import DB, db_path, number, percent, serving_options, setting, usage_errors
+
+if TYPE_CHECKING:
+    from pytest_dooly.core.configuration import ModelConfiguration
+    from pytest_dooly.profiling import Profiling
+    from pytest_dooly.report.findings import Summary
+    from pytest_dooly.sweep.plan import Case
+
+__all__ = ["PLUGIN", "DoolyPlugin", "profiling"]
+
+PLUGIN = "dooly-session"
+
+
+class DoolyPlugin:
+    """One session that profiles.
+
+    Attributes:
+        profiling: the run; set when the session has started.
+    """
+
+    profiling: Profiling
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Remembers the session's configuration."""
+        self._config = config
+        self._open = profiling(config)
+        self._started = False
+        self._summary: Summary | None = None
+        self._error: str | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Traces the models and plans the cases, so that the header can tell."""
+        with usage_errors():
+            self.profiling = self._open.__enter__()
+            self._started = True
+
+    def pytest_report_header(self) -> list[str]:
+        """Model, environment, latency DB and how many cases are new."""
+        from pytest_dooly.report.terminal import header_lines
+
+        return header_lines(self.profiling.plan, db_path(self._config))
+
+    def parameters(self) -> list[Any]:
+        """One parameter set per case: id, markers, timer, and a skip where the DB has it."""
+        from pytest_dooly.report.terminal import skip_reason
+
+        where = str(setting(self._config, "db") or DB)
+        return [self._parameter(case, skip_reason(case, where)) for case in self.profiling.plan.cases]
+
+    def _parameter(self, case: Case, reason: str) -> Any:
+        signature = case.operation.signature
+        marks = [
+            getattr(pytest.mark, f"dooly_{signature.kind}"),
+            pytest.mark.benchmark(group=signature.label, timer=self.profiling.timer(case)),
+        ]
+        if reason:
+            marks.append(pytest.mark.skip(reason=reason))
+        return pytest.param(case, id=case.id, marks=marks)
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skips a case that the cases timed before it have made unneeded."""
+        case = getattr(item, "callspec", None) and item.callspec.params.get("dooly_case")  # type: ignore[attr-defined]
+        reason = self.profiling.unneeded(case) if case is not None else None
+        if reason is not None:
+            pytest.skip(reason)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fits the regressors and writes the reports; nothing where nothing was to be run."""
+        if not self._started or session.config.option.collectonly:
+            return
+        self.profiling.close()
+        try:
+            self._summary = self.profiling.summarise(Path(setting(self._config, "reports") or "reports"))
+            if self._summary.unwritten:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        except DoolyError as error:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self._error = str(error)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Operations, time, regressors, predictions and the report's path."""
+        from pytest_dooly.report.terminal import summary_lines
+
+        if self._error is not None:
+            terminalreporter.section("dooly", red=True)
+            terminalreporter.write_line(self._error)
+        if self._summary is not None:
+            terminalreporter.section("dooly")
+            for line in summary_lines(self._summary, verbosity=self._config.get_verbosity()):
+                terminalreporter.write_line(line)
+
+    def pytest_unconfigure(self) -> None:
+        """Closes the engine and the latency DB, also where the session broke off."""
+        if self._started:
+            self._open.__exit__(None, None, None)
+
+
+@contextmanager
+def profiling(config: pytest.Config) -> Iterator[Profiling]:
+    """A profiling run as the options ask for it, its latency DB open."""
+    from pytest_dooly.core.configuration import resolve
+    from pytest_dooly.engine import load_engine
+    from pytest_dooly.latency_db.db import LatencyDB
+    from pytest_dooly.profiling import Profiling
+    from pytest_dooly.regress.foreign import ForeignEstimator
+
+    options, estimator = serving_options(config), setting(config, "regressor")
+    configurations: list[ModelConfiguration] = [resolve(name, options) for name in setting(config, "model")]
+    engine = load_engine(setting(config, "engine") or "vllm")
+    with LatencyDB.open(db_path(config)) as db:
+        profiling = Profiling(
+            engine,
+            configurations,
+            db,
+            refresh=bool(setting(config, "refresh")),
+            target=percent(config, "target", 5),
+            precision=percent(config, "precision", 2),
+            held_out=number(config, "held-out", int, 0),
+            share=percent(config, "share", 5),
+            estimator=None if estimator is None else ForeignEstimator.named(estimator),
+            progress=partial(_progress, config),
+        )
+        try:
+            yield profiling
+        finally:
+            profiling.close()
+
+
+def _progress(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or config.get_verbosity() < 0:
+        return
+    # A case starts the engine, and what a case writes is captured.
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(f"dooly: {line} ...")
