@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pytest_dooly.core.routing import UNIFORM
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.draw import Replacement
@@ -56,7 +57,7 @@ def validate(
         MissingMeasurements: an operation has no regressor; names all of them.
     """
     # First, so that what cannot be predicted is not run in vain.
-    times = StepTimes(model, regressors)
+    times = StepTimes(model, regressors, routing=UNIFORM)  # the engine's weights are random
     predicted = [predict_workload(times, workload) for workload in workloads]
     timings: dict[Workload, list[_Timing]] = {workload: [] for workload in workloads}
     order = random.Random(seed)

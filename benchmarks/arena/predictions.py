@@ -76,7 +76,7 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
 
 def served(run: PublishedRun) -> tuple[object, ...]:
     """What decides over the operations of a run."""
-    return run.model, run.ranks, run.experts, run.kv_cache_dtype, run.moe_precision
+    return run.model, run.ranks, run.experts, run.kv_cache_dtype, run.moe_precision, run.max_captured
 
 
 def predict_all(
@@ -100,6 +100,7 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
             engine = load_engine("vllm")
             configuration = resolve(written(runs[0].model, folder), _options(runs[0]))
             model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+            model = replace(model, limits=replace(model.limits, max_captured=runs[0].max_captured))
             founded = Grounds(db, device, progress=progress).of(model)
             models = {key: each.model for key, each in founded.items()}
     except DoolyError as error:
@@ -179,4 +180,5 @@ def _options(run: PublishedRun) -> ServingOptions:
         expert_parallel_size=run.experts,
         kv_cache_dtype=run.kv_cache_dtype,
         moe_precision=run.moe_precision,
+        max_captured=run.max_captured,
     )

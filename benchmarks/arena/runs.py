@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_dooly.core.batch import Limits
+
 RUNS = Path(__file__).with_name("runs.csv")
 
 NUM_TOKENS, NUM_SEQS = 8192, 1024
@@ -97,6 +99,12 @@ class PublishedRun:
         if "max-num-seqs=concurrency" in self.row["notes"] and self.concurrency:
             return self.concurrency
         return self._number("max-num-seqs") or NUM_SEQS
+
+    @property
+    def max_captured(self) -> int:
+        """Most tokens of a step that was replayed from a graph: vLLM's default where nothing is said."""
+        said = self._number("max-cudagraph-capture-size")
+        return Limits(self.max_num_tokens, self.max_num_seqs, 1, said).captured_tokens
 
     @property
     def async_scheduling(self) -> bool:

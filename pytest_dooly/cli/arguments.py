@@ -78,7 +78,7 @@ def _simulate(commands: _Commands) -> None:
     how.add_argument("--replicas", type=_positive, default=1, help="engines behind a router (1)")
     how.add_argument("--router", choices=["round_robin", "least_outstanding", "prefix"], default="round_robin")
     how.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2 with --device)")
-    how.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    how.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     simulate.add_argument("--slo", help="for the goodput, as in ttft:300ms,tpot:40ms,e2el:10s")
     simulate.add_argument("--out", metavar="FILE", help="every request, as .parquet or .csv")
     simulate.add_argument("--png", metavar="FILE", help="a picture as well")
@@ -110,7 +110,7 @@ def _search(commands: _Commands) -> None:
     asked.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
     asked.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")
     asked.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2)")
-    asked.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    asked.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     how = search.add_argument_group("how it is searched")
     how.add_argument("--tolerance", type=_share, default=0.03, help="of each rate that is found (0.03)")
     how.add_argument("--trials", type=_positive, default=400, help="most candidates; of a larger grid Optuna's (400)")
@@ -194,7 +194,7 @@ def _export(commands: _Commands) -> None:
     model.add_argument("model", nargs="?", help="an alias, a directory with config.json or a hub id")
     model.add_argument("--prompt", type=_positive, default=1024, help="usual tokens of a prompt, for llm-d (1024)")
     model.add_argument("--output", type=_positive, default=256, help="usual tokens of an answer, for llm-d (256)")
-    model.add_argument("--routing", type=_routing, default="uniform", help="how tokens spread over experts (uniform)")
+    model.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     _serving_options(model, device="the GPU, as in h200_sxm")
 
 
@@ -281,8 +281,8 @@ def _workload_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--routing",
         type=_routing,
-        default="uniform",
-        help="how tokens spread over experts: uniform (default), zipf:ALPHA or a share for each expert",
+        default="trained",
+        help="how tokens spread over experts: trained (zipf:0.8), uniform, zipf:ALPHA or a share for each expert",
     )
 
 

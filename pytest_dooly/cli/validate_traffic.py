@@ -7,6 +7,7 @@ import dataclasses
 
 from pytest_dooly.cli.answer import FAILED, OK, Answer, progress, warn
 from pytest_dooly.cli.opening import opened
+from pytest_dooly.core.routing import UNIFORM
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step_times import StepTimes
@@ -32,7 +33,8 @@ def validate_traffic(arguments: argparse.Namespace) -> Answer:
     with opened(arguments) as work:
         model, environment = work.served(), work.environment
         server = work.engine.server(work.configuration, port=arguments.port)
-        times = StepTimes(model, latency_models(model, work.db, environment, progress=progress))
+        latencies = latency_models(model, work.db, environment, progress=progress)
+        times = StepTimes(model, latencies, routing=UNIFORM)  # the server's weights are random
 
         def simulate(traffic: Traffic, between: Server) -> Simulated:
             return run(traffic, NativeScheduler(server.options), times, between)

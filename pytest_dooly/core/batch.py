@@ -15,6 +15,9 @@ __all__ = ["Batch", "Limits", "Request", "Routing", "SweepPoint"]
 _ROUTED = re.compile(r"T([1-9]\d*)(?:E([1-9]\d*)M([1-9]\d*))?")
 _GROUP = re.compile(r"(?:([1-9]\d*)x)?(\d+)(?:\+(\d+))?")
 
+_CAPTURED = 512
+"""Of vLLM's default: most tokens of a captured step, whatever the most requests."""
+
 
 @dataclass(frozen=True, order=True)
 class Request:
@@ -174,8 +177,17 @@ class Limits:
         max_num_tokens: most tokens of one step (vLLM: max_num_batched_tokens).
         max_num_seqs: most requests of one step.
         max_model_len: most tokens of one request, prompt and output together.
+        max_captured: most tokens of a step that a GPU's engine replays from a graph, 0 for none (vLLM:
+            max_cudagraph_capture_size); None for vLLM's default.
     """
 
     max_num_tokens: int
     max_num_seqs: int
     max_model_len: int
+    max_captured: int | None = None
+
+    @property
+    def captured_tokens(self) -> int:
+        """Most tokens of a step that is replayed: twice the most requests, 512 at most, where nothing else is said."""
+        usual = min(2 * self.max_num_seqs, _CAPTURED)
+        return min(usual if self.max_captured is None else self.max_captured, self.max_num_tokens)

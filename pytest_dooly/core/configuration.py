@@ -48,12 +48,16 @@ class ServingOptions(Document):
     max_num_tokens: int | None = _option("max-num-tokens", "most tokens of one step")
     max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
     max_model_len: int | None = _option("max-model-len", "most tokens of one request, prompt and output together")
+    max_captured: int | None = _option(
+        "max-cudagraph-capture-size", "most tokens of a step that a GPU replays from a graph; 0 for none"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigurationError(f"{field.metadata['flag']} must be at least 1, got {value}")
+            least = 0 if field.name == "max_captured" else 1
+            if isinstance(value, int) and value < least:
+                raise ConfigurationError(f"{field.metadata['flag']} must be at least {least}, got {value}")
         if self.expert_parallel_size not in (1, self.tensor_parallel_size):
             raise ConfigurationError(
                 f"ep {self.expert_parallel_size} beside tp {self.tensor_parallel_size}: experts are spread over all "
@@ -110,7 +114,9 @@ class ModelConfiguration:
     def key(self) -> str:
         """Content hash of config.json and options; a hub id stands for its config."""
         model: object = self.document or self.name
-        return content_hash({"model": model, "options": dataclasses.asdict(self.options)})
+        options = dataclasses.asdict(self.options)
+        del options["max_captured"]  # changes no operation
+        return content_hash({"model": model, "options": options})
 
     @property
     def slug(self) -> str:

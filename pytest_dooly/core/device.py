@@ -113,7 +113,8 @@ def serving_limits(device: Device, options: ServingOptions, max_model_len: int) 
     num_tokens, num_seqs = _SERVING_DEFAULTS[_memory_class(device)]
     num_seqs = options.max_num_seqs or num_seqs
     num_tokens = options.max_num_tokens or min(num_tokens, num_seqs * max_model_len)
-    return Limits(num_tokens, options.max_num_seqs or min(num_seqs, num_tokens), max_model_len)
+    num_seqs = options.max_num_seqs or min(num_seqs, num_tokens)
+    return Limits(num_tokens, num_seqs, max_model_len, options.max_captured)
 
 
 _SERVING_DEFAULTS = {"B200": (16384, 1024), "H100": (8192, 1024), "others": (2048, 256)}

@@ -13,6 +13,8 @@ from pytest_dooly.errors import TraceError
 
 __all__ = [
     "ADMISSION",
+    "BETWEEN_LAYERS",
+    "GAP",
     "LAUNCH",
     "REQUEST_SYMBOLS",
     "STEP",
@@ -43,6 +45,12 @@ ADMISSION = "admission"
 
 LAUNCH = "layer_launch"
 """Name of the overhead that hides behind a GPU's work: what the host takes to launch a decoder layer."""
+
+GAP = "layer_gap"
+"""Name of the overhead that adds to a processor's work: what lies between the operations of a decoder layer."""
+
+BETWEEN_LAYERS = frozenset({GAP, LAUNCH})
+"""What a decoder layer costs besides its operations, where no graph is replayed."""
 
 
 class FloorDiv(sympy.Function):

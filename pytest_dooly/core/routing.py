@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pytest_dooly.core.batch import Routing
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["UNIFORM", "RoutingDistribution", "busiest_between"]
+__all__ = ["TRAINED", "UNIFORM", "RoutingDistribution", "busiest_between"]
 
 Array = npt.NDArray[np.float64]
 
@@ -48,21 +48,22 @@ class RoutingDistribution:
 
     @classmethod
     def parse(cls, text: str) -> RoutingDistribution:
-        """The distribution written as `uniform`, `zipf:ALPHA` or one share an expert (`4,2,1,1`).
+        """The distribution written as `trained`, `uniform`, `zipf:ALPHA` or one share an expert (`4,2,1,1`).
 
         Raises:
             ConfigurationError: the text is not of that form.
         """
         law, _, alpha = text.strip().partition(":")
         try:
-            if law == "uniform" and not alpha:
-                return cls()
+            if law in _NAMED and not alpha:
+                return cls(alpha=_NAMED[law])
             if law == "zipf":
                 return cls(alpha=float(alpha))
             return cls(shares=tuple(float(share) for share in text.split(",")))
         except ValueError:
             raise ConfigurationError(
-                f"cannot read {text!r} as a routing: write uniform, zipf:ALPHA or a share for each expert, as in 4,2,1"
+                f"cannot read {text!r} as a routing: "
+                "write trained, uniform, zipf:ALPHA or a share for each expert, as in 4,2,1"
             ) from None
 
     def __str__(self) -> str:
@@ -122,6 +123,13 @@ class RoutingDistribution:
 
 
 UNIFORM = RoutingDistribution()
+"""What a router with random weights does."""
+
+TRAINED = RoutingDistribution(alpha=0.8)
+"""What the router of a trained mixture does: TensorRT-LLM's benchmark of mixtures takes this law and exponent to match
+the traces that its authors observed (pull request 19148, September 2026)."""
+
+_NAMED = {"uniform": UNIFORM.alpha, "trained": TRAINED.alpha}
 
 
 def busiest_between(num_tokens: int, top_k: int, activated: int) -> tuple[int, int]:

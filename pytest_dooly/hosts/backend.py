@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 from pytest_dooly.core.batch import Request
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step_times import StepTimes
@@ -128,7 +128,7 @@ def backend(
     db: str | Path = ".dooly/latency.db",
     options: ServingOptions | None = None,
     environment: Environment | None = None,
-    routing: str | RoutingDistribution = UNIFORM,
+    routing: str | RoutingDistribution = TRAINED,
 ) -> Backend:
     """Step times of a model of a latency DB, for a simulator that has its own scheduler.
 

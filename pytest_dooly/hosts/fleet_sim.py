@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.hosts.backend import Backend, backend
 from pytest_dooly.published.footprint import kv_blocks
@@ -83,7 +83,7 @@ def gpu_profile(
     chunk: int = 512,
     db: str | Path = ".dooly/latency.db",
     options: ServingOptions | None = None,
-    routing: str | RoutingDistribution = UNIFORM,
+    routing: str | RoutingDistribution = TRAINED,
 ) -> GpuProfile:
     """A model on a GPU, as the fleet simulator's pools take it.
 

@@ -51,7 +51,7 @@ class DoolyTimePredictor(InferTimePredictor):
             device=predictor.get("device") or hw.name,
             db=predictor.get("db", ".dooly/latency.db"),
             options=options_of(predictor.get("options", ""), config.tp_size),
-            routing=predictor.get("routing", "uniform"),
+            routing=predictor.get("routing", "trained"),
         )
 
     def predict_infer_time(self, batch: Any) -> float:

@@ -103,6 +103,6 @@ def _model(row: Row, operations: tuple[ModelOperation, ...]) -> ServedModel:
         key=row["model"],
         name=row["name"],
         architecture=row["architecture"],
-        limits=Limits(**{field.name: row[field.name] for field in dataclasses.fields(Limits)}),
+        limits=Limits(row["max_num_tokens"], row["max_num_seqs"], row["max_model_len"]),
         operations=operations,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_dooly.core.device import Device
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
@@ -87,7 +87,7 @@ def candidate(
     workload: Workload,
     *,
     ranks: int = 1,
-    routing: RoutingDistribution = UNIFORM,
+    routing: RoutingDistribution = TRAINED,
 ) -> Candidate:
     """The workload on one device.
 

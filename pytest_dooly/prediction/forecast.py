@@ -13,7 +13,7 @@ from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import Device, device_named, served_on
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel, served_key
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, DocumentError, MissingMeasurements, OutOfRangeWarning
@@ -62,7 +62,7 @@ def predict(
     environment: Environment | None = None,
     options: ServingOptions | None = None,
     device: str | None = None,
-    routing: str | RoutingDistribution = UNIFORM,
+    routing: str | RoutingDistribution = TRAINED,
     regressor: Any = None,
 ) -> StepPrediction | WorkloadPrediction:
     """Latency of a step or of a workload, from a latency DB alone: no engine, no GPU.
@@ -75,7 +75,8 @@ def predict(
         environment: what the latencies are true for; may be left out where the DB has the model in one only.
         options: that it was profiled with; may be left out for the default ones, and where there are no others.
         device: a GPU whose latencies others have published, as in `h200_sxm`, in place of an environment.
-        routing: how a mixture's router spreads tokens over experts: `uniform`, `zipf:1.2` or a share for each expert.
+        routing: how a mixture's router spreads tokens over experts: `trained`, `uniform`, `zipf:1.2` or a share for
+            each expert.
         regressor: a scikit-learn estimator, a class of them, or its name (`package.module:Class`), fitted to what was
             measured in place of ours; nothing of it is kept.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pytest_dooly.core.batch import Batch, SweepPoint
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.work import Work
 from pytest_dooly.prediction.step import StepPrediction, is_hosts, predict_step, step_operations, work_of
@@ -36,7 +36,7 @@ def shares_at(
     founded: Mapping[str, Foundation],
     batch: Batch,
     *,
-    routing: RoutingDistribution = UNIFORM,
+    routing: RoutingDistribution = TRAINED,
     overlapped: bool = False,
 ) -> Shares:
     """How much of the step of a batch rests on what.
@@ -61,7 +61,7 @@ def bases_at(
     founded: Mapping[str, Foundation],
     batch: Batch,
     *,
-    routing: RoutingDistribution = UNIFORM,
+    routing: RoutingDistribution = TRAINED,
 ) -> list[Basis]:
     """What each operation of the step of a batch rests on there, in the order of `step_operations`.
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.operation import ADMISSION, LAUNCH, STEP, OperationKind
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.core.work import Work, features_of
 from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.published.graphs import LayerLaunches
 from pytest_dooly.regress.regressor import LatencyModel
 
 __all__ = ["OperationLatency", "StepPrediction", "predict_step", "predict_steps", "step_operations"]
@@ -61,7 +62,7 @@ def predict_step(
     regressors: Mapping[str, LatencyModel],
     batch: Batch,
     *,
-    routing: RoutingDistribution = UNIFORM,
+    routing: RoutingDistribution = TRAINED,
 ) -> StepPrediction:
     """Latency of one engine step, operation by operation.
 
@@ -90,11 +91,11 @@ def predict_step(
         line = regressor.out_of_range(work)
         if line is not None:
             out_of_range.append(f"{signature.label}: {line}")
-    launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_launch(o))
+    launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_launch(o, regressors))
     forward_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_in_forward(o))
     exposed = max(0.0, 1 - forward_s / launched_s) if launched_s else 0.0
     latencies = [
-        replace(each, latency_s=exposed * each.latency_s) if is_launch(operation) else each
+        replace(each, latency_s=exposed * each.latency_s) if is_launch(operation, regressors) else each
         for each, operation in zip(latencies, operations, strict=True)
     ]
     return StepPrediction(batch, tuple(latencies), tuple(out_of_range))
@@ -114,8 +115,10 @@ def is_hosts(operation: ModelOperation) -> bool:
     return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == STEP
 
 
-def is_launch(operation: ModelOperation) -> bool:
-    return operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == LAUNCH
+def is_launch(operation: ModelOperation, regressors: Mapping[str, LatencyModel]) -> bool:
+    """Whether it is what the host takes to launch layers, which a GPU's work hides."""
+    launches = isinstance(regressors[operation.signature.key], LayerLaunches)
+    return launches or (operation.signature.kind is OperationKind.OVERHEAD and operation.signature.name == LAUNCH)
 
 
 def is_in_forward(operation: ModelOperation) -> bool:
@@ -170,7 +173,7 @@ def predict_steps(
         regressor = regressors[operation.signature.key]
         work = work_of(operation.signature, steps, routing)
         of_steps = operation.multiplicity * regressor.predict_s(work)
-        if is_launch(operation):
+        if is_launch(operation, regressors):
             launched += of_steps
         else:
             total += of_steps

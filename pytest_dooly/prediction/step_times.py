@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.work import Work
 from pytest_dooly.prediction.step import (
@@ -87,7 +87,7 @@ class StepTimes:
         model: ServedModel,
         models: Mapping[str, LatencyModel],
         *,
-        routing: RoutingDistribution = UNIFORM,
+        routing: RoutingDistribution = TRAINED,
         overlapped: bool = False,
     ) -> None:
         """Fills the tables.
@@ -109,9 +109,9 @@ class StepTimes:
         self._told: dict[tuple[int, float, int], tuple[str, ...]] = {}
         operations = step_operations(model)
         check_regressors(model, operations, models)
-        launches = [operation for operation in operations if is_launch(operation)]
+        launches = [operation for operation in operations if is_launch(operation, models)]
         hidden = [operation for operation in operations if overlapped and is_hosts(operation)]
-        beside = [o for o in operations if not is_launch(o) and o not in hidden]
+        beside = [o for o in operations if not is_launch(o, models) and o not in hidden]
         self._all = _Tables(_only(model, beside), models, routing)
         self._hosts = _Tables(_only(model, hidden), models, routing) if hidden else None
         self._launched = _Tables(_only(model, launches), models, routing) if launches else None

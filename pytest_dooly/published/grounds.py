@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from pytest_dooly.core.batch import Limits, SweepPoint
 from pytest_dooly.core.device import Device, device_of
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, Environment, content_hash
 from pytest_dooly.core.measurement import Measurement
+from pytest_dooly.core.operation import BETWEEN_LAYERS
 from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import ServedModel, Signature, portable
 from pytest_dooly.errors import DocumentError
@@ -23,6 +25,7 @@ from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Family, Part, lone_parts_of, mixed_part_of, parts_of, table_of
 from pytest_dooly.published.family_regressor import FamilyRegressor
+from pytest_dooly.published.graphs import is_padded, layer_launches
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
@@ -63,7 +66,10 @@ class Grounds:
 
     def of(self, model: ServedModel) -> dict[str, Foundation]:
         """The foundation of every operation of a model, by signature key."""
-        return {o.signature.key: self.foundation(o.signature, model.limits) for o in model.operations}
+        founded = {o.signature.key: self.foundation(o.signature, model.limits) for o in model.operations}
+        launched = [o.signature.key for o in model.operations if o.signature.name in BETWEEN_LAYERS]
+        unmeasured = [key for key in launched if founded[key].basis.kind == "estimate"]
+        return founded | {key: replace(founded[key], model=layer_launches(model)) for key in unmeasured}
 
     def foundation(self, signature: Signature, limits: Limits) -> Foundation:
         """The best latency model of an operation.
@@ -86,7 +92,8 @@ class Grounds:
         known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
-        founded = PartsModel(known, estimate, self._mixed(signature))
+        captured = limits.captured_tokens if is_padded(signature) else 0
+        founded = PartsModel(known, estimate, self._mixed(signature), captured)
         _, errors = founded.predict(sweep(signature, limits))
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.

@@ -14,6 +14,7 @@ from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Columns, Part, columns_of, running
 from pytest_dooly.published.family_regressor import FamilyRegressor
+from pytest_dooly.published.graphs import padded
 
 __all__ = ["PartsModel", "basis_at"]
 
@@ -32,11 +33,13 @@ class PartsModel:
         parts: each with the regressor of its family.
         estimate: of the operation.
         mixed: in place of the parts where a step has prompts and decodes; None for the sum of both.
+        captured_tokens: most tokens of a step that is padded to a captured size; 0 where none is.
     """
 
     parts: tuple[tuple[Part, FamilyRegressor], ...]
     estimate: Estimate
     mixed: tuple[Part, FamilyRegressor] | None = None
+    captured_tokens: int = 0
 
     @property
     def grounds(self) -> str:
@@ -85,6 +88,7 @@ class PartsModel:
         mixed = np.zeros(len(work), dtype=bool)
         if self.mixed is not None:
             mixed = running(columns_of(self.mixed[0], work), len(work))
+        work = replace(work, query_lens=padded(work.query_lens, self.captured_tokens)) if self.captured_tokens else work
         for part, regressor in (*self.parts, *([self.mixed] if self.mixed else [])):
             columns = columns_of(part, work)
             runs = running(columns, len(work)) & (mixed == (part.family.kernel == "mixed"))

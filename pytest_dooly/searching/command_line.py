@@ -35,6 +35,7 @@ def vllm_serve(candidate: Candidate, options: ServingOptions, engine: Engine) ->
         ("--quantization", options.quantization),
         ("--dtype", options.dtype),
         ("--block-size", options.block_size),
+        ("--max-cudagraph-capture-size", options.max_captured),
     ):
         if value is not None:
             words += [flag, str(value)]

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from pytest_dooly.core.device import Device
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
@@ -73,7 +73,7 @@ class Question:
     engine: Engine = dataclasses.field(default_factory=Engine)
     server_s: float = 0.0
     tolerance: float = 0.03
-    routing: RoutingDistribution = UNIFORM
+    routing: RoutingDistribution = TRAINED
 
     def __post_init__(self) -> None:
         if self.traffic.concurrency is not None or math.isinf(self.traffic.offered_rate):

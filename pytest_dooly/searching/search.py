@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pytest_dooly.core.configuration import ServingOptions
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
@@ -54,7 +54,7 @@ def search(
     options: ServingOptions | None = None,
     engine: Engine | None = None,
     server_s: float = SERVER_S,
-    routing: str | RoutingDistribution = UNIFORM,
+    routing: str | RoutingDistribution = TRAINED,
     progress: Callable[[Finished], None] = lambda _: None,
 ) -> Search:
     """The highest request rate that meets an SLO for every way to serve, in the order of cost.

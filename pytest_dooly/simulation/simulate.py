@@ -14,7 +14,7 @@ from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
+from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
@@ -146,7 +146,7 @@ def simulate(
     environment: Environment | None = None,
     options: ServingOptions | None = None,
     device: str | None = None,
-    routing: str | RoutingDistribution = UNIFORM,
+    routing: str | RoutingDistribution = TRAINED,
     engine: Engine | None = None,
     server: Server | None = None,
     replicas: int = 1,

@@ -93,12 +93,18 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(ServingOptions)])
-def test_every_option_is_part_of_the_key(option: str) -> None:
+@pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(ServingOptions) if f.name != "max_captured"])
+def test_every_option_that_changes_operations_is_part_of_the_key(option: str) -> None:
     usual = ServingOptions(tensor_parallel_size=2)  # with which experts may be spread too
     options = dataclasses.replace(usual, **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
     for model in ("llama3", "organisation/model"):
         assert resolve(model, options).key != resolve(model, usual).key
+
+
+def test_what_is_captured_changes_no_operation() -> None:
+    assert resolve("llama3", ServingOptions(max_captured=0)).key == resolve("llama3").key
+    with pytest.raises(ConfigurationError, match="max-cudagraph-capture-size must be at least 0, got -1"):
+        ServingOptions(max_captured=-1)
 
 
 def test_the_key_sees_the_config_and_not_where_it_lies(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_text_form_is_read_back(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "zipf", "zipf:", "zipf:steep", "uniform:2", "1,,2", "normal"])
 def test_what_cannot_be_read_is_named_with_what_can(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="write uniform, zipf:ALPHA or a share for each expert"):
+    with pytest.raises(ConfigurationError, match="write trained, uniform, zipf:ALPHA or a share for each expert"):
         RoutingDistribution.parse(text)
 
 

@@ -79,7 +79,7 @@ def test_predict_refuses_what_it_cannot_answer(db: Path, tmp_path: Path) -> None
 
 def test_predict_takes_a_routing_as_text(db: Path) -> None:
     assert predict("small", batch="1+32", db=db, routing="zipf:1.2") == predict("small", batch="1+32", db=db)
-    with pytest.raises(ConfigurationError, match="write uniform, zipf:ALPHA"):
+    with pytest.raises(ConfigurationError, match="write trained, uniform, zipf:ALPHA"):
         predict("small", batch="1+32", db=db, routing="skewed")
 
 

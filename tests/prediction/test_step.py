@@ -8,7 +8,7 @@ import pytest
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.operation import LAUNCH, OperationKind
-from pytest_dooly.core.routing import RoutingDistribution
+from pytest_dooly.core.routing import UNIFORM, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements
@@ -106,7 +106,7 @@ def test_a_rank_of_experts_meets_its_share_of_those_that_are_expected() -> None:
     models = {spread.key: regressors[MIXTURE.key]}
     for tokens in (8, 40, 300):
         activated, busiest = RoutingDistribution().expectations([tokens], 32, 2)
-        step = predict_step(served(uses(spread)), models, Batch.uniform(1, tokens))
+        step = predict_step(served(uses(spread)), models, Batch.uniform(1, tokens), routing=UNIFORM)
         assert step.latency_s == pytest.approx(10e-6 * activated[0] / 4 + 1e-6 * busiest[0], rel=0.02)
 
 

@@ -58,11 +58,12 @@ def test_requests_that_follow_disturb_those_that_decode() -> None:
 
 def test_skewed_routing_changes_a_workload() -> None:
     model, regressors = mixture()
-    uniform, skewed = (
+    uniform, trained, skewed = (
         predict_workload(StepTimes(model, regressors, routing=RoutingDistribution.parse(text)), Workload(100, 4, 2))
-        for text in ("uniform", "zipf:2")
+        for text in ("uniform", "trained", "zipf:2")
     )
-    assert uniform == predict_workload(StepTimes(model, regressors), Workload(100, 4, 2))
+    assert trained == predict_workload(StepTimes(model, regressors), Workload(100, 4, 2))
+    assert uniform.ttft_s < trained.ttft_s < skewed.ttft_s
     assert skewed.ttft_s > uniform.ttft_s  # a prompt reaches every expert, and waits for the busiest
     assert skewed.tpot_s is not None
     assert uniform.tpot_s is not None

@@ -10,7 +10,7 @@ import torch
 
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import EAGER
-from pytest_dooly.core.operation import LAUNCH
+from pytest_dooly.core.operation import GAP, LAUNCH
 
 __all__ = ["between_layers", "cpu_name", "cuda_driver", "device_of", "permit_tiles", "runs_here"]
 
@@ -44,7 +44,7 @@ def between_layers(configuration: ModelConfiguration) -> str | None:
     """The overhead of a decoder layer: a CPU's gaps add up, a GPU's launches hide behind its work, a graph has none."""
     device = device_of(configuration)
     if device == "cpu":
-        return "layer_gap"
+        return GAP
     return LAUNCH if configuration.options.execution_on(device) == EAGER else None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.configuration import ModelConfiguration
-from pytest_dooly.core.operation import LAUNCH, OperationKind
+from pytest_dooly.core.operation import GAP, LAUNCH, OperationKind
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import Clock, IsolatedCall, Layer, RequestTiming
@@ -87,7 +87,7 @@ class VllmSession:
             if operation.signature.kind is not OperationKind.OVERHEAD or name == LAUNCH:
                 with isolated_layer(running, operation, point, self._ballast.evict) as call:
                     yield call
-            elif name == "layer_gap":
+            elif name == GAP:
                 layer = isolated_layer(running, operation, point, self._ballast.evict)
                 with running.untimed(running.leaves, clock), layer as call:
                     yield call

@@ -46,7 +46,7 @@ class DoolyExecutionTimePredictorConfig(BaseExecutionTimePredictorConfig):
     options: str = field(
         default="", metadata={"help": "What it is served with besides tp, as in max-num-tokens=8192,max-num-seqs=256."}
     )
-    routing: str = field(default="uniform", metadata={"help": "How a mixture's tokens spread over experts."})
+    routing: str = field(default="trained", metadata={"help": "How a mixture's tokens spread over experts."})
 
     @staticmethod
     def get_type() -> Any:
