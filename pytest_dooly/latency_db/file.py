@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -167,12 +167,13 @@ def _copy(path: Path, copy: Path) -> None:
     """
     for _ in range(_COPY_ATTEMPTS):
         before = _state(path)
+        with suppress(FileNotFoundError):  # the last one that closes the file takes its log away
+            for suffix in before:
+                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+            if _state(path) == before:
+                return
         for suffix in before:
-            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-        if _state(path) == before:
-            return
-        for suffix in before:
-            Path(f"{copy}{suffix}").unlink()
+            Path(f"{copy}{suffix}").unlink(missing_ok=True)
     raise DatabaseError(f"latency DB {path} changes while it is copied: wait for the process that writes to it")
 
 

@@ -494,6 +494,24 @@ def test_a_source_that_keeps_changing_is_refused(new: Callable[..., Path], monke
     assert outcomes_of([into]) == set()
 
 
+def test_a_source_whose_log_goes_away_meanwhile_is_read(
+    new: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, source = new("a"), new("b", record())
+    copyfile = shutil.copyfile
+    with LatencyDB.open(source) as db:
+        record(point=TOKENS[1])(db)
+
+        def copy(path: str, to: str) -> None:
+            db.close()  # the last one: SQLite takes the log away
+            copyfile(path, to)
+
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        assert Path(f"{source}-wal").exists()
+        merge(into, [source])
+    assert len(outcomes_of([into])) == 2
+
+
 def test_a_source_that_cannot_be_written_is_read(ordinary_user: Path) -> None:
     into, source = ordinary_user / "a.db", ordinary_user / "closed" / "b.db"
     LatencyDB.open(into).close()
