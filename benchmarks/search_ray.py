@@ -119,9 +119,7 @@ def compared(db: Path, arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _told(
-    db: Path, attempts: Sequence[Attempt], node: str, *, kept: int, killed_s: float, seconds: float
-) -> list[str]:
+def _told(db: Path, attempts: Sequence[Attempt], node: str, *, kept: int, killed_s: float, seconds: float) -> list[str]:
     ended, tasks = Counter(each.task for each in attempts if each.ended), {each.task for each in attempts}
     again = Counter(each.task for each in attempts)
     lost = [each for each in attempts if each.begun and not each.ended]
