@@ -108,7 +108,7 @@ def compared(db: Path, arguments: Sequence[str]) -> list[str]:
     """Some of the outcomes beside those that one process without Ray comes to."""
     simulated = {key: each for key, each in _outcomes(db).items() if each["simulations"]}
     chosen = sorted(simulated, key=lambda key: str(simulated[key]["candidate"]))[:: len(simulated) // CHECKED][:CHECKED]
-    _execute(db, f"DELETE FROM search_outcome WHERE key IN ({','.join('?' * len(chosen))})", *chosen)
+    _execute(db, "DELETE FROM search_outcome WHERE key IN (SELECT value FROM json_each(?))", json.dumps(chosen))
     begin_s = time.perf_counter()
     document = json.loads(searched(db, *arguments, "--jobs", "1", "--json"))
     seconds, again = time.perf_counter() - begin_s, _outcomes(db)
