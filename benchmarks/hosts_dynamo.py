@@ -140,12 +140,14 @@ def in_dynosim(python: str, trace: Path, tables: Path, options: SchedulerOptions
     return Served("DynoSim with our step times", ttft_s, tpot_s, report["wall_s"], cpu_s), report["summary"]
 
 
-def ours(name: str, times: StepLatency, options: SchedulerOptions, trace: Path) -> tuple[Served, float, float]:
+def ours(
+    name: str, times: StepLatency, options: SchedulerOptions, trace: Path, replicas: int = REPLICAS
+) -> tuple[Served, float, float]:
     """Our own simulation; output tokens a second, and the share of prompt tokens found in the prefix cache."""
     start, cpu = time.perf_counter(), time.process_time()
     server = Server.adding(0.0, async_scheduling=options.async_scheduling)
-    traffic = read_trace(trace, TraceOptions(max_model_len=LONGEST)).traffic
-    found = joined(Deployment(times, options, server, REPLICAS).simulate(traffic))
+    traffic = read_trace(trace, TraceOptions(max_model_len=options.limits.max_model_len)).traffic
+    found = joined(Deployment(times, options, server, replicas).simulate(traffic))
     tpot_s = found.tpot_s[~np.isnan(found.tpot_s)].tolist()
     served = Served(name, found.ttft_s.tolist(), tpot_s, time.perf_counter() - start, time.process_time() - cpu)
     outputs, prompts = (
