@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_dooly.cli.answer import FAILED, OK, Answer, progress
+from pytest_dooly.cli.answer import OK, UNMET, Answer, progress
 from pytest_dooly.cli.opening import Opened, grounds_on, opened
 from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
-from pytest_dooly.errors import ConfigurationError, TraceError
+from pytest_dooly.errors import ConfigurationError, TraceError, WorkerError
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.search_report import format_explanation, format_search, save_search, search_document
@@ -43,8 +43,6 @@ def search(arguments: argparse.Namespace) -> Answer:
     grid = _grid(arguments)
     check_prices(prices, grid.devices)
     with opened(_first(arguments, grid)) as work:
-        for name in grid.devices:
-            grounds_on(device_named(name), work.db)
         traced = _traced(work, grid)
         longest = min(each.model.limits.max_model_len for each in traced)
         traffic = traffic_of(arguments, _rates(arguments), longest)
@@ -56,22 +54,27 @@ def search(arguments: argparse.Namespace) -> Answer:
             gpu_memory_utilization=arguments.gpu_memory_utilization,
         )
         question = Question(traffic, objective, engine, server_s, arguments.tolerance, arguments.routing)
-        found = searched(
-            grid,
-            traced,
-            question,
-            work.db,
-            Path(arguments.db),
-            prices=prices,
-            rate=arguments.rate,
-            trials=arguments.trials,
-            jobs=arguments.jobs,
-            ray=arguments.ray,
-            progress=_bar,
-        )
+        for name in grid.devices:  # says which are estimates, once the options are known to be right
+            grounds_on(device_named(name), work.db)
+        try:
+            found = searched(
+                grid,
+                traced,
+                question,
+                work.db,
+                Path(arguments.db),
+                prices=prices,
+                rate=arguments.rate,
+                trials=arguments.trials,
+                jobs=arguments.jobs,
+                ray=arguments.ray,
+                progress=_bar,
+            )
+        except KeyboardInterrupt:
+            raise WorkerError("interrupted: run the same again to go on; what is finished is kept") from None
     if png is not None:
         save_search(found, png)
-    status = OK if found.ranked else FAILED
+    status = OK if found.ranked else UNMET
     if arguments.explain is None:
         return Answer(search_document(found), [format_search(found, top=arguments.top)], status)
     if not 1 <= arguments.explain <= len(found.ranked):

@@ -51,9 +51,11 @@ def format_search(search: Search, *, top: int = 20) -> str:
         search: that has ended.
         top: lines of the table.
     """
-    tried = len(search.ranked) + len(search.missed) + len(search.excluded)
+    simulated = len(search.ranked) + len(search.missed)
+    tried = simulated + len(search.excluded)
     lines = [
         f"{tried:,} of {counted(search.grid, 'candidate')} under {search.objective}, {search.seconds:.1f} s"
+        f"{f', {simulated:,} simulated' if search.excluded else ''}"
         f"{f', {search.resumed:,} known from before' if search.resumed else ''}"
     ]
     if search.required is not None:

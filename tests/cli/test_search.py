@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_dooly import cli
+from pytest_dooly.searching.study import Finished
 from tests.cli import SMALL
 from tests.models import LLAMA, write
 
@@ -67,8 +68,9 @@ def test_what_limits_a_candidate(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_an_slo_that_nothing_meets(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*ASKED, "--slo=tpot:0.001ms"]) == 1
+    assert cli.main([*ASKED, "--slo=tpot:0.001ms"]) == 3
     text = capsys.readouterr().out
+    assert text.splitlines()[0].endswith(" s, 0 simulated")
     assert "no candidate meets the SLO; the nearest is model on" in text
     assert "times its bound where a request meets no other" in text
     assert "4 candidates not simulated: a request that meets no other misses the SLO already" in text
@@ -112,8 +114,28 @@ def test_wrong_options_are_one_message(
 ) -> None:
     status = cli.main([*ASKED, *arguments])
     streams = capsys.readouterr()
-    assert status in (1, 2)
+    assert status in (1, 2, 3)
     assert message in streams.err + streams.out
+    assert status == 3 or "estimate" not in streams.err
+
+
+def test_an_interrupted_search_says_how_to_go_on(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def interrupt(finished: Finished) -> None:
+        told.append(finished)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_dooly.cli.search._bar", interrupt)
+        assert cli.main(ASKED) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "dooly: interrupted: run the same again to go on; what is finished is kept"
+    )
+    assert found(capsys)["resumed"] == 2
 
 
 def test_no_device_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
