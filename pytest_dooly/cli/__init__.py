@@ -1,6 +1,7 @@
 """The command line `dooly`: parses, wires and prints; decides nothing. Imports any room.
 
-Exits 0 when it did what was asked, 2 for wrong usage, 3 where nothing meets the SLO of a search, 1 for the rest. With --json, standard output holds one document.
+Exits 0 when it did what was asked, 2 for wrong usage, 3 where nothing meets the SLO of a search, 1 for the rest. With
+--json, standard output holds one document.
 """
 
 from __future__ import annotations
