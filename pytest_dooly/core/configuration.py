@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_dooly.core.device import DEVICES
 from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
@@ -59,7 +60,7 @@ class ServingOptions(Document):
                 f"ep {self.expert_parallel_size} beside tp {self.tensor_parallel_size}: experts are spread over all "
                 "tensor-parallel ranks or over none, so ep must be 1 or equal to tp"
             )
-        if self.device not in (None, "cpu", "cuda"):
+        if self.device not in (None, "cpu", "cuda", *(gpu.name for gpu in DEVICES)):
             raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
         if self.execution not in (EAGER, CUDA_GRAPH):
             raise ConfigurationError(f"unknown execution {self.execution!r}: name {EAGER} or {CUDA_GRAPH}")

@@ -15,9 +15,10 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton, TrafficServer
+from pytest_dooly.engine.vllm.absent_gpu import describe
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
 from pytest_dooly.engine.vllm.custom_code import read_as_data
-from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
+from pytest_dooly.engine.vllm.device import absent_gpu, between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.model_classes import classes_found_here
 from pytest_dooly.engine.vllm.patches import without_weights
@@ -77,6 +78,9 @@ class VllmEngine:
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
+        gpu = absent_gpu(configuration)
+        if gpu is not None:
+            describe(gpu)
         with quiet():
             check_import()
             with classes_found_here(), read_as_data(configuration.document):
