@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from importlib import util
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from pytest_dooly.core.device import Device
 from pytest_dooly.engine.vllm.model_classes import AbsentModule, StandIns
@@ -37,7 +39,7 @@ _COMPILED = (
 _NAMESPACES = ("_C", "_C_cache_ops", "_C_custom_ar", "_moe_C", "_flashmla_C", "_vllm_fa2_C", "_vllm_fa3_C")
 """Of `torch.ops`, where they do."""
 
-_PACKAGES = ("flashinfer", "deep_gemm")
+_PACKAGES = ("cutlass", "deep_gemm", "flashinfer", "humming", "quack", "tilelang", "tokenspeed_mla", "triton_kernels")
 """Of further kernels, which come with the CUDA build and are imported where a GPU has them."""
 
 _SUPPORTED = {
@@ -52,6 +54,9 @@ _SUPPORTED = {
 Source: vLLM's csrc/libtorch_stable/quantization (w8a8/cutlass/scaled_mm_entry.cu, fp4/nvfp4_scaled_mm_entry.cu and
 fp4/mxfp4_experts_quant.cu), built with CUDA 12.8 or newer.
 """
+
+_ANY_NUMBER = 1024
+"""Of such GPUs, more than a tensor-parallel group takes."""
 
 _described: Device | None = None
 _kept: list[Any] = []
@@ -104,6 +109,10 @@ def _settle_on_cuda(gpu: Device) -> None:
 
     for name in _NAMESPACES:
         setattr(torch.ops, name, _Namespace(getattr(torch.ops, name)))
+    with suppress(ImportError):
+        from triton.runtime.jit import KernelInterface
+
+        KernelInterface.__getitem__ = _launched
 
 
 def _platform(gpu: Device) -> type:
@@ -125,6 +134,10 @@ def _platform(gpu: Device) -> type:
         @classmethod
         def get_device_total_memory(cls, device_id: int = 0) -> int:
             return int(gpu.memory_bytes)
+
+        @classmethod
+        def device_count(cls) -> int:
+            return _ANY_NUMBER
 
         @classmethod
         def is_fully_connected(cls, physical_device_ids: list[int]) -> bool:
@@ -156,7 +169,7 @@ def _within(first: int, beyond: int, capability: int) -> bool:
 
 
 class _Namespace:
-    """Operators of a namespace: those that are registered, and the names of all others."""
+    """Operators of a namespace: those that are registered, and stand-ins for all others."""
 
     def __init__(self, registered: Any) -> None:
         self._registered = registered
@@ -164,19 +177,36 @@ class _Namespace:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "cpu" in name or hasattr(self._registered, name):
             return getattr(self._registered, name)
-        return _Kernel(f"{self._registered.name}::{name}")
+        return _Kernel(self._registered.name, name)
 
 
 class _Kernel:
-    """A kernel by its name."""
+    """A kernel that only says that it was called, and with which tensors: most write into one of them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, namespace: str, name: str) -> None:
+        self._namespace = namespace
         self._name = name
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Kernel(f"{self._name}.{name}")
+    def __getattr__(self, overload: str) -> Any:
+        if overload.startswith("__"):
+            raise AttributeError(overload)
+        return self
 
-    def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(f"kernel {self._name} is not here, and no layer's stand-in is in its place")
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, torch.Tensor)]
+        _operator(self._namespace, self._name)(tensors)
+
+
+@cache
+def _operator(namespace: str, name: str) -> Any:
+    """An operator that a dispatch mode sees."""
+    library = torch.library.Library(namespace, "FRAGMENT")
+    _kept.append(library)
+    library.define(f"{name}(Tensor[] tensors) -> ()")
+    library.impl(name, lambda _: None, "CompositeExplicitAutograd")
+    return torch._ops._OpNamespace(namespace).__getattr__(name).default
+
+
+def _launched(kernel: Any, _: object) -> _Kernel:
+    """What launches a Triton kernel on a grid."""
+    return _Kernel("triton", getattr(kernel, "__name__", type(kernel).__name__))

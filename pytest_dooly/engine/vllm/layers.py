@@ -13,7 +13,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
 from pytest_dooly.engine.vllm.absent_gpu import described
 from pytest_dooly.engine.vllm.arguments import MOE_PRECISION
-from pytest_dooly.engine.vllm.quantisation import method_of, packed, precision_of
+from pytest_dooly.engine.vllm.quantisation import experts_kernel, method_of, packed, precision_of
 
 __all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
 
@@ -223,6 +223,7 @@ def _experts(layer: Any) -> Layer:
     config = routed.moe_config
     attributes: dict[str, str | int | float | bool | None] = {
         "method": method_of(routed),
+        "backend": experts_kernel(routed),
         "precision": _told_precision() or precision_of(routed),
         "num_experts": int(config.num_experts),
         "num_local_experts": int(config.num_local_experts),

@@ -108,6 +108,8 @@ class StandIns(MetaPathFinder, Loader):
 
 
 class AbsentModule(ModuleType):
+    __file__ = None
+
     def __getattr__(self, name: str) -> type:
         return _absent(self.__name__, name)
 

@@ -142,6 +142,8 @@ def _as_if_loaded(model: torch.nn.Module) -> None:
         if isinstance(module, MoERunnerInterface):
             # The engine's own shape functions of its two operators, which the CPU path calls unregistered.
             shared = module._shared_experts is not None
+            # Padding for a kernel of some sizes is the kernel's own.
+            module._maybe_pad_hidden_states = lambda _, hidden_states: (hidden_states, None, None)
             module._forward_entry = moe_runner._moe_forward_shared_fake if shared else moe_runner._moe_forward_fake
         # Set by process_weights_after_loading, which packs real weights.
         if isinstance(getattr(module, "weight", None), torch.Tensor) and not hasattr(module, "cpu_linear"):
