@@ -25,11 +25,12 @@ def device_of(configuration: ModelConfiguration) -> str:
 
 
 def absent_gpu(configuration: ModelConfiguration) -> Device | None:
-    """The GPU that the configuration is to be served on where none is here; an H100 where any will do."""
-    if device_of(configuration) == "cpu" or torch.cuda.is_available():
+    """The GPU that the configuration is to be served on where it is not here; an H100 where any will do."""
+    asked, here = configuration.options.device, torch.cuda.is_available()
+    if device_of(configuration) == "cpu" or (here and asked in (None, "cuda")):
         return None
-    asked = configuration.options.device
-    return device_named(_ANY if asked in (None, "cuda") else str(asked))
+    gpu = device_named(_ANY if asked in (None, "cuda") else str(asked))
+    return None if here and torch.cuda.get_device_name() == gpu.product else gpu
 
 
 def cpu_name() -> str:

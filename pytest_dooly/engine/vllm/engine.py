@@ -63,10 +63,11 @@ class VllmEngine:
         """
         cuda = device_of(configuration) == "cuda"
         execution = configuration.options.execution_on(device_of(configuration))
+        absent = self.absent_device(configuration)
         return Environment(
-            device=torch.cuda.get_device_name() if cuda else cpu_name(),
+            device=absent or (torch.cuda.get_device_name() if cuda else cpu_name()),
             device_count=configuration.options.tensor_parallel_size if cuda else torch.get_num_threads(),
-            driver=cuda_driver() if cuda else torch.backends.cpu.get_cpu_capability(),
+            driver="none" if absent else cuda_driver() if cuda else torch.backends.cpu.get_cpu_capability(),
             engine=self.name,
             engine_version=self.version,
             torch_version=torch.__version__,
@@ -74,6 +75,11 @@ class VllmEngine:
             cache_mode="flushed" if execution == CUDA_GRAPH else "in_pass",
             execution=execution,
         )
+
+    def absent_device(self, configuration: ModelConfiguration) -> str | None:
+        """The GPU that is described to vLLM; see `Engine.absent_device`."""
+        gpu = absent_gpu(configuration)
+        return None if gpu is None else gpu.product
 
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
@@ -92,6 +98,7 @@ class VllmEngine:
     @contextmanager
     def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
         """A model of the same architecture in small; see `Engine.small`."""
+        self._check_here(configuration)
         if configuration.directory is None:
             raise ConfigurationError(f"{configuration.name} has no config.json here to make a small model of")
         with quiet(), read_as_data(configuration.document):
@@ -110,6 +117,7 @@ class VllmEngine:
         """A running engine; see `Engine.open`."""
         from pytest_dooly.engine.vllm.session import VllmSession
 
+        self._check_here(configuration)
         ranks = configuration.options.tensor_parallel_size
         if ranks > 1:
             raise EngineError(
@@ -124,6 +132,11 @@ class VllmEngine:
             with classes_found_here(), read_as_data(configuration.document):
                 return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
+    def _check_here(self, configuration: ModelConfiguration) -> None:
+        absent = self.absent_device(configuration)
+        if absent is not None:
+            raise EngineError(f"there is no {absent} here: what would run on it can be traced and predicted, not run")
+
     def scheduler(self, options: SchedulerOptions) -> Scheduler:
         """VLLM's own scheduler over virtual requests; see `Engine.scheduler`."""
         from pytest_dooly.engine.vllm.scheduler import VllmScheduler
@@ -134,6 +147,7 @@ class VllmEngine:
         """`vllm serve` and `vllm bench serve`; see `Engine.server`."""
         from pytest_dooly.engine.vllm.server import VllmServer
 
+        self._check_here(configuration)
         with quiet():
             check_import()
             return VllmServer(configuration, port=port)
