@@ -53,8 +53,8 @@ class Family:
     """What operations have in common that differ in sizes alone.
 
     Attributes:
-        kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`, `sparse
-            latent prefill`, `sparse latent decode` or a collective's name.
+        kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`,
+            `sparse latent prefill`, `sparse latent decode` or a collective's name.
         precision: of weights, or of the KV cache for attention.
         backend: of attention; None where any will do.
     """

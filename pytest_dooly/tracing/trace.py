@@ -64,9 +64,7 @@ def _traced_by(engine: str, configuration: ModelConfiguration, num_tokens: int, 
     return _traced(load_engine(engine), configuration, num_tokens, num_reqs)
 
 
-def _traced(
-    engine: Engine, configuration: ModelConfiguration, num_tokens: int, num_reqs: int
-) -> tuple[Trace, Limits]:
+def _traced(engine: Engine, configuration: ModelConfiguration, num_tokens: int, num_reqs: int) -> tuple[Trace, Limits]:
     symbols = Symbols()
     # What an earlier session left must not be destroyed under our modes, where its destructors would meet symbols.
     with without_collection(), engine.skeleton(configuration, symbols) as skeleton:

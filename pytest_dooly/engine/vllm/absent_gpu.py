@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from functools import cache, partial
-from importlib import util
+from importlib import import_module, util
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,10 +108,8 @@ def _settle_on_cuda(gpu: Device) -> None:
 
     for name in _NAMESPACES:
         setattr(torch.ops, name, _Namespace(getattr(torch.ops, name)))
-    with suppress(ImportError):
-        from triton.runtime.jit import KernelInterface
-
-        KernelInterface.__getitem__ = _launched
+    if util.find_spec("triton") is not None:
+        import_module("triton.runtime.jit").KernelInterface.__getitem__ = _launched
 
 
 def _platform(gpu: Device) -> type:
@@ -120,7 +117,7 @@ def _platform(gpu: Device) -> type:
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
 
-    class DescribedGpu(CudaPlatformBase):  # type: ignore[misc] # vLLM has no types
+    class DescribedGpu(CudaPlatformBase):
         device_type = "cpu"  # where fake tensors are made
 
         @classmethod

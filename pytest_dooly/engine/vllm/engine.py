@@ -18,7 +18,15 @@ from pytest_dooly.engine.base import Origins, Session, Skeleton, TrafficServer
 from pytest_dooly.engine.vllm.absent_gpu import describe
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
 from pytest_dooly.engine.vllm.custom_code import read_as_data
-from pytest_dooly.engine.vllm.device import absent_gpu, between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
+from pytest_dooly.engine.vllm.device import (
+    absent_gpu,
+    between_layers,
+    cpu_name,
+    cuda_driver,
+    device_of,
+    permit_tiles,
+    runs_here,
+)
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.model_classes import classes_found_here
 from pytest_dooly.engine.vllm.patches import without_weights

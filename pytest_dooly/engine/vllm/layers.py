@@ -102,7 +102,7 @@ class LayerCatalogue:
         )
 
     def _latent(self, layer: Any) -> Layer:
-        whole = "hidden_states" in inspect.signature(layer.forward).parameters
+        whole = "hidden_states" in inspect.signature(layer.forward).parameters and hasattr(layer, "o_proj")
         return self._latent_layer(layer) if whole else self._latent_attention(layer)
 
     def _latent_layer(self, layer: Any) -> Layer:
@@ -124,8 +124,10 @@ class LayerCatalogue:
 
         def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
             seq_len = request.context_len + request.query_len
-            keys = {} if indexer is None else {"index_keys": (indexer.k_cache.dtype, (seq_len, indexer.k_cache.head_dim))}
-            return {**(attention.implied(request) if attention.implied else {}), **keys}
+            cached = dict(attention.implied(request)) if attention.implied is not None else {}
+            if indexer is not None:
+                cached["index_keys"] = indexer.k_cache.dtype, (seq_len, indexer.k_cache.head_dim)
+            return cached
 
         def output(positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
             return torch.empty_like(hidden_states)
@@ -193,9 +195,7 @@ class LayerCatalogue:
         # A kernel that is not here: what vLLM does in its place in plain PyTorch has the same shapes.
         absent = described() and layer._forward_method.__name__ == "forward_cuda"
         stand_in = layer.forward_native if absent else None
-        return Layer(
-            kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer), stand_in=stand_in
-        )
+        return Layer(kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer), stand_in=stand_in)
 
 
 def outermost_leaves(

@@ -108,6 +108,8 @@ class StandIns(MetaPathFinder, Loader):
 
 
 class AbsentModule(ModuleType):
+    """A module that is not here, with every name."""
+
     __file__ = None
 
     def __getattr__(self, name: str) -> type:
