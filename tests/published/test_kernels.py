@@ -103,8 +103,8 @@ def kernels(draw: st.DrawFn) -> tuple[Family, Sizes]:
     if kernel.startswith("latent"):
         return Family(kernel, f"{precision} auto"), {**LATENT, "num_heads": draw(st.integers(1, 128)), **request}
     if kernel.startswith("sparse"):
-        heads = {"num_heads": draw(st.integers(1, 128))}
-        return Family(kernel, f"{precision} auto"), {**LATENT, **INDEXER, **heads, **request}
+        of_rank: Sizes = {"num_heads": draw(st.integers(1, 128))}
+        return Family(kernel, f"{precision} auto"), {**LATENT, **INDEXER, **of_rank, **request}
     ranks = draw(st.integers(2, 64))
     return Family(draw(ONE_OF(["all_reduce", kernel])), "bf16"), {
         "ranks": ranks,
