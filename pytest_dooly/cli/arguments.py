@@ -235,7 +235,7 @@ def _command(
     command.add_argument("model", **how, help="an alias, a directory with config.json or a hub id")
     _common(command)
     about = "GPUs that need not be here, as in h200_sxm" if fields else None
-    if name in ("predict", "simulate"):
+    if name in ("trace", "predict", "simulate"):
         about = "device to serve on: cpu or cuda, or a GPU as in h200_sxm"
     _serving_options(command, device=about, repeated=fields)
     return command

@@ -17,7 +17,7 @@ from pytest_dooly.core.device import Device, device_named, served_on
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.engine import load_engine
-from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.errors import ConfigurationError, TraceError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.grounds import Grounds
@@ -45,7 +45,14 @@ class Opened:
     def served(self, configuration: ModelConfiguration | None = None, *, device: Device | None = None) -> ServedModel:
         """The model's operations, or those of another configuration; with the limits of a GPU that is not here."""
         asked = configuration or self.configuration
-        model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+        try:
+            model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+        except (ConfigurationError, TraceError) as refusal:
+            # An architecture that has kernels for GPUs alone is traced as that GPU runs it.
+            if device is None or " CPU" not in str(refusal):
+                raise
+            asked = dataclasses.replace(asked, options=dataclasses.replace(asked.options, device=device.name))
+            model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
         return model if device is None else served_on(model, device, asked.options)
 
 

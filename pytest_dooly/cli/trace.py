@@ -26,8 +26,13 @@ def trace(arguments: argparse.Namespace) -> Answer:
         return _diff(arguments)
     with opened(arguments) as work:
         model = work.served()
+        absent = work.engine.absent_device(work.configuration)
         others = left_out(work.configuration.document)
-        coverage, line = (None, "coverage not counted") if arguments.no_coverage else _covered(work, model)
+        coverage, line = None, "coverage not counted"
+        if absent is not None:
+            line += f": no {absent} is here to run the architecture in small"
+        elif not arguments.no_coverage:
+            coverage, line = _covered(work, model)
     operations = [
         {
             "label": operation.signature.label,
@@ -42,11 +47,12 @@ def trace(arguments: argparse.Namespace) -> Answer:
         "model": model.name,
         "architecture": model.architecture,
         "left_out": list(others),
+        "absent_device": absent,
         "limits": dataclasses.asdict(model.limits),
         "coverage": coverage and {"share": coverage.share, **coverage.to_json()},
         "operations": operations,
     }
-    return Answer(document, [format_operations(model, others), "", line])
+    return Answer(document, [format_operations(model, others, absent), "", line])
 
 
 def _covered(work: Opened, model: ServedModel) -> tuple[Coverage | None, str]:

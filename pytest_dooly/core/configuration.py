@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_dooly.core.device import DEVICES
 from pytest_dooly.core.document import Document
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
@@ -63,8 +64,8 @@ class ServingOptions(Document):
                 f"ep {self.expert_parallel_size} beside tp {self.tensor_parallel_size}: experts are spread over all "
                 "tensor-parallel ranks or over none, so ep must be 1 or equal to tp"
             )
-        if self.device not in (None, "cpu", "cuda"):
-            raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda")
+        if self.device not in (None, "cpu", "cuda", *(gpu.name for gpu in DEVICES)):
+            raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda, or a GPU as in h200_sxm")
         if self.execution not in (EAGER, CUDA_GRAPH):
             raise ConfigurationError(f"unknown execution {self.execution!r}: name {EAGER} or {CUDA_GRAPH}")
         if self.moe_precision not in (None, *_PRECISIONS):
@@ -81,12 +82,12 @@ class ServingOptions(Document):
         return {name: value for name, value in dataclasses.asdict(self).items() if value != usual[name]}
 
     def execution_on(self, device: str) -> str:
-        """How the model runs on a device, cpu or cuda.
+        """How the model runs on a device, cpu or cuda or a GPU by name.
 
         Raises:
             ConfigurationError: the device has no graphs to replay.
         """
-        if self.execution == CUDA_GRAPH and device != "cuda":
+        if self.execution == CUDA_GRAPH and device == "cpu":
             raise ConfigurationError(f"execution {CUDA_GRAPH} needs device cuda: {device} has no CUDA graphs")
         return self.execution
 

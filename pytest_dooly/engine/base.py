@@ -251,6 +251,9 @@ class Engine(Protocol):
     def environment(self, configuration: ModelConfiguration) -> Environment:
         """What latencies measured here are true for."""
 
+    def absent_device(self, configuration: ModelConfiguration) -> str | None:
+        """Product of the device that the configuration is for, where it is not here: it can be traced, not timed."""
+
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> AbstractContextManager[Skeleton]:
         """The model without weights.
 

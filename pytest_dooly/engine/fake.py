@@ -62,6 +62,10 @@ class FakeEngine:
             execution=configuration.options.execution_on("cpu"),
         )
 
+    def absent_device(self, configuration: ModelConfiguration) -> str | None:
+        """None: it runs on whatever is here."""
+        return None
+
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""

@@ -44,14 +44,17 @@ _PUBLISHED_LATENT = {
 }
 """Sizes of DeepSeek-V3, whose layers of latent attention are the published ones."""
 
+_INDEXER = ("index_head_size", "index_heads", "index_top_k")
+"""Sizes of what chooses the tokens that sparse attention attends to."""
+
 
 @dataclass(frozen=True)
 class Family:
     """What operations have in common that differ in sizes alone.
 
     Attributes:
-        kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`
-            or a collective's name.
+        kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`,
+            `sparse latent prefill`, `sparse latent decode` or a collective's name.
         precision: of weights, or of the KV cache for attention.
         backend: of attention; None where any will do.
     """
@@ -257,9 +260,12 @@ def _cache(attributes: Mapping[str, str | int | float | bool]) -> str:
 
 
 def _latent_layer(attributes: Mapping[str, str | int | float | bool], precision: str) -> tuple[Part, ...]:
-    sizes = tuple(sorted((name, int(attributes[name])) for name in (*_PUBLISHED_LATENT, "num_heads")))
+    sparse = "index_top_k" in attributes
+    names = (*_PUBLISHED_LATENT, "num_heads", *(_INDEXER if sparse else ()))
+    sizes = tuple(sorted((name, int(attributes[name])) for name in names))
     kept = f"{precision} {_cache(attributes)}"
-    return tuple(Part(Family(f"latent {phase}", kept), sizes) for phase in ("prefill", "decode"))
+    kernel = "sparse latent" if sparse else "latent"
+    return tuple(Part(Family(f"{kernel} {phase}", kept), sizes) for phase in ("prefill", "decode"))
 
 
 def _latent_attention(attributes: Mapping[str, str | int | float | bool], dtype: str) -> tuple[Part, ...]:

@@ -238,6 +238,34 @@ def _latent(c: Columns, family: Family) -> _Kernel:
     return _Kernel(2 * tokens * weights + attend, moved, weight * weights, grids, extra)
 
 
+def _sparse_latent(c: Columns, family: Family) -> _Kernel:
+    """A layer of latent attention over the index_top_k tokens that its indexer, which scores all before, has chosen.
+
+    Attention over latents costs a pair 2 (2 kv_lora_rank + qk_rope_head_dim) operations a head, the indexer's 8-bit
+    scores a pair 2 index_head_size operations a head of its own.
+    """
+    whole = _latent(c, family)
+    decode, batch = "context_len" in c, c["batch_size"]
+    length = c["context_len"] + 1 if decode else c["prompt_len"]
+    tokens = batch if decode else batch * length
+    seen = np.minimum(length, c["index_top_k"])
+    scored = length if decode else (length + 1) / 2
+    attended = seen if decode else (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    heads = np.ceil(c["num_heads"] / _HEADS) * _HEADS
+    channels = 2 * c["kv_lora_rank"] + c["qk_rope_head_dim"]
+    index = c["index_heads"] * c["index_head_size"]
+    attend, score = 2 * tokens * heads * attended * channels, 2 * tokens * scored * index
+    projected = 2 * tokens * (c["q_lora_rank"] * index + c["hidden_size"] * (c["index_head_size"] + c["index_heads"]))
+    dense = 2.0 ** whole.extra["attend"]
+    moved = whole.moved + c["index_head_size"] * batch * length
+    if decode:
+        cache = _CACHE_BYTES.get(family.precision.split()[1], 2.0)
+        moved = moved - cache * batch * (length - seen) * (c["kv_lora_rank"] + c["qk_rope_head_dim"])
+    extra = whole.extra | {"attend": np.log2(attend), "score": np.log2(score), "chosen": seen / length}
+    extra |= {"score share": np.log2(score / attend), "attended": np.log2(attended), "scored": np.log2(scored)}
+    return _Kernel(whole.flops - dense + attend + projected + score / 2, moved, whole.reused, whole.grids, extra)
+
+
 def _message(c: Columns, family: Family) -> _Kernel:
     """A collective over `ranks`, of numbers of two bytes."""
     ranks, elements = c["ranks"], c["elements"]
@@ -253,4 +281,6 @@ _KERNELS: Mapping[str, Callable[[Columns, Family], _Kernel]] = {
     "experts": _experts,
     "latent prefill": _latent,
     "latent decode": _latent,
+    "sparse latent prefill": _sparse_latent,
+    "sparse latent decode": _sparse_latent,
 }

@@ -56,14 +56,23 @@ _LABEL = 64
 _NARROW = 51
 
 
-def format_operations(model: ServedModel, left_out: Sequence[str] = ()) -> str:
+_AS_IF = (
+    "as the engine's own code decides for an {}, which is not here: layers, kernels and sizes; left out are kernels "
+    "that pad, convert or launch others within a layer, and fusions of a compiled graph"
+)
+
+
+def format_operations(model: ServedModel, left_out: Sequence[str] = (), absent_device: str | None = None) -> str:
     """A table of the model's operations with the origin of every dimension, at most 100 columns wide.
 
     Args:
         model: whose operations they are.
         left_out: parts of the checkpoint that were not traced.
+        absent_device: that it was traced for without being here.
     """
     lines = [f"{model.name} ({model.architecture})"]
+    if absent_device is not None:
+        lines += _wrap(_AS_IF.format(absent_device), "", "  ")
     if left_out:
         lines += _wrap(f"{' and '.join(left_out)} left out: only the language model is traced", "", "  ")
     lines += ["", f"{'kind':10}  {'times':>5}  operation"]

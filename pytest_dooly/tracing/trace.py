@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.operation import Coverage, Operation, OperationKind, TensorSpec, Trace, check_trace
+from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session, Skeleton
 from pytest_dooly.engine.collection import without_collection
 from pytest_dooly.engine.forward import ForwardObserver
 from pytest_dooly.errors import TraceError
+from pytest_dooly.tracing.apart import in_own_process
 from pytest_dooly.tracing.origin import Symbols
 
 __all__ = ["cover", "observe", "trace"]
@@ -39,6 +41,8 @@ def trace(
 ) -> tuple[Trace, Limits]:
     """Every operation of one forward pass and the engine's bounds of a batch; needs no weights and no GPU.
 
+    For a device that is not here it takes a process of its own, since an engine settles on one for all of a process.
+
     Args:
         engine: adapter of the serving engine.
         configuration: what is served.
@@ -48,7 +52,19 @@ def trace(
     Raises:
         ConfigurationError: the engine refuses the configuration.
         TraceError: an operation or the architecture cannot be traced; names it.
+        WorkerError: a process of its own was ended.
     """
+    if engine.absent_device(configuration) is not None:
+        return in_own_process(_traced_by, engine.name, configuration, num_tokens, num_reqs)
+    return _traced(engine, configuration, num_tokens, num_reqs)
+
+
+def _traced_by(engine: str, configuration: ModelConfiguration, num_tokens: int, num_reqs: int) -> tuple[Trace, Limits]:
+    """The same in a process where that engine has served nothing yet."""
+    return _traced(load_engine(engine), configuration, num_tokens, num_reqs)
+
+
+def _traced(engine: Engine, configuration: ModelConfiguration, num_tokens: int, num_reqs: int) -> tuple[Trace, Limits]:
     symbols = Symbols()
     # What an earlier session left must not be destroyed under our modes, where its destructors would meet symbols.
     with without_collection(), engine.skeleton(configuration, symbols) as skeleton:

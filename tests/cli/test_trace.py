@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pytest_dooly import cli
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.device import device_named
+from pytest_dooly.engine.base import Origins, Skeleton
 from pytest_dooly.engine.fake import FakeEngine
-from pytest_dooly.errors import EngineError
+from pytest_dooly.errors import EngineError, TraceError
+from pytest_dooly.tracing import trace as trace_module
 from tests.cli import SMALL
 from tests.models import LLAMA, write
 
@@ -33,6 +39,48 @@ def test_trace_says_what_of_a_checkpoint_it_leaves_out(place: Path, capsys: pyte
     assert cli.main(["trace", "towers", "--json", *SMALL, "--no-coverage"]) == 0
     parts = json.loads(capsys.readouterr().out)["left_out"]
     assert parts == ["vision tower (27 layers)", "audio tower (12 layers)"]
+
+
+class Elsewhere(FakeEngine):
+    """An engine for whose architectures the processor here has no kernels, and no GPU is here."""
+
+    def absent_device(self, configuration: ModelConfiguration) -> str | None:
+        return None if configuration.options.device is None else device_named(configuration.options.device).product
+
+    @contextmanager
+    def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
+        if configuration.options.device is None:
+            raise TraceError("Sparse Attention is not supported on CPU")
+        with super().skeleton(configuration, origins) as skeleton:
+            yield skeleton
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_dooly.cli.opening.load_engine", lambda _: Elsewhere())
+    monkeypatch.setattr(
+        "pytest_dooly.tracing.trace.in_own_process", lambda _, name, *rest: trace_module._traced(Elsewhere(), *rest)
+    )
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_trace_says_that_the_gpu_is_not_here(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", "model", "--device", "h200_sxm"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].startswith("as the engine's own code decides for an NVIDIA H200, which is not here:")
+    assert out.splitlines()[-1] == "coverage not counted: no NVIDIA H200 is here to run the architecture in small"
+    assert cli.main(["trace", "model", "--device", "h200_sxm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["absent_device"] == "NVIDIA H200"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_has_no_kernels_on_a_cpu_is_traced_for_the_gpu_that_is_predicted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "model", "--device", "h200_sxm", "--batch", "1x16"]) == 0
+    assert "step of 1 requests, 16 tokens" in capsys.readouterr().out
+    assert cli.main(["trace", "model"]) != 0
+    assert "Sparse Attention is not supported on CPU" in capsys.readouterr().err
 
 
 def test_trace_as_json_is_one_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

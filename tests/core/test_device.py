@@ -34,7 +34,9 @@ def test_names_and_products_are_sorted_and_each_stands_for_one_device() -> None:
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
 def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
-    assert all(value > 0 for value in dataclasses.astuple(device)[2:])
+    *figures, capability = dataclasses.astuple(device)[2:]
+    assert all(value > 0 for value in figures)
+    assert (8, 0) <= capability <= (12, 0)
     assert device.link_bytes_per_s < device.memory_bytes_per_s < device.flops_per_s
     assert 100 < device.flops_per_s / device.memory_bytes_per_s < 500  # operations a byte: the ridge of a roofline
 

@@ -366,7 +366,7 @@ def test_ctrl_c_ends_a_session_that_is_timing(pytester: pytest.Pytester) -> None
         (("--dooly-regressor=json:JSONDecoder",), "json:JSONDecoder is no estimator, which has fit and predict: *"),
         (("--dooly-tp=0",), "tp must be at least 1, got 0"),
         (("--dooly-engine=triton",), "unknown engine 'triton': name one of vllm, fake"),
-        (("--dooly-device=tpu",), "unknown device 'tpu': name cpu or cuda"),
+        (("--dooly-device=tpu",), "unknown device 'tpu': name cpu or cuda, or a GPU as in h200_sxm"),
         (("-p", "no:benchmark"), "--dooly-model needs pytest-benchmark, which is not loaded*"),
     ],
 )

@@ -26,6 +26,18 @@ LATENT = {
     "qk_rope_head_dim": 64.0,
     "v_head_dim": 128.0,
 }
+INDEXER = {"index_head_size": 128.0, "index_heads": 64.0, "index_top_k": 2048.0}
+KERNELS = (
+    "gemm",
+    "prefill",
+    "decode",
+    "experts",
+    "latent prefill",
+    "latent decode",
+    "sparse latent prefill",
+    "sparse latent decode",
+    "all_gather",
+)
 
 
 def arrays(values: Sizes) -> Columns:
@@ -43,7 +55,21 @@ def feature(description: Description, name: str) -> float:
 @st.composite
 def kernels(draw: st.DrawFn) -> tuple[Family, Sizes]:
     """A row of any family, from the smallest work to more than any device does in a step."""
-    kernel = draw(ONE_OF(["gemm", "prefill", "decode", "experts", "latent prefill", "latent decode", "all_gather"]))
+    kernel = draw(
+        ONE_OF(
+            [
+                "gemm",
+                "prefill",
+                "decode",
+                "experts",
+                "latent prefill",
+                "latent decode",
+                "sparse latent prefill",
+                "sparse latent decode",
+                "all_gather",
+            ]
+        )
+    )
     precision = draw(
         ONE_OF(["bf16", "fp8", "fp8_block", "int4", "mxfp4", "mxfp4_mxfp8", "nvfp4", "fp32", "unheard_of"])
     )
@@ -76,6 +102,9 @@ def kernels(draw: st.DrawFn) -> tuple[Family, Sizes]:
         }
     if kernel.startswith("latent"):
         return Family(kernel, f"{precision} auto"), {**LATENT, "num_heads": draw(st.integers(1, 128)), **request}
+    if kernel.startswith("sparse"):
+        of_rank: Sizes = {"num_heads": draw(st.integers(1, 128))}
+        return Family(kernel, f"{precision} auto"), {**LATENT, **INDEXER, **of_rank, **request}
     ranks = draw(st.integers(2, 64))
     return Family(draw(ONE_OF(["all_reduce", kernel])), "bf16"), {
         "ranks": ranks,
@@ -165,6 +194,30 @@ def test_latent_attention_reads_latents_once_for_all_heads() -> None:
     assert more_s == pytest.approx(2 * 64 * 8192 * (512 + 64) / 1e12)
     cached = described("latent decode", "bf16 fp8", fast, **LATENT, num_heads=16, batch_size=64, context_len=16_383)
     assert decodes[1].roofline_s[0] - cached.roofline_s[0] == pytest.approx(64 * 16_384 * (512 + 64) / 1e12)
+
+
+def test_sparse_attention_reads_and_attends_to_the_tokens_that_its_indexer_has_chosen() -> None:
+    fast, slow = (dataclasses.replace(DEVICE, flops_per_s=flops) for flops in (1e18, 1e6))
+    sizes = {**LATENT, **INDEXER, "num_heads": 64.0, "batch_size": 64.0}
+
+    def of(device: Device, context_len: int) -> float:
+        return float(
+            described("sparse latent decode", "bf16 auto", device, **sizes, context_len=context_len).roofline_s[0]
+        )
+
+    # Beyond index_top_k a further token costs what the indexer reads and scores of it.
+    assert of(fast, 16_383) - of(fast, 8191) == pytest.approx(64 * 8192 * 128 / 1e12)
+    assert of(slow, 16_383) - of(slow, 8191) == pytest.approx(64 * 8192 * 64 * 128 / 1e6, rel=1e-3)
+    # Up to it, the whole context is attended to.
+    attended = 2 * 64 * 64 * 1024 * (2 * 512 + 64)
+    assert of(slow, 2047) - of(slow, 1023) == pytest.approx((attended + 64 * 1024 * 64 * 128) / 1e6, rel=1e-3)
+    near, far = (
+        described("sparse latent prefill", "bf16 auto", **{**sizes, "batch_size": 1.0}, prompt_len=length)
+        for length in (2048, 16_384)
+    )
+    assert feature(near, "chosen") == 1
+    assert feature(far, "chosen") == 1 / 8
+    assert feature(far, "attended") == pytest.approx(np.log2((2048 * 2049 / 2 + (16_384 - 2048) * 2048) / 16_384))
 
 
 def test_another_device_is_another_roofline() -> None:

@@ -9,15 +9,28 @@ from typing import Any
 import torch
 
 from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.core.environment import EAGER
 from pytest_dooly.core.operation import GAP, LAUNCH
 
-__all__ = ["between_layers", "cpu_name", "cuda_driver", "device_of", "permit_tiles", "runs_here"]
+__all__ = ["absent_gpu", "between_layers", "cpu_name", "cuda_driver", "device_of", "permit_tiles", "runs_here"]
+
+_ANY = "h100_sxm"
 
 
 def device_of(configuration: ModelConfiguration) -> str:
-    """Where the configuration is served: the device asked for, else the best that is here."""
-    return configuration.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Where the configuration is served, cpu or cuda: the device asked for, else the best that is here."""
+    asked = configuration.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return "cpu" if asked == "cpu" else "cuda"
+
+
+def absent_gpu(configuration: ModelConfiguration) -> Device | None:
+    """The GPU that the configuration is to be served on where it is not here; an H100 where any will do."""
+    asked, here = configuration.options.device, torch.cuda.is_available()
+    if device_of(configuration) == "cpu" or (here and asked in (None, "cuda")):
+        return None
+    gpu = device_named(_ANY if asked in (None, "cuda") else str(asked))
+    return None if here and torch.cuda.get_device_name() == gpu.product else gpu
 
 
 def cpu_name() -> str:

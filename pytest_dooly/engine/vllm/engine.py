@@ -15,9 +15,18 @@ from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.engine.base import Origins, Session, Skeleton, TrafficServer
+from pytest_dooly.engine.vllm.absent_gpu import describe
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
 from pytest_dooly.engine.vllm.custom_code import read_as_data
-from pytest_dooly.engine.vllm.device import between_layers, cpu_name, cuda_driver, device_of, permit_tiles, runs_here
+from pytest_dooly.engine.vllm.device import (
+    absent_gpu,
+    between_layers,
+    cpu_name,
+    cuda_driver,
+    device_of,
+    permit_tiles,
+    runs_here,
+)
 from pytest_dooly.engine.vllm.installation import check_import, installed_version, quiet
 from pytest_dooly.engine.vllm.model_classes import classes_found_here
 from pytest_dooly.engine.vllm.patches import without_weights
@@ -62,10 +71,11 @@ class VllmEngine:
         """
         cuda = device_of(configuration) == "cuda"
         execution = configuration.options.execution_on(device_of(configuration))
+        absent = self.absent_device(configuration)
         return Environment(
-            device=torch.cuda.get_device_name() if cuda else cpu_name(),
+            device=absent or (torch.cuda.get_device_name() if cuda else cpu_name()),
             device_count=configuration.options.tensor_parallel_size if cuda else torch.get_num_threads(),
-            driver=cuda_driver() if cuda else torch.backends.cpu.get_cpu_capability(),
+            driver="none" if absent else cuda_driver() if cuda else torch.backends.cpu.get_cpu_capability(),
             engine=self.name,
             engine_version=self.version,
             torch_version=torch.__version__,
@@ -74,9 +84,17 @@ class VllmEngine:
             execution=execution,
         )
 
+    def absent_device(self, configuration: ModelConfiguration) -> str | None:
+        """The GPU that is described to vLLM; see `Engine.absent_device`."""
+        gpu = absent_gpu(configuration)
+        return None if gpu is None else gpu.product
+
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
+        gpu = absent_gpu(configuration)
+        if gpu is not None:
+            describe(gpu)
         with quiet():
             check_import()
             with classes_found_here(), read_as_data(configuration.document):
@@ -88,6 +106,7 @@ class VllmEngine:
     @contextmanager
     def small(self, configuration: ModelConfiguration) -> Iterator[ModelConfiguration]:
         """A model of the same architecture in small; see `Engine.small`."""
+        self._check_here(configuration)
         if configuration.directory is None:
             raise ConfigurationError(f"{configuration.name} has no config.json here to make a small model of")
         with quiet(), read_as_data(configuration.document):
@@ -106,6 +125,7 @@ class VllmEngine:
         """A running engine; see `Engine.open`."""
         from pytest_dooly.engine.vllm.session import VllmSession
 
+        self._check_here(configuration)
         ranks = configuration.options.tensor_parallel_size
         if ranks > 1:
             raise EngineError(
@@ -120,6 +140,11 @@ class VllmEngine:
             with classes_found_here(), read_as_data(configuration.document):
                 return VllmSession(configuration, arguments, isolating=isolating, kv_tokens=kv_tokens)
 
+    def _check_here(self, configuration: ModelConfiguration) -> None:
+        absent = self.absent_device(configuration)
+        if absent is not None:
+            raise EngineError(f"there is no {absent} here: what would run on it can be traced and predicted, not run")
+
     def scheduler(self, options: SchedulerOptions) -> Scheduler:
         """VLLM's own scheduler over virtual requests; see `Engine.scheduler`."""
         from pytest_dooly.engine.vllm.scheduler import VllmScheduler
@@ -130,6 +155,7 @@ class VllmEngine:
         """`vllm serve` and `vllm bench serve`; see `Engine.server`."""
         from pytest_dooly.engine.vllm.server import VllmServer
 
+        self._check_here(configuration)
         with quiet():
             check_import()
             return VllmServer(configuration, port=port)

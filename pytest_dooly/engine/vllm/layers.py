@@ -11,8 +11,9 @@ import torch
 
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
+from pytest_dooly.engine.vllm.absent_gpu import described
 from pytest_dooly.engine.vllm.arguments import MOE_PRECISION
-from pytest_dooly.engine.vllm.quantisation import method_of, packed, precision_of
+from pytest_dooly.engine.vllm.quantisation import experts_kernel, method_of, packed, precision_of
 
 __all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
 
@@ -48,7 +49,7 @@ class LayerCatalogue:
         self._block_size = block_size
         self._describers: tuple[tuple[type, Callable[[Any], Layer]], ...] = (
             (Attention, self._attention),
-            (MLAAttention, self._latent_attention),
+            (MLAAttention, self._latent),
             (AttentionLayerBase, self._mixer),
             (MoERunnerInterface, _experts),
             (LinearBase, _linear),
@@ -98,6 +99,46 @@ class LayerCatalogue:
             _pairs(attributes),
             ignored=frozenset({"output_shape"}),
             implied=cache,
+        )
+
+    def _latent(self, layer: Any) -> Layer:
+        whole = "hidden_states" in inspect.signature(layer.forward).parameters and hasattr(layer, "o_proj")
+        return self._latent_layer(layer) if whole else self._latent_attention(layer)
+
+    def _latent_layer(self, layer: Any) -> Layer:
+        """Latent attention from hidden states to hidden states: projections, norms, rotary and indexer within one."""
+        attention = self._latent_attention(layer)
+        attributes = dict(attention.attributes)
+        attributes |= {"method": method_of(layer.q_b_proj), "hidden_size": int(layer.o_proj.output_size)}
+        attributes["q_lora_rank"] = int(layer.q_lora_rank)
+        precision = precision_of(layer.q_b_proj)
+        if precision is not None:
+            attributes["precision"] = precision
+        indexer = getattr(layer, "indexer", None)
+        if indexer is not None:
+            attributes |= {
+                "index_heads": int(indexer.n_head),
+                "index_head_size": int(indexer.head_dim),
+                "index_top_k": int(indexer.topk_tokens),
+            }
+
+        def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
+            seq_len = request.context_len + request.query_len
+            cached = dict(attention.implied(request)) if attention.implied is not None else {}
+            if indexer is not None:
+                cached["index_keys"] = indexer.k_cache.dtype, (seq_len, indexer.k_cache.head_dim)
+            return cached
+
+        def output(positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+            return torch.empty_like(hidden_states)
+
+        return Layer(
+            OperationKind.ATTENTION,
+            "mla_layer",
+            _pairs(attributes),
+            dict(layer.named_parameters()),
+            implied=cache,
+            stand_in=output,
         )
 
     def _latent_attention(self, layer: Any) -> Layer:
@@ -151,7 +192,10 @@ class LayerCatalogue:
         if kind is OperationKind.ROTARY:
             attributes |= {key: int(getattr(layer, key)) for key in ("head_size", "rotary_dim") if hasattr(layer, key)}
             attributes["neox"] = bool(getattr(layer, "is_neox_style", True))
-        return Layer(kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer))
+        # A kernel that is not here: what vLLM does in its place in plain PyTorch has the same shapes.
+        absent = described() and layer._forward_method.__name__ == "forward_cuda"
+        stand_in = layer.forward_native if absent else None
+        return Layer(kind, name, _pairs(attributes), parameters, called_as=_named_forward(layer), stand_in=stand_in)
 
 
 def outermost_leaves(
@@ -179,6 +223,7 @@ def _experts(layer: Any) -> Layer:
     config = routed.moe_config
     attributes: dict[str, str | int | float | bool | None] = {
         "method": method_of(routed),
+        "backend": experts_kernel(routed),
         "precision": _told_precision() or precision_of(routed),
         "num_experts": int(config.num_experts),
         "num_local_experts": int(config.num_local_experts),

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-__all__ = ["classes_found_here"]
+__all__ = ["AbsentModule", "StandIns", "classes_found_here"]
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _stood_in_for(package: str) -> Iterator[None]:
 
     # Asked now, it remembers that the package is not here.
     getattr(import_utils, f"is_{package}_available", bool)()
-    finder = _StandIns(package)
+    finder = StandIns(package)
     sys.meta_path.append(finder)
     try:
         yield
@@ -87,7 +87,7 @@ def _stood_in_for(package: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-class _StandIns(MetaPathFinder, Loader):
+class StandIns(MetaPathFinder, Loader):
     """Finds any module of a package that is not here."""
 
     def __init__(self, package: str) -> None:
@@ -101,13 +101,17 @@ class _StandIns(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module that has every name."""
-        return _AbsentModule(spec.name)
+        return AbsentModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to execute."""
 
 
-class _AbsentModule(ModuleType):
+class AbsentModule(ModuleType):
+    """A module that is not here, with every name."""
+
+    __file__ = None
+
     def __getattr__(self, name: str) -> type:
         return _absent(self.__name__, name)
 

@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from typing import Any
 from unittest import mock
 
 import torch
 
-__all__ = ["any_kernel", "method_of", "packed", "precision_of"]
+__all__ = ["any_kernel", "experts_kernel", "method_of", "packed", "precision_of"]
 
 Weights = Mapping[str, tuple[torch.dtype, Sequence[Any]]]
 """Dtype and shape by role."""
@@ -53,6 +54,20 @@ def precision_of(layer: Any) -> str | None:
         return "int4" if bits == 4 else f"int{bits}_weights"
     precision = next((precision for part, precision in _PRECISIONS if re.search(part, name)), method)
     return "fp8_block" if precision == "fp8" and ("block" in name or _in_blocks(scheme)) else precision
+
+
+def experts_kernel(layer: Any) -> str | None:
+    """The kernel that a GPU's experts are computed with, as in TRITON or MARLIN; None on a CPU, or where none is named.
+
+    Args:
+        layer: the experts that tokens are routed to.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        return None
+    kept = vars(layer.quant_method).items()
+    return next((value.name for name, value in kept if name.endswith("_backend") and isinstance(value, Enum)), None)
 
 
 def packed(layer: Any, role: str, shape: Sequence[Any]) -> tuple[frozenset[str], Weights]:

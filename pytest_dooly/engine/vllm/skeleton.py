@@ -12,7 +12,7 @@ from pytest_dooly.core.operation import Operation, OperationKind
 from pytest_dooly.engine.base import Layer, Origins
 from pytest_dooly.engine.vllm.arguments import limits_of
 from pytest_dooly.engine.vllm.batches import position_axes
-from pytest_dooly.engine.vllm.device import device_of
+from pytest_dooly.engine.vllm.device import absent_gpu, device_of
 from pytest_dooly.engine.vllm.identity import layer_identity
 from pytest_dooly.engine.vllm.installation import installed_version
 from pytest_dooly.engine.vllm.layers import LayerCatalogue, decoder_layers
@@ -98,7 +98,8 @@ def built(configuration: ModelConfiguration, config: Any, origins: Origins) -> t
     from vllm.model_executor.model_loader.utils import initialize_model
 
     try:
-        with origins.building(), torch.device(device_of(configuration)):
+        # Fake tensors of a GPU that is not here stay on the CPU.
+        with origins.building(), torch.device("cpu" if absent_gpu(configuration) else device_of(configuration)):
             model: torch.nn.Module = initialize_model(vllm_config=config)
     except Exception as error:
         if configuration.options.attention_backend and "backend" in str(error).lower():
@@ -136,9 +137,13 @@ def _as_if_loaded(model: torch.nn.Module) -> None:
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
     for module in model.modules():
+        if getattr(module, "replicated_embed", False):
+            module.replicated_embed = False  # one Triton kernel for the embedding and a norm: traced as the two layers
         if isinstance(module, MoERunnerInterface):
             # The engine's own shape functions of its two operators, which the CPU path calls unregistered.
             shared = module._shared_experts is not None
+            # Padding for a kernel of some sizes is the kernel's own.
+            module._maybe_pad_hidden_states = lambda _, hidden_states: (hidden_states, None, None)
             module._forward_entry = moe_runner._moe_forward_shared_fake if shared else moe_runner._moe_forward_fake
         # Set by process_weights_after_loading, which packs real weights.
         if isinstance(getattr(module, "weight", None), torch.Tensor) and not hasattr(module, "cpu_linear"):

@@ -32,7 +32,7 @@ __all__ = [
 
 PACKAGE = "aiconfigurator-core"
 
-MAPPING = 2
+MAPPING = 3
 """Raised when a row becomes another operation or point, so that an import replaces what an older one has made."""
 
 _BLOCK_SIZE = 64
@@ -67,6 +67,9 @@ _ACTIVATIONS: Mapping[tuple[int, int], str] = {
 """Of experts, by hidden size and inner size, where it is no silu: three sizes of Nemotron, whose experts have no gate,
 Gemma 4, GPT-OSS and MiniMax-M3. Source: `_resolve_moe_runtime_config` of the collector."""
 
+_INDEXER = {"index_heads": "index_n_heads", "index_head_size": "index_head_dim", "index_top_k": "index_topk"}
+"""Sizes of what chooses the tokens that sparse attention attends to, and what config.json calls them."""
+
 Row = Any
 """A named tuple of one row's columns."""
 
@@ -99,6 +102,8 @@ def readers(root: Path) -> Mapping[str, Reader]:
         "generation_attention_perf": Reader(attention, _attention),
         "mla_context_module_perf": Reader(latent, partial(_latent_attention, root)),
         "mla_generation_module_perf": Reader(latent, partial(_latent_attention, root)),
+        "dsa_context_module_perf": Reader(latent, partial(_latent_attention, root)),
+        "dsa_generation_module_perf": Reader(latent, partial(_latent_attention, root)),
         "moe_perf": Reader((*experts, "moe_dtype", "num_tokens", "distribution"), _moe),
         "custom_allreduce_perf": Reader(("num_gpus", "message_size", "allreduce_dtype"), _all_reduce),
         "nccl_perf": Reader(("num_gpus", "message_size", "nccl_dtype", "op_name"), _nccl),
@@ -245,14 +250,19 @@ def attention_signature(
 def latent_signature(
     backend: str, num_heads: int, gemm_dtype: str, kv_cache_dtype: str, config: tuple[tuple[str, int], ...]
 ) -> Signature:
-    """The whole layer of latent attention: its linears, norms and rotary around what a trace calls mla_attention."""
+    """The whole layer of latent attention: its linears, norms and rotary around what a trace calls mla_attention.
+
+    With an indexer, which sizes of it in the config say, it is sparse.
+    """
     sizes = dict(config)
+    sparse = {"sparse": True} if "index_top_k" in sizes else {}
     tensors = (
         ("hidden_states", "bf16", ("num_tokens", sizes["hidden_size"])),
         *_cached(("latents",), kv_cache_dtype, (sizes["kv_lora_rank"] + sizes["qk_rope_head_dim"],)),
     )
     attributes: dict[str, str | int] = {
         **sizes,
+        **sparse,
         "backend": backend,
         "head_size": sizes["kv_lora_rank"] + sizes["qk_rope_head_dim"],
         "kv_cache_dtype": kv_cache_dtype,
@@ -290,7 +300,8 @@ def _config(root: Path, model: str) -> tuple[tuple[str, int], ...] | None:
     names = ("hidden_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if not all(name in document for name in names):
         return None
-    return tuple((name, int(document[name] or 0)) for name in names)
+    index = [(ours, document[theirs]) for ours, theirs in _INDEXER.items() if theirs in document]
+    return tuple((name, int(size or 0)) for name, size in (*((name, document[name]) for name in names), *index))
 
 
 @cache

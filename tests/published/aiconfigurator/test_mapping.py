@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_latent_attention_is_a_layer_with_the_sizes_of_its_model(root: Path, nam
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
     }
+
+
+@pytest.mark.parametrize("name", ["dsa_context_module_perf", "dsa_generation_module_perf"])
+def test_sparse_attention_is_a_layer_with_the_sizes_of_its_indexer(root: Path, name: str) -> None:
+    folder = root / "model_configs"
+    document = json.loads((folder / "deepseek-ai--DeepSeek-V3_config.json").read_text())
+    document |= {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+    (folder / "deepseek-ai--DeepSeek-V3.2_config.json").write_text(json.dumps(document))
+    row = {**LATENT, "model": "deepseek-ai/DeepSeek-V3.2", "kernel_source": "FLASHMLA_SPARSE"}
+    signature = only(root, name, row).signature
+    assert (signature.name, signature.tensors[0]) == ("mla_layer", ("hidden_states", "bf16", ("num_tokens", 7168)))
+    attributes = dict(signature.attributes)
+    assert (attributes["sparse"], attributes["num_heads"]) == (True, 16)
+    index = {name: size for name, size in attributes.items() if name.startswith("index")}
+    assert index == {"index_head_size": 128, "index_heads": 64, "index_top_k": 2048}
 
 
 def test_the_sizes_of_a_model_may_stand_in_its_text_config(root: Path) -> None:
