@@ -22,6 +22,7 @@ from pytest_dooly.regress.stored import Comparison, compare_with, fit_regressors
 from pytest_dooly.report.findings import Summary, model_report
 from pytest_dooly.report.page import ReportError, write_report
 from pytest_dooly.serving import serve
+from pytest_dooly.simulation.predicted_model import PredictedModel
 from pytest_dooly.sweep.grid import kv_tokens, refinements
 from pytest_dooly.sweep.plan import Case, make_plan
 from pytest_dooly.sweep.refine import TARGET, Refinement, grid_key
@@ -199,6 +200,34 @@ class Profiling:
             unwritten=unwritten,
             comparison=comparison,
         )
+
+    def predicted(self, model: ServedModel) -> PredictedModel:
+        """Predictions from what the latency DB holds now; regressors are fitted again.
+
+        Args:
+            model: of the plan.
+
+        Raises:
+            MissingMeasurements: the latency DB lacks operations of the model; names all of them.
+        """
+        fit_regressors([model], self.db, self.plan.environment)
+        return PredictedModel(model, latency_models(model, self.db, self.plan.environment, progress=self._progress))
+
+    def whole(self, model: ServedModel) -> Session:
+        """A session of the whole model, in place of one that holds layers; it lasts until a case is timed.
+
+        Args:
+            model: of the plan.
+
+        Raises:
+            EngineError: the engine does not start.
+        """
+        if self._session is None or self._session[0] != f"all of {model.key}":
+            self.close()
+            self._progress(f"starting {self._engine.name} {self._engine.version} with {model.name}")
+            session = self._engine.open(self._configurations[model.key], kv_tokens=kv_tokens(model.limits))
+            self._session = f"all of {model.key}", session
+        return self._session[1]
 
     def close(self) -> None:
         """Ends the engine's session."""

@@ -37,7 +37,7 @@ class DoolyPlugin:
         """Remembers the session's configuration."""
         self._config = config
         self._open = profiling(config)
-        self._started = False
+        self._started = self._asked = False
         self._summary: Summary | None = None
         self._error: str | None = None
 
@@ -58,7 +58,7 @@ class DoolyPlugin:
         """One parameter set per case: id, markers, timer, and a skip where the DB has it."""
         from pytest_dooly.report.terminal import skip_reason
 
-        where = str(setting(self._config, "db") or DB)
+        self._asked, where = True, str(setting(self._config, "db") or DB)
         return [self._parameter(case, skip_reason(case, where)) for case in self.profiling.plan.cases]
 
     def _parameter(self, case: Case, reason: str) -> Any:
@@ -83,6 +83,8 @@ class DoolyPlugin:
         if not self._started or session.config.option.collectonly:
             return
         self.profiling.close()
+        if not self._asked:  # a session of a user's own tests, or of suites that only predict
+            return
         try:
             self._summary = self.profiling.summarise(Path(setting(self._config, "reports") or "reports"))
             if self._summary.unwritten:

@@ -21,7 +21,7 @@ _SMALL = 32
 """Above which a number is not small."""
 
 _Divided = tuple[int, int, int]
-"""A total, among how many it is divided, and how far apart these are; see `_divided`."""
+"""How many, the total that is divided among them, and how far apart they are; see `_divided`."""
 
 
 def batches(limits: Limits, *, max_kv_tokens: int | None = None) -> SearchStrategy[Batch]:
@@ -38,10 +38,10 @@ def batches(limits: Limits, *, max_kv_tokens: int | None = None) -> SearchStrate
 
     longest = limits.max_model_len - 1
     number, stride = sizes(1, limits.max_num_seqs), sizes(0, longest)
-    prompts = st.tuples(sizes(1, limits.max_num_tokens), number, stride)
+    prompts = st.tuples(number, sizes(1, limits.max_num_tokens), stride)
     late = st.tuples(sizes(1, longest), st.booleans())
     kept = max_kv_tokens or kv_tokens(limits)
-    decodes = st.tuples(sizes(1, min(kept, limits.max_num_seqs * longest)), number, stride)
+    decodes = st.tuples(number, sizes(1, min(kept, limits.max_num_seqs * longest)), stride)
 
     def made(prompts: _Divided | None, decodes: _Divided | None, late: tuple[int, bool] | None) -> Batch:
         requests = itertools.chain(_decodes(*decodes) if decodes else (), _prompts(*prompts, late) if prompts else ())
@@ -132,21 +132,21 @@ def sizes(first: int, last: int) -> SearchStrategy[int]:
     return st.integers(first, min(last, first + _SMALL)) | st.integers(first, last)
 
 
-def _prompts(tokens: int, number: int, stride: int, late: tuple[int, bool] | None) -> Iterator[tuple[int, int]]:
+def _prompts(number: int, tokens: int, stride: int, late: tuple[int, bool] | None) -> Iterator[tuple[int, int]]:
     """So many tokens or fewer, divided among prompts; `late`: what went before, and if all share it."""
     before, of_all = late or (0, False)
-    query_lens = list(_divided(tokens, number, stride))
+    query_lens = list(_divided(number, tokens, stride))
     for place, query_len in enumerate(query_lens):
         yield query_len, before // len(query_lens) if of_all else 0 if place else before
 
 
-def _decodes(tokens: int, number: int, stride: int) -> Iterator[tuple[int, int]]:
+def _decodes(number: int, tokens: int, stride: int) -> Iterator[tuple[int, int]]:
     """One token each; so many or fewer in the KV cache, divided among them, as of requests that came in turn."""
-    for context_len in _divided(tokens, number, stride):
+    for context_len in _divided(number, tokens, stride):
         yield 1, context_len
 
 
-def _divided(total: int, number: int, stride: int) -> Iterator[int]:
+def _divided(number: int, total: int, stride: int) -> Iterator[int]:
     """Sizes that add up to a total at most, a stride apart, from an equal share down and over again, none below 1."""
     number = min(number, total)
     for place in range(number):

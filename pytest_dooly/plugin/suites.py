@@ -1,0 +1,127 @@
+"""The suites of `op_suites`, and the fixtures that they and a user's own tests ask about a model.
+
+Registered in every project that has us installed, so nothing heavy is imported at the top.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from pytest_dooly.errors import ConfigurationError, DoolyError
+from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin
+from pytest_dooly.plugin.settings import percent, setting, usage_errors
+
+if TYPE_CHECKING:
+    from pytest_dooly.core.signature import ServedModel
+    from pytest_dooly.searching.objective import Objective
+    from pytest_dooly.simulation.predicted_model import PredictedModel
+    from pytest_dooly.step_timer import StepTimer
+
+__all__ = ["SUITES", "arguments", "dooly_measure", "dooly_model", "dooly_slo", "register"]
+
+SUITES = ("operations", "slo", "monotone")
+"""Names of suites, each in `op_suites/test_NAME.py`."""
+
+_NO_MODEL = "no model named: use --dooly-model"
+
+
+def register(config: pytest.Config) -> None:
+    """Registers the fixtures, and looks whether the suites' options can be read.
+
+    Raises:
+        pytest.UsageError: an option cannot be read, or needs a model.
+    """
+    config.pluginmanager.register(sys.modules[__name__], "dooly-suites")
+    with usage_errors():
+        named = _named(config)
+        if config.getoption("dooly_suite") and not setting(config, "model"):
+            raise ConfigurationError(f"--dooly-suite={','.join(named)} needs --dooly-model")
+        if setting(config, "slo"):
+            _objective(config)
+
+
+def arguments(config: pytest.Config) -> list[str]:
+    """What to collect: what the user has named and the suites that are asked for; else what a profile consists of."""
+    named = _named(config)
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        paths = config.args
+    else:
+        paths = []
+        named = named or ["operations", *(["slo"] if setting(config, "slo") else [])]
+    import op_suites
+
+    folder = Path(op_suites.__path__[0])
+    return [*paths, *(str(folder / f"test_{name}.py") for name in named)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One parameter set per model, where several are named."""
+    names = setting(metafunc.config, "model") or ()
+    if "dooly_model" in metafunc.fixturenames and len(names) > 1:
+        places = range(len(names))
+        metafunc.parametrize("dooly_model", places, ids=map(str, names), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def dooly_model(request: pytest.FixtureRequest) -> PredictedModel:
+    """The model that `--dooly-model` names, with predictions in seconds from what the latency DB holds of it.
+
+    Of several models, a test runs for each. Skips where none is named; fails where the latency DB lacks operations.
+    """
+    plugin, served = _session(request)
+    try:
+        return plugin.profiling.predicted(served)
+    except DoolyError as error:
+        reason = str(error)
+    pytest.fail(reason, pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def dooly_measure(request: pytest.FixtureRequest, dooly_model: PredictedModel) -> StepTimer:
+    """Times steps of `dooly_model` for real: called with a batch, it gives seconds. Skips as `dooly_model` does."""
+    from pytest_dooly.step_timer import StepTimer
+    from pytest_dooly.timing.clock import Clocks
+
+    plugin, served = cast("DoolyPlugin", _plugin(request.config)), dooly_model.served
+    profiling = plugin.profiling
+    precision = percent(request.config, "precision", 2)
+    return StepTimer(served, lambda: profiling.whole(served), Clocks(profiling.plan.environment), precision=precision)
+
+
+@pytest.fixture(scope="session")
+def dooly_slo(request: pytest.FixtureRequest) -> Objective:
+    """The bounds that `--dooly-slo` names; skips where it names none."""
+    if not setting(request.config, "slo"):
+        pytest.skip("no SLO named: use --dooly-slo, as in --dooly-slo=ttft:300ms,tpot:40ms")
+    return _objective(request.config)
+
+
+def _session(request: pytest.FixtureRequest) -> tuple[DoolyPlugin, ServedModel]:
+    """The session's plugin and the model of this parameter set."""
+    plugin = _plugin(request.config)
+    if plugin is None:
+        pytest.skip(_NO_MODEL)
+    return plugin, plugin.profiling.plan.models[getattr(request, "param", 0)]
+
+
+def _plugin(config: pytest.Config) -> DoolyPlugin | None:
+    return cast("DoolyPlugin | None", config.pluginmanager.get_plugin(PLUGIN))
+
+
+def _named(config: pytest.Config) -> list[str]:
+    """The suites of `--dooly-suite`, in the order in which they run; empty where none is named."""
+    asked = [name.strip() for name in (setting(config, "suite") or "").split(",") if name.strip()]
+    for name in asked:
+        if name not in SUITES:
+            raise ConfigurationError(f"unknown suite {name!r}: name one of {', '.join(SUITES)}")
+    return [name for name in SUITES if name in asked]
+
+
+def _objective(config: pytest.Config) -> Objective:
+    from pytest_dooly.searching.objective import Objective
+
+    return Objective.parse(setting(config, "slo"))
