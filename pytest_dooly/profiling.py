@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.core.profiled import MachineNoise, Profiled
-from pytest_dooly.core.signature import ServedModel, Signature
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.errors import reason_of
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.grounds import grounds_of, latency_models
@@ -116,6 +116,22 @@ class Profiling:
         self._refinements: dict[str, Refinement] = {}
         self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
         self._reference: Reference | None = None
+        self._beyond: list[Case] = []
+        self._isolated: list[ModelOperation] = []
+
+    def beyond(self, model: ServedModel, operation: ModelOperation, point: SweepPoint) -> Case:
+        """A case that no sweep asks for, to be timed and kept as any other.
+
+        Args:
+            model: of the plan.
+            operation: of the model.
+            point: within the model's limits.
+        """
+        outcome = self._measured_before.get(operation.signature.key, {}).get(point)
+        case = Case(model, operation, point, outcome, refresh=False, spent_s=0.0)
+        if not case.reused:
+            self._beyond.append(case)
+        return case
 
     def timer(self, case: Case) -> Callable[[], Any]:
         """Reads the clock of the case's operation; the difference of two readings is in seconds."""
@@ -146,7 +162,7 @@ class Profiling:
             DatabaseError: the outcome cannot be kept.
         """
         start = time.perf_counter()
-        session = self._session_for(case.model)
+        session = self._session_for(case)
         outcome: Measurement | Failure
         try:
             samples_s, noise = self._samples(session, case, rounds)
@@ -306,14 +322,16 @@ class Profiling:
                         grid=grid_key(refinements(signature, model.limits)),
                     )
 
-    def _session_for(self, model: ServedModel) -> Session:
-        if self._session is None or self._session[0] != model.key:
+    def _session_for(self, case: Case) -> Session:
+        """With layers of all cases of the model that the plan has or that were asked for beyond it."""
+        key = case.model.key
+        if self._session is None or self._session[0] != key or case.operation not in self._isolated:
             self.close()
-            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {model.name}")
-            asked = (*self.plan.new, *self.plan.possible)
-            operations = list(dict.fromkeys(case.operation for case in asked if case.model.key == model.key))
+            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {case.model.name}")
+            asked = (*self.plan.new, *self.plan.possible, *self._beyond, case)
+            self._isolated = list(dict.fromkeys(each.operation for each in asked if each.model.key == key))
             session = self._engine.open(
-                self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)
+                self._configurations[key], isolating=self._isolated, kv_tokens=kv_tokens(case.model.limits)
             )
-            self._session = model.key, session
+            self._session = key, session
         return self._session[1]

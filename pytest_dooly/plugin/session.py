@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -54,12 +54,15 @@ class DoolyPlugin:
 
         return header_lines(self.profiling.plan, db_path(self._config))
 
-    def parameters(self) -> list[Any]:
-        """One parameter set per case: id, markers, timer, and a skip where the DB has it."""
+    def parameters(self, cases: Sequence[Case] | None = None) -> list[Any]:
+        """One parameter set per case of the plan or of these: id, markers, timer, and a skip where the DB has it."""
         from pytest_dooly.report.terminal import skip_reason
 
         self._asked, where = True, str(setting(self._config, "db") or DB)
-        return [self._parameter(case, skip_reason(case, where)) for case in self.profiling.plan.cases]
+        return [
+            self._parameter(case, skip_reason(case, where))
+            for case in (self.profiling.plan.cases if cases is None else cases)
+        ]
 
     def _parameter(self, case: Case, reason: str) -> Any:
         signature = case.operation.signature

@@ -6,6 +6,7 @@ Registered in every project that has us installed, so nothing heavy is imported 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from pytest_dooly.searching.objective import Objective
     from pytest_dooly.simulation.predicted_model import PredictedModel
     from pytest_dooly.step_timer import StepTimer
+    from pytest_dooly.sweep.plan import Case
 
-__all__ = ["SUITES", "arguments", "dooly_measure", "dooly_model", "dooly_slo", "register"]
+__all__ = ["SUITES", "arguments", "dooly_cliffs", "dooly_measure", "dooly_model", "dooly_slo", "register"]
 
-SUITES = ("operations", "slo", "monotone")
+SUITES = ("operations", "cliffs", "slo", "monotone")
 """Names of suites, each in `op_suites/test_NAME.py`."""
+
+_FINDINGS = pytest.StashKey[dict[str, list[str]]]()
+"""Lines for the terminal's summary, by title."""
 
 _NO_MODEL = "no model named: use --dooly-model"
 
@@ -59,11 +64,56 @@ def arguments(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One parameter set per model, where several are named."""
+    """One parameter set per model, where several are named, and per case beside those of the plan."""
+    _generate_neighbours(metafunc)
     names = setting(metafunc.config, "model") or ()
     if "dooly_model" in metafunc.fixturenames and len(names) > 1:
         places = range(len(names))
         metafunc.parametrize("dooly_model", places, ids=map(str, names), indirect=True, scope="session")
+
+
+def _generate_neighbours(metafunc: pytest.Metafunc) -> None:
+    if "dooly_neighbour" not in metafunc.fixturenames:
+        return
+    plugin = _plugin(metafunc.config)
+    if plugin is None:
+        skip = pytest.mark.skip(reason=_NO_MODEL)
+        metafunc.parametrize("dooly_neighbour", [pytest.param(None, id="no-model", marks=skip)])
+        return
+    from pytest_dooly.checking.cliffs import edge_points
+
+    profiling = plugin.profiling
+    cases: dict[tuple[str, str], Case] = {}
+    for model in profiling.plan.models:
+        for operation in model.operations:
+            for point in edge_points(operation.signature, model.limits):
+                key = operation.signature.key, str(point)
+                if key not in cases:
+                    cases[key] = profiling.beyond(model, operation, point)
+    metafunc.parametrize("dooly_neighbour", plugin.parameters(list(cases.values())))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the suites have found."""
+    for title, lines in terminalreporter.config.stash.get(_FINDINGS, {}).items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def dooly_cliffs(request: pytest.FixtureRequest) -> Callable[[PredictedModel], None]:
+    """Looks for a model's cliffs in what the latency DB has by now, and shows them in the summary."""
+    from pytest_dooly.checking.cliffs import JUMP, cliffs
+
+    def look(model: PredictedModel) -> None:
+        plugin = cast("DoolyPlugin", _plugin(request.config))
+        measured = plugin.profiling.db.measurements(plugin.profiling.plan.environment)
+        lines = [str(cliff) for cliff in cliffs(model, measured)]
+        none = f"no size costs {JUMP:.0%} of a step more than its share over the next smaller one"
+        request.config.stash.setdefault(_FINDINGS, {})[f"dooly: cliffs of {model.name}"] = lines or [none]
+
+    return look
 
 
 @pytest.fixture(scope="session")

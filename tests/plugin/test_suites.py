@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,13 +76,22 @@ def test_own_tests_find_the_smallest_batch_and_replay_it(place: Path, pytester: 
     assert not (place / "reports").exists()
 
 
-def test_suites_that_predict_say_what_breaks_the_slo(place: Path, pytester: pytest.Pytester) -> None:
-    result = run(pytester, "--dooly-suite=slo,monotone", "--dooly-slo=ttft:1ms,tpot:40ms")
-    result.assert_outcomes(passed=3, failed=1)
+def test_suites_say_what_breaks_the_slo_and_what_to_avoid(place: Path, pytester: pytest.Pytester) -> None:
+    only = "not neighbour or linear-64x96-fp32-T17"
+    result = run(pytester, "--dooly-suite=slo,monotone,cliffs", "--dooly-slo=ttft:1ms,tpot:40ms", "-k", only)
+    result.assert_outcomes(passed=5, failed=1, deselected=15)
     result.stdout.fnmatch_lines(
-        ["model: the smallest workload that breaks the SLO is --prompt 24 --output 1 --concurrency 1: ttft_p99 *"]
+        [
+            "model: the smallest workload that breaks the SLO is --prompt 24 --output 1 --concurrency 1: ttft_p99 *",
+            "*linear-64x96-fp32 * 13 of   13 points *",
+            "*= dooly: cliffs of model =*",
+            "avoid 65 prompt tokens: +25% of TTFT of 1.* ms; one step more",
+        ]
     )
     assert "Traceback" not in result.stdout.str()
+    with sqlite3.connect(place / ".dooly/latency.db") as latency_db:
+        points = latency_db.execute("SELECT name FROM sweep_point WHERE name = 'T17'").fetchall()
+    assert points == [("T17",)]
 
 
 def test_several_models_are_tested_one_by_one_and_what_is_lacking_is_said(
