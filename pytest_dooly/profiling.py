@@ -116,7 +116,7 @@ class Profiling:
         self._refinements: dict[str, Refinement] = {}
         self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
         self._reference: Reference | None = None
-        self._beyond: list[Case] = []
+        self._beyond = False
         self._isolated: list[ModelOperation] = []
 
     def beyond(self, model: ServedModel, operation: ModelOperation, point: SweepPoint) -> Case:
@@ -129,8 +129,7 @@ class Profiling:
         """
         outcome = self._measured_before.get(operation.signature.key, {}).get(point)
         case = Case(model, operation, point, outcome, refresh=False, spent_s=0.0)
-        if not case.reused:
-            self._beyond.append(case)
+        self._beyond = self._beyond or not case.reused
         return case
 
     def timer(self, case: Case) -> Callable[[], Any]:
@@ -323,13 +322,14 @@ class Profiling:
                     )
 
     def _session_for(self, case: Case) -> Session:
-        """With layers of all cases of the model that the plan has or that were asked for beyond it."""
+        """With layers of all cases of the model that the plan has, and beside the plan of all operations."""
         key = case.model.key
         if self._session is None or self._session[0] != key or case.operation not in self._isolated:
             self.close()
             self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {case.model.name}")
-            asked = (*self.plan.new, *self.plan.possible, *self._beyond, case)
-            self._isolated = list(dict.fromkeys(each.operation for each in asked if each.model.key == key))
+            asked = [each.operation for each in (*self.plan.new, *self.plan.possible, case) if each.model.key == key]
+            others = case.model.operations if self._beyond else ()  # which of them follow is not known yet
+            self._isolated = list(dict.fromkeys((*asked, *others)))
             session = self._engine.open(
                 self._configurations[key], isolating=self._isolated, kv_tokens=kv_tokens(case.model.limits)
             )

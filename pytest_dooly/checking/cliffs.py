@@ -90,9 +90,10 @@ def edge_points(signature: Signature, limits: Limits) -> tuple[SweepPoint, ...]:
     """
     if signature.kind not in _PRODUCTS or signature.swept not in ("num_tokens", "num_reqs"):
         return ()
-    last = limits.max_num_seqs if signature.swept == "num_reqs" else limits.max_num_tokens
-    sizes = [size for edge in _edges(last) for size in (edge, edge + 1)]
-    return tuple(SweepPoint(**{signature.swept: size}) for size in sizes)
+    by_requests = signature.swept == "num_reqs"
+    edges = _edges(limits.max_num_seqs if by_requests else limits.max_num_tokens)
+    sizes = [size for edge in edges for size in (edge, edge + 1)]
+    return tuple(SweepPoint(num_reqs=size) if by_requests else SweepPoint(num_tokens=size) for size in sizes)
 
 
 def cliffs(model: PredictedModel, measured: Mapping[str, Mapping[SweepPoint, Measurement]]) -> list[Cliff]:

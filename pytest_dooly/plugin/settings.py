@@ -65,10 +65,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
     add(
         "suite",
-        "suites to run beside what is named: operations, cliffs, slo, monotone; comma-separated",
+        "suites to run beside what is named: operations, explore, cliffs, slo, monotone; comma-separated",
         metavar="NAMES",
     )
     add("slo", "bounds that no workload may break, as in ttft:300ms,tpot:40ms; runs the suite slo", metavar="BOUNDS")
+    add("explore", "minutes for timing where regressors are most wrong; runs the suite explore", metavar="MINUTES")
     add("models", "list the models that are shipped, and exit", action="store_true")
 
 

@@ -12,24 +12,36 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_dooly.errors import ConfigurationError, DoolyError
+from pytest_dooly.errors import ConfigurationError, DoolyError, MissingMeasurements
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin
-from pytest_dooly.plugin.settings import percent, setting, usage_errors
+from pytest_dooly.plugin.settings import number, percent, setting, usage_errors
 
 if TYPE_CHECKING:
-    from pytest_dooly.core.signature import ServedModel
+    from pytest_dooly.core.signature import ModelOperation, ServedModel
+    from pytest_dooly.exploring import Exploration
     from pytest_dooly.searching.objective import Objective
     from pytest_dooly.simulation.predicted_model import PredictedModel
     from pytest_dooly.step_timer import StepTimer
     from pytest_dooly.sweep.plan import Case
 
-__all__ = ["SUITES", "arguments", "dooly_cliffs", "dooly_measure", "dooly_model", "dooly_slo", "register"]
+__all__ = [
+    "SUITES",
+    "arguments",
+    "dooly_cliffs",
+    "dooly_explore",
+    "dooly_measure",
+    "dooly_model",
+    "dooly_slo",
+    "register",
+]
 
-SUITES = ("operations", "cliffs", "slo", "monotone")
+SUITES = ("operations", "explore", "cliffs", "slo", "monotone")
 """Names of suites, each in `op_suites/test_NAME.py`."""
 
 _FINDINGS = pytest.StashKey[dict[str, list[str]]]()
 """Lines for the terminal's summary, by title."""
+
+_EXPLORATION: pytest.StashKey[Exploration] = pytest.StashKey()
 
 _NO_MODEL = "no model named: use --dooly-model"
 
@@ -47,6 +59,7 @@ def register(config: pytest.Config) -> None:
             raise ConfigurationError(f"--dooly-suite={','.join(named)} needs --dooly-model")
         if setting(config, "slo"):
             _objective(config)
+        _minutes(config)
 
 
 def arguments(config: pytest.Config) -> list[str]:
@@ -56,7 +69,7 @@ def arguments(config: pytest.Config) -> list[str]:
         paths = config.args
     else:
         paths = []
-        named = named or ["operations", *(["slo"] if setting(config, "slo") else [])]
+        named = named or ["operations", *(name for name in ("explore", "slo") if setting(config, name))]
     import op_suites
 
     folder = Path(op_suites.__path__[0])
@@ -66,6 +79,7 @@ def arguments(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One parameter set per model, where several are named, and per case beside those of the plan."""
     _generate_neighbours(metafunc)
+    _generate_explored(metafunc)
     names = setting(metafunc.config, "model") or ()
     if "dooly_model" in metafunc.fixturenames and len(names) > 1:
         places = range(len(names))
@@ -93,12 +107,64 @@ def _generate_neighbours(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("dooly_neighbour", plugin.parameters(list(cases.values())))
 
 
+def _generate_explored(metafunc: pytest.Metafunc) -> None:
+    if "dooly_explored" not in metafunc.fixturenames:
+        return
+    plugin = _plugin(metafunc.config)
+    if plugin is None or not _minutes(metafunc.config):
+        reason = "no minutes named: use --dooly-explore, as in --dooly-explore=5" if plugin else _NO_MODEL
+        skipped = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
+        metafunc.parametrize("dooly_explored", [skipped])
+        return
+    from pytest_dooly.exploring import explorable
+
+    plugin.parameters([])  # so that the session ends with new regressors and a report
+    parameters = [
+        pytest.param(pair, id=pair[1].signature.label, marks=getattr(pytest.mark, f"dooly_{pair[1].signature.kind}"))
+        for pair in explorable(plugin.profiling.plan.models)
+    ]
+    metafunc.parametrize("dooly_explored", parameters)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the suites have found."""
+    exploration = terminalreporter.config.stash.get(_EXPLORATION, None)
+    if exploration is not None:
+        terminalreporter.section("dooly: explored")
+        for line in exploration.lines(verbosity=terminalreporter.config.get_verbosity()):
+            terminalreporter.write_line(line)
     for title, lines in terminalreporter.config.stash.get(_FINDINGS, {}).items():
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def dooly_explore(request: pytest.FixtureRequest) -> Callable[[ServedModel, ModelOperation], None]:
+    """Explores an operation for an equal share of the minutes that are left; what one leaves goes to the others."""
+    from pytest_dooly.exploring import Exploration
+
+    config, items = request.config, request.session.items
+    if _EXPLORATION not in config.stash:
+        profiling = cast("DoolyPlugin", _plugin(config)).profiling
+        config.stash[_EXPLORATION] = Exploration(profiling, 60 * _minutes(config))
+    exploration = config.stash[_EXPLORATION]
+    to_come = items[items.index(request.node) :]
+    share = 1 / sum("dooly_explored" in getattr(item, "fixturenames", ()) for item in to_come)
+
+    def explore(model: ServedModel, operation: ModelOperation) -> None:
+        try:
+            explored = exploration.explore(model, operation, share=share)
+        except MissingMeasurements as error:
+            reason, failures = str(error), []
+        except DoolyError as error:  # no other operation would fare better
+            pytest.exit(str(error), returncode=pytest.ExitCode.TESTS_FAILED)
+        else:
+            reason, failures = "", explored.failures
+        if reason or failures:
+            pytest.fail(reason or "\n".join(failures), pytrace=False)
+
+    return explore
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +235,10 @@ def _named(config: pytest.Config) -> list[str]:
         if name not in SUITES:
             raise ConfigurationError(f"unknown suite {name!r}: name one of {', '.join(SUITES)}")
     return [name for name in SUITES if name in asked]
+
+
+def _minutes(config: pytest.Config) -> float:
+    return number(config, "explore", float, 0.0)
 
 
 def _objective(config: pytest.Config) -> Objective:

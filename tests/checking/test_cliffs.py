@@ -34,12 +34,12 @@ class Tiles:
         return None
 
 
-def linear(below_s: float, above_s: float, **changed: float) -> dict[str, dict[SweepPoint, Measurement]]:
+def linear(below_s: float, above_s: float, *, noise: float = 0.0) -> dict[str, dict[SweepPoint, Measurement]]:
     """The linear at 32 and 33 tokens."""
     latencies_s = {32: below_s, 33: above_s}
     return {
         LINEAR.key: {
-            SweepPoint(num_tokens=size): replace(measured(latency_s), iqr_s=0.0, **changed)
+            SweepPoint(num_tokens=size): replace(measured(latency_s), iqr_s=0.0, noise=noise)
             for size, latency_s in latencies_s.items()
         }
     }
