@@ -94,6 +94,19 @@ def test_suites_say_what_breaks_the_slo_and_what_to_avoid(place: Path, pytester:
     assert points == [("T17",)]
 
 
+def test_exploring_adds_measurements_and_tells_the_worst_error(place: Path, pytester: pytest.Pytester) -> None:
+    count = "SELECT count(*) FROM measurement WHERE reason IS NULL AND NOT held_out"
+    with sqlite3.connect(place / ".dooly/latency.db") as latency_db:
+        before = latency_db.execute(count).fetchone()[0]
+    result = run(pytester, "--dooly-suite=explore", "--dooly-explore=0.02", "-k", "linear-64x96 or sampler")
+    result.assert_outcomes(passed=2, deselected=9)
+    result.stdout.fnmatch_lines(
+        ["*= dooly: explored =*", "* points of 2 operations timed in *", "worst error before: *"]
+    )
+    with sqlite3.connect(place / ".dooly/latency.db") as latency_db:
+        assert latency_db.execute(count).fetchone()[0] > before
+
+
 def test_several_models_are_tested_one_by_one_and_what_is_lacking_is_said(
     place: Path, pytester: pytest.Pytester
 ) -> None:
@@ -125,7 +138,8 @@ def test_without_a_model_or_an_slo_tests_are_skipped(place: Path, pytester: pyte
     ("args", "message"),
     [
         (("--dooly-slo=ttft:soon",), "cannot read 'ttft:soon' of the SLO: write it as *"),
-        (("--dooly-suite=slow",), "unknown suite 'slow': name one of operations, slo, *"),
+        (("--dooly-suite=slow",), "unknown suite 'slow': name one of operations, explore, *"),
+        (("--dooly-explore=soon",), "--dooly-explore takes a number that is not negative, got 'soon'"),
     ],
 )
 def test_wrong_usage_is_one_line(pytester: pytest.Pytester, args: tuple[str, ...], message: str) -> None:
