@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pytest_dooly.regress.frames import frame
     from pytest_dooly.searching.ranking import Search
     from pytest_dooly.searching.search import search
+    from pytest_dooly.simulation.predicted_model import PredictedModel
     from pytest_dooly.simulation.simulate import Simulation, simulate
+    from pytest_dooly.step_timer import StepTimer
 
 __all__ = [
     "AcrossSizesRegressor",
@@ -33,12 +35,14 @@ __all__ = [
     "DoolyError",
     "LatencyDB",
     "OutOfRangeWarning",
+    "PredictedModel",
     "RampRegressor",
     "Request",
     "Search",
     "ServingOptions",
     "Simulation",
     "StepPrediction",
+    "StepTimer",
     "Traffic",
     "TrafficRequest",
     "Workload",
@@ -59,12 +63,14 @@ _ROOMS = {
     "DoolyError": "errors",
     "LatencyDB": "latency_db.db",
     "OutOfRangeWarning": "errors",
+    "PredictedModel": "simulation.predicted_model",
     "RampRegressor": "regress.estimator",
     "Request": "core.batch",
     "Search": "searching.ranking",
     "ServingOptions": "core.configuration",
     "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
+    "StepTimer": "step_timer",
     "Traffic": "core.traffic",
     "TrafficRequest": "core.traffic",
     "Workload": "core.workload",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
 from pytest_dooly.core.profiled import MachineNoise, Profiled
-from pytest_dooly.core.signature import ServedModel, Signature
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.errors import reason_of
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.grounds import grounds_of, latency_models
@@ -22,6 +22,7 @@ from pytest_dooly.regress.stored import Comparison, compare_with, fit_regressors
 from pytest_dooly.report.findings import Summary, model_report
 from pytest_dooly.report.page import ReportError, write_report
 from pytest_dooly.serving import serve
+from pytest_dooly.simulation.predicted_model import PredictedModel
 from pytest_dooly.sweep.grid import kv_tokens, refinements
 from pytest_dooly.sweep.plan import Case, make_plan
 from pytest_dooly.sweep.refine import TARGET, Refinement, grid_key
@@ -115,6 +116,21 @@ class Profiling:
         self._refinements: dict[str, Refinement] = {}
         self._undecided = {(case.operation.signature.key, case.point) for case in self.plan.possible}
         self._reference: Reference | None = None
+        self._beyond = False
+        self._isolated: list[ModelOperation] = []
+
+    def beyond(self, model: ServedModel, operation: ModelOperation, point: SweepPoint) -> Case:
+        """A case that no sweep asks for, to be timed and kept as any other.
+
+        Args:
+            model: of the plan.
+            operation: of the model.
+            point: within the model's limits.
+        """
+        outcome = self._measured_before.get(operation.signature.key, {}).get(point)
+        case = Case(model, operation, point, outcome, refresh=False, spent_s=0.0)
+        self._beyond = self._beyond or not case.reused
+        return case
 
     def timer(self, case: Case) -> Callable[[], Any]:
         """Reads the clock of the case's operation; the difference of two readings is in seconds."""
@@ -145,7 +161,7 @@ class Profiling:
             DatabaseError: the outcome cannot be kept.
         """
         start = time.perf_counter()
-        session = self._session_for(case.model)
+        session = self._session_for(case)
         outcome: Measurement | Failure
         try:
             samples_s, noise = self._samples(session, case, rounds)
@@ -199,6 +215,34 @@ class Profiling:
             unwritten=unwritten,
             comparison=comparison,
         )
+
+    def predicted(self, model: ServedModel) -> PredictedModel:
+        """Predictions from what the latency DB holds now; regressors are fitted again.
+
+        Args:
+            model: of the plan.
+
+        Raises:
+            MissingMeasurements: the latency DB lacks operations of the model; names all of them.
+        """
+        fit_regressors([model], self.db, self.plan.environment)
+        return PredictedModel(model, latency_models(model, self.db, self.plan.environment, progress=self._progress))
+
+    def whole(self, model: ServedModel) -> Session:
+        """A session of the whole model, in place of one that holds layers; it lasts until a case is timed.
+
+        Args:
+            model: of the plan.
+
+        Raises:
+            EngineError: the engine does not start.
+        """
+        if self._session is None or self._session[0] != f"all of {model.key}":
+            self.close()
+            self._progress(f"starting {self._engine.name} {self._engine.version} with {model.name}")
+            session = self._engine.open(self._configurations[model.key], kv_tokens=kv_tokens(model.limits))
+            self._session = f"all of {model.key}", session
+        return self._session[1]
 
     def close(self) -> None:
         """Ends the engine's session."""
@@ -277,14 +321,17 @@ class Profiling:
                         grid=grid_key(refinements(signature, model.limits)),
                     )
 
-    def _session_for(self, model: ServedModel) -> Session:
-        if self._session is None or self._session[0] != model.key:
+    def _session_for(self, case: Case) -> Session:
+        """With layers of all cases of the model that the plan has, and beside the plan of all operations."""
+        key = case.model.key
+        if self._session is None or self._session[0] != key or case.operation not in self._isolated:
             self.close()
-            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {model.name}")
-            asked = (*self.plan.new, *self.plan.possible)
-            operations = list(dict.fromkeys(case.operation for case in asked if case.model.key == model.key))
+            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {case.model.name}")
+            asked = [each.operation for each in (*self.plan.new, *self.plan.possible, case) if each.model.key == key]
+            others = case.model.operations if self._beyond else ()  # which of them follow is not known yet
+            self._isolated = list(dict.fromkeys((*asked, *others)))
             session = self._engine.open(
-                self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)
+                self._configurations[key], isolating=self._isolated, kv_tokens=kv_tokens(case.model.limits)
             )
-            self._session = model.key, session
+            self._session = key, session
         return self._session[1]

@@ -102,6 +102,9 @@ class Batch:
             f"{f'{n}x' if n > 1 else ''}{request.query_len}+{request.context_len}" for request, n in self.groups
         )
 
+    def __repr__(self) -> str:
+        return f"Batch.parse({str(self)!r})"  # a dataclass's own would show every request
+
     @property
     def num_reqs(self) -> int:
         """Number of requests; rows of the logits and of the sampler."""
@@ -143,9 +146,9 @@ class SweepPoint:
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.num_tokens, self.num_reqs, self.batch)) != 1:
-            raise ValueError(f"exactly one of num_tokens, num_reqs and batch must be set: {self!r}")
+            raise ValueError(f"exactly one of num_tokens, num_reqs and batch must be set: {vars(self)}")
         if self.routing is not None and self.num_tokens is None:
-            raise ValueError(f"routing goes with num_tokens: {self!r}")
+            raise ValueError(f"routing goes with num_tokens: {vars(self)}")
 
     @classmethod
     def parse(cls, text: str) -> SweepPoint:
@@ -167,6 +170,9 @@ class SweepPoint:
         if self.num_reqs is not None:
             return f"R{self.num_reqs}"
         return str(self.batch)
+
+    def __repr__(self) -> str:
+        return f"SweepPoint.parse({str(self)!r})"
 
 
 @dataclass(frozen=True)

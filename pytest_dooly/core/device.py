@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ServingOptions  # which asks for the names of devices
     from pytest_dooly.core.signature import ServedModel
 
-__all__ = ["DEVICES", "Device", "device_named", "device_of", "served_on", "serving_limits"]
+__all__ = ["DEVICES", "Device", "default_limits", "device_named", "device_of", "served_on", "serving_limits"]
 
 _GIB = float(1 << 30)
 
@@ -116,7 +116,21 @@ def serving_limits(device: Device, options: ServingOptions, max_model_len: int) 
         options: whose max_num_tokens and max_num_seqs come before the defaults.
         max_model_len: most tokens of one request.
     """
-    num_tokens, num_seqs = _SERVING_DEFAULTS[_memory_class(device)]
+    return _within(_memory_class(device), options, max_model_len)
+
+
+def default_limits(options: ServingOptions, max_model_len: int) -> Limits:
+    """The same on a device that nobody has named: as on most, 2,048 tokens and 256 requests.
+
+    Args:
+        options: as in `serving_limits`.
+        max_model_len: most tokens of one request.
+    """
+    return _within("others", options, max_model_len)
+
+
+def _within(memory_class: str, options: ServingOptions, max_model_len: int) -> Limits:
+    num_tokens, num_seqs = _SERVING_DEFAULTS[memory_class]
     num_seqs = options.max_num_seqs or num_seqs
     num_tokens = options.max_num_tokens or min(num_tokens, num_seqs * max_model_len)
     num_seqs = options.max_num_seqs or min(num_seqs, num_tokens)

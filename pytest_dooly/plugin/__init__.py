@@ -5,10 +5,9 @@ Loaded in every project that has us installed, so nothing heavy is imported befo
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from pytest_dooly.plugin import suites
 from pytest_dooly.plugin.fixtures import dooly_time
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin, profiling
 from pytest_dooly.plugin.settings import add_options, setting, usage_errors, write
@@ -46,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the session's plugin where a model is named."""
     for kind in KINDS:
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
+    suites.register(config)
     if not setting(config, "model"):
         return
     if not config.pluginmanager.hasplugin("benchmark"):
@@ -53,8 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None):
         raise pytest.UsageError("--dooly-model times operations one at a time: drop '-n', or use '-n 0'")
     config.pluginmanager.register(DoolyPlugin(config), PLUGIN)
-    if config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args = [str(_suite())]
+    config.args = suites.arguments(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -67,9 +66,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("dooly_case", [pytest.param(None, id="no-model", marks=skip)])
     else:
         metafunc.parametrize("dooly_case", plugin.parameters())
-
-
-def _suite() -> Path:
-    import op_suites
-
-    return Path(op_suites.__path__[0]) / "test_operations.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ class DoolyPlugin:
         """Remembers the session's configuration."""
         self._config = config
         self._open = profiling(config)
-        self._started = False
+        self._started = self._asked = False
         self._summary: Summary | None = None
         self._error: str | None = None
 
@@ -54,12 +54,15 @@ class DoolyPlugin:
 
         return header_lines(self.profiling.plan, db_path(self._config))
 
-    def parameters(self) -> list[Any]:
-        """One parameter set per case: id, markers, timer, and a skip where the DB has it."""
+    def parameters(self, cases: Sequence[Case] | None = None) -> list[Any]:
+        """One parameter set per case of the plan or of these: id, markers, timer, and a skip where the DB has it."""
         from pytest_dooly.report.terminal import skip_reason
 
-        where = str(setting(self._config, "db") or DB)
-        return [self._parameter(case, skip_reason(case, where)) for case in self.profiling.plan.cases]
+        self._asked, where = True, str(setting(self._config, "db") or DB)
+        return [
+            self._parameter(case, skip_reason(case, where))
+            for case in (self.profiling.plan.cases if cases is None else cases)
+        ]
 
     def _parameter(self, case: Case, reason: str) -> Any:
         signature = case.operation.signature
@@ -83,6 +86,8 @@ class DoolyPlugin:
         if not self._started or session.config.option.collectonly:
             return
         self.profiling.close()
+        if not self._asked:  # a session of a user's own tests, or of suites that only predict
+            return
         try:
             self._summary = self.profiling.summarise(Path(setting(self._config, "reports") or "reports"))
             if self._summary.unwritten:

@@ -63,6 +63,13 @@ def add_options(parser: pytest.Parser) -> None:
     add("regressor", "scikit-learn estimator to compare with our regressors, as package.module:Class", metavar="NAME")
     add("refresh", "time every case again, whatever the latency DB holds", action="store_true")
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
+    add(
+        "suite",
+        "suites to run beside what is named: operations, explore, cliffs, slo, monotone; comma-separated",
+        metavar="NAMES",
+    )
+    add("slo", "bounds that no workload may break, as in ttft:300ms,tpot:40ms; runs the suite slo", metavar="BOUNDS")
+    add("explore", "minutes for timing where regressors are most wrong; runs the suite explore", metavar="MINUTES")
     add("models", "list the models that are shipped, and exit", action="store_true")
 
 

@@ -14,11 +14,11 @@ from pytest_dooly.prediction.step import check_regressors, is_admission
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S
 from pytest_dooly.published.footprint import kv_blocks
-from pytest_dooly.scheduling.clock import Server, run
+from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 
-__all__ = ["WorkloadPrediction", "in_process", "predict_served", "predict_workload"]
+__all__ = ["WorkloadPrediction", "in_process", "predict_served", "predict_workload", "serve_workload"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,22 @@ def predict_workload(
         ConfigurationError: a request would be longer than max_model_len.
         MissingMeasurements: the admission of requests has no regressor.
     """
+    served = serve_workload(times, workload, options=options, server=server)
+    tpot_s = float(np.mean(served.tpot_s)) if workload.output_len > 1 else None
+    duration_s = float(served.last_s.max())
+    return WorkloadPrediction(
+        workload, float(np.mean(served.ttft_s)), tpot_s, len(served.steps), duration_s, times.out_of_range()
+    )
+
+
+def serve_workload(
+    times: StepTimes,
+    workload: Workload,
+    *,
+    options: SchedulerOptions | None = None,
+    server: Server | None = None,
+) -> Simulated:
+    """Every request of a workload that arrives at an idle engine; arguments and errors as of `predict_workload`."""
     limits = times.model.limits
     if workload.prompt_len + workload.output_len > limits.max_model_len:
         raise ConfigurationError(
@@ -68,12 +84,7 @@ def predict_workload(
             f"{limits.max_model_len}"
         )
     options = options or SchedulerOptions(limits, room_for_all(limits), async_scheduling=False)
-    served = run(workload.traffic(), NativeScheduler(options), times, server or in_process(times, workload))
-    tpot_s = float(np.mean(served.tpot_s)) if workload.output_len > 1 else None
-    duration_s = float(served.last_s.max())
-    return WorkloadPrediction(
-        workload, float(np.mean(served.ttft_s)), tpot_s, len(served.steps), duration_s, times.out_of_range()
-    )
+    return run(workload.traffic(), NativeScheduler(options), times, server or in_process(times, workload))
 
 
 def predict_served(times: StepTimes, workload: Workload, device: Device) -> WorkloadPrediction:

@@ -185,7 +185,7 @@ def _regressor_lines(summary: Summary) -> Sequence[str]:
         others = sorted(error for name, error in regressor.candidates if name != regressor.method)
         runner_up = f", next best {others[0]:.1%}" if others else ""
         held_out = "too few to hold one out" if regressor.error is None else f"{regressor.error:.1%}"
-        points = f"{regressor.num_points:4} of {grid[key]:4} points"
+        points = f"{regressor.num_points:4} of {max(grid[key], regressor.num_points):4} points"
         lines.append(f"{label:44} {points}  {regressor.method}: {held_out}{runner_up}")
         if summary.comparison is not None and key in summary.comparison.errors:
             lines[-1] += f"; {summary.comparison.name} {summary.comparison.errors[key]:.1%}"
