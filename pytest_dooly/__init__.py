@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_dooly.core.batch import Batch, Request
     from pytest_dooly.core.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.core.measurement import Failure, Measurement
     from pytest_dooly.core.traffic import Traffic, TrafficRequest
     from pytest_dooly.core.workload import Workload
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
@@ -22,16 +23,21 @@ if TYPE_CHECKING:
     from pytest_dooly.published.across_estimator import AcrossSizesRegressor
     from pytest_dooly.regress.estimator import RampRegressor
     from pytest_dooly.regress.frames import frame
+    from pytest_dooly.report.findings import Summary
     from pytest_dooly.searching.ranking import Search
     from pytest_dooly.searching.search import search
     from pytest_dooly.simulation.simulate import Simulation, simulate
+    from pytest_dooly.sweep.plan import Case
 
 __all__ = [
     "AcrossSizesRegressor",
     "Backend",
     "Batch",
+    "Case",
     "DoolyError",
+    "Failure",
     "LatencyDB",
+    "Measurement",
     "OutOfRangeWarning",
     "RampRegressor",
     "Request",
@@ -39,6 +45,7 @@ __all__ = [
     "ServingOptions",
     "Simulation",
     "StepPrediction",
+    "Summary",
     "Traffic",
     "TrafficRequest",
     "Workload",
@@ -56,8 +63,11 @@ _ROOMS = {
     "AcrossSizesRegressor": "published.across_estimator",
     "Backend": "hosts.backend",
     "Batch": "core.batch",
+    "Case": "sweep.plan",
     "DoolyError": "errors",
+    "Failure": "core.measurement",
     "LatencyDB": "latency_db.db",
+    "Measurement": "core.measurement",
     "OutOfRangeWarning": "errors",
     "RampRegressor": "regress.estimator",
     "Request": "core.batch",
@@ -65,6 +75,7 @@ _ROOMS = {
     "ServingOptions": "core.configuration",
     "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
+    "Summary": "report.findings",
     "Traffic": "core.traffic",
     "TrafficRequest": "core.traffic",
     "Workload": "core.workload",

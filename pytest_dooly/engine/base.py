@@ -251,6 +251,9 @@ class Engine(Protocol):
     def environment(self, configuration: ModelConfiguration) -> Environment:
         """What latencies measured here are true for."""
 
+    def accelerators(self, configuration: ModelConfiguration) -> tuple[str, ...]:
+        """Accelerators that may serve the configuration, by their names in CUDA_VISIBLE_DEVICES; empty on a CPU."""
+
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> AbstractContextManager[Skeleton]:
         """The model without weights.
 
