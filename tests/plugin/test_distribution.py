@@ -87,6 +87,9 @@ OWN_TESTS = """
 """
 
 
+MEASURED = "SELECT signature.name FROM measurement JOIN signature ON signature.key = measurement.signature"
+
+
 def test_workers_share_the_cases_by_operation_beside_a_project_of_its_own(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +115,7 @@ def test_workers_share_the_cases_by_operation_beside_a_project_of_its_own(
     assert len(workers) == 2
     with sqlite3.connect(pytester.path / ".dooly/latency.db") as db:
         rows = db.execute("SELECT median_s FROM measurement WHERE reason IS NULL").fetchall()
-        labels = {label for (label,) in db.execute("SELECT name FROM signature")}
+        labels = {label for (label,) in db.execute(MEASURED)}
     assert sorted(latency_s for (latency_s,) in rows) == sorted(float(line[2]) for line in lines)
     assert not [label for label in labels if "silu" in label]
     assert (pytester.path / "summary.txt").read_text() == f"{len(rows)} False"
