@@ -29,6 +29,11 @@ POINTS = {"num_tokens": TOKENS, "num_reqs": REQUESTS, "batch": BATCHES}
 
 @pytest.fixture(scope="module")
 def findings() -> ModelReport:
+    return small_report()
+
+
+def small_report() -> ModelReport:
+    """Everything that a page can show, of a small model."""
     model, regressors = model_and_regressors()
     operations = tuple(
         OperationReport(
