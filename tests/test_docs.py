@@ -213,13 +213,14 @@ def test_every_block_of_python_is_run_by_a_test() -> None:
 def test_what_needs_no_engine_runs_as_the_first_ten_minutes_say(pytester: pytest.Pytester) -> None:
     """And the hooks of the plugin's page are called."""
     (hooks,) = (block for block in blocks() if (block.page, block.language) == ("docs/plugin.md", "python"))
-    pytester.makeconftest(hooks.text)
     lines = [words for page, words in commands() if page == "docs/start.md" and "llama-tiny" in " ".join(words)]
     assert [words[0] for words in lines] == ["pytest", "pytest", "dooly"]
     plan, profile, predict = lines
     assert pytester.runpytest_inprocess("-p", "no:cov", *plan[1:]).ret == 0
-    result = pytester.runpytest_inprocess("-p", "no:cov", "-s", "--dooly-target=1000", *profile[1:])
-    assert result.ret == 0
+    assert pytester.runpytest_inprocess("-p", "no:cov", "--dooly-target=1000", *profile[1:]).ret == 0
+    assert cli.main(predict[1:]) == 0
+    pytester.makeconftest(hooks.text)
+    again = ("--dooly-refresh", "-s", "-k", "silu or sampler")
+    result = pytester.runpytest_inprocess("-p", "no:cov", *profile[1:], *again)
     result.stdout.fnmatch_lines(["*silu-*-fp32 T1 *", "*[0-9] cases timed"])
     assert not re.search(r"^\.*sampler-\S+ R", result.stdout.str(), flags=re.M)
-    assert cli.main(predict[1:]) == 0
