@@ -90,5 +90,5 @@ class Share(Document):
     @property
     def levels(self) -> list[float]:
         """Of the reference, relative to the process's usual one: one accelerator is faster than another."""
-        usual_s = statistics.median(self.levels_s) if self.levels_s else 1.0
-        return [level_s / usual_s for level_s in self.levels_s]
+        usual_s = statistics.median(self.levels_s or (0.0,))
+        return [level_s / usual_s if usual_s else 0.0 for level_s in self.levels_s]
