@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks arena economy study gpu-check clean
+.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP) ## the site, from docs/ and docstrings, into build/site; without the network
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
 smoke: $(STAMP) ## the main job on the smallest model, twice: the second run must time nothing
 	rm -rf .dooly/smoke.db*
@@ -90,6 +93,6 @@ clean: ## remove the environment and what runs have written
 $(STAMP): pyproject.toml
 	@echo "== installing into $(VENV) (about 3 minutes, 4 GB)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,public-data,browse]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,docs,public-data,browse]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

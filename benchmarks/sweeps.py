@@ -108,7 +108,7 @@ def time_one(
     clock = HostClock()
     with session.isolate(operation, point, clock) as call:
         warm_up(call)
-        return Measurement.of(time_rounds(call, clock, Settled(precision)))
+        return Measurement.of(time_rounds(call, clock.now, Settled(precision)))
 
 
 def errors(regressor: Regressor, outcomes: dict[SweepPoint, Measurement]) -> dict[str, float]:

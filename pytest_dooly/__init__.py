@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_dooly.core.batch import Batch, Request
     from pytest_dooly.core.configuration import ServingOptions, aliases, resolve
+    from pytest_dooly.core.measurement import Failure, Measurement
     from pytest_dooly.core.traffic import Traffic, TrafficRequest
     from pytest_dooly.core.workload import Workload
     from pytest_dooly.errors import DoolyError, OutOfRangeWarning
@@ -22,18 +23,23 @@ if TYPE_CHECKING:
     from pytest_dooly.published.across_estimator import AcrossSizesRegressor
     from pytest_dooly.regress.estimator import RampRegressor
     from pytest_dooly.regress.frames import frame
+    from pytest_dooly.report.findings import Summary
     from pytest_dooly.searching.ranking import Search
     from pytest_dooly.searching.search import search
     from pytest_dooly.simulation.predicted_model import PredictedModel
     from pytest_dooly.simulation.simulate import Simulation, simulate
     from pytest_dooly.step_timer import StepTimer
+    from pytest_dooly.sweep.plan import Case
 
 __all__ = [
     "AcrossSizesRegressor",
     "Backend",
     "Batch",
+    "Case",
     "DoolyError",
+    "Failure",
     "LatencyDB",
+    "Measurement",
     "OutOfRangeWarning",
     "PredictedModel",
     "RampRegressor",
@@ -43,6 +49,7 @@ __all__ = [
     "Simulation",
     "StepPrediction",
     "StepTimer",
+    "Summary",
     "Traffic",
     "TrafficRequest",
     "Workload",
@@ -60,8 +67,11 @@ _ROOMS = {
     "AcrossSizesRegressor": "published.across_estimator",
     "Backend": "hosts.backend",
     "Batch": "core.batch",
+    "Case": "sweep.plan",
     "DoolyError": "errors",
+    "Failure": "core.measurement",
     "LatencyDB": "latency_db.db",
+    "Measurement": "core.measurement",
     "OutOfRangeWarning": "errors",
     "PredictedModel": "simulation.predicted_model",
     "RampRegressor": "regress.estimator",
@@ -71,6 +81,7 @@ _ROOMS = {
     "Simulation": "simulation.simulate",
     "StepPrediction": "prediction.step",
     "StepTimer": "step_timer",
+    "Summary": "report.findings",
     "Traffic": "core.traffic",
     "TrafficRequest": "core.traffic",
     "Workload": "core.workload",

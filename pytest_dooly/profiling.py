@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement, relative_spread
-from pytest_dooly.core.profiled import MachineNoise, Profiled
+from pytest_dooly.core.profiled import MachineNoise, Profiled, Share
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.errors import reason_of
 from pytest_dooly.latency_db.db import LatencyDB
@@ -97,6 +97,7 @@ class Profiling:
         self._timed: list[tuple[str, Measurement]] = []
         self._spent_on: defaultdict[str, float] = defaultdict(float)
         self._failed = self._unneeded = 0
+        self._shares: Sequence[Share] = ()
         environment = engine.environment(configurations[0])
         self._clocks = Clocks(environment)
         models = [serve(engine, configuration, db, environment, progress=progress) for configuration in configurations]
@@ -150,11 +151,11 @@ class Profiling:
         noise = f", machine's noise {refinement.noise:.1%}"
         return f"not needed: held-out error {refinement.error or 0:.1%} (target {self._target:.0%}{noise})"
 
-    def time(self, case: Case, rounds: Rounds) -> Failure | None:
+    def time(self, case: Case, rounds: Rounds) -> Measurement | Failure | None:
         """Times a case and commits its outcome, unless the rounds were disabled.
 
         Returns:
-            why the case could not be timed; a failing operation is stored as such, only an interrupt passes through.
+            the outcome; a failing operation is stored as such, only an interrupt passes through.
 
         Raises:
             EngineError: the engine does not start, so that no case of the model can be timed.
@@ -173,20 +174,56 @@ class Profiling:
         spent_s = time.perf_counter() - start
         signature, held_out = case.operation.signature, case.use == "held out"
         self.db.record(signature, self.plan.environment, case.point, outcome, spent_s=spent_s, held_out=held_out)
-        self._spent_s += spent_s
-        self._spent_on[signature.key] += spent_s
-        if isinstance(outcome, Failure):
-            self._failed += 1
-            return outcome
-        self._timed.append((signature.key, outcome))
-        if not held_out:
+        self._count(signature, outcome, spent_s)
+        if isinstance(outcome, Measurement) and not held_out:
             self._refinement(signature).add(case.point, outcome)
-        return None
+        return outcome
+
+    def share(self) -> Share:
+        """What this process has done of a run that several share, its cases apart: these are in the latency DB."""
+        if self._reference is None:
+            return Share(self._unneeded, (), 0.0)
+        return Share(self._unneeded, tuple(self._reference.levels_s), self._reference.waited_s)
+
+    def take_over(self, shares: Sequence[Share]) -> None:
+        """Counts as this run's what other processes of it have done.
+
+        Args:
+            shares: of those that ended as they should; the cases of the others count too.
+        """
+        recorded = {True: self.db.outcomes(self.plan.environment, held_out=True)}
+        recorded[False] = self.db.outcomes(self.plan.environment)
+        spent_s = {held_out: self.db.spent_s(self.plan.environment, held_out=held_out) for held_out in recorded}
+        for case in self.plan.cases:
+            held_out, key = case.use == "held out", case.operation.signature.key
+            outcome = recorded[held_out].get(key, {}).get(case.point)
+            if outcome is not None:
+                took_s = spent_s[held_out][key][case.point]
+                if (outcome, took_s) != (case.outcome, case.spent_s):
+                    self._count(case.operation.signature, outcome, took_s)
+        self._shares = shares
+        self._unneeded += sum(share.unneeded for share in shares)
+
+    def settle(self) -> None:
+        """Keeps which sweeps have been decided on to the last point, so that another run need not ask again."""
+        if self.plan.new and not self._timed:
+            return
+        undecided = {key for key, _ in self._undecided}
+        for model in self.plan.models:
+            for signature in {operation.signature for operation in model.operations}:
+                if signature.key in self._refinements and signature.key not in undecided:
+                    self.db.settle(
+                        signature.key,
+                        self.plan.environment,
+                        target=self._target,
+                        error=self._refinements[signature.key].error,
+                        grid=grid_key(refinements(signature, model.limits)),
+                    )
 
     def summarise(self, reports: Path) -> Summary:
         """Fits the regressors, predicts the standard workloads and writes one report a model under `reports`."""
         environment = self.plan.environment
-        self._settle()
+        self.settle()
         regressors, lacking = fit_regressors(self.plan.models, self.db, environment)
         for model in self.plan.models:
             self.db.save_finding("profiled", model.key, environment, self._profiled(model).to_json())
@@ -267,6 +304,14 @@ class Profiling:
             beside_s += self._reference.samples_s()
         return samples_s, self._reference.note(beside_s)
 
+    def _count(self, signature: Signature, outcome: Measurement | Failure, spent_s: float) -> None:
+        self._spent_s += spent_s
+        self._spent_on[signature.key] += spent_s
+        if isinstance(outcome, Failure):
+            self._failed += 1
+        else:
+            self._timed.append((signature.key, outcome))
+
     def _compared(self, regressors: Mapping[str, Regressor]) -> Comparison | None:
         """What somebody else's estimator makes of the same measurements; ours are stored by then."""
         if self._estimator is None:
@@ -288,10 +333,10 @@ class Profiling:
         )
 
     def _machine(self) -> MachineNoise | None:
-        if self._reference is None:
-            return None
+        shares = self._shares or (self.share(),)
+        levels = [level for share in shares for level in share.levels]
         outcomes = [outcome for _, outcome in self._timed]
-        return MachineNoise.of(self._reference.levels_s, outcomes, waited_s=self._reference.waited_s)
+        return MachineNoise.of(levels, outcomes, waited_s=sum(share.waited_s for share in shares))
 
     def _refinement(self, signature: Signature) -> Refinement:
         if signature.key not in self._refinements:
@@ -304,22 +349,6 @@ class Profiling:
     def _measured_before(self) -> Mapping[str, Mapping[SweepPoint, Measurement]]:
         """What the latency DB had, read once: a refinement is told of every later measurement."""
         return self.db.measurements(self.plan.environment)
-
-    def _settle(self) -> None:
-        """Keeps which sweeps have been decided on to the last point, so that another run need not ask again."""
-        if self.plan.new and not self._timed:
-            return
-        undecided = {key for key, _ in self._undecided}
-        for model in self.plan.models:
-            for signature in {operation.signature for operation in model.operations}:
-                if signature.key in self._refinements and signature.key not in undecided:
-                    self.db.settle(
-                        signature.key,
-                        self.plan.environment,
-                        target=self._target,
-                        error=self._refinements[signature.key].error,
-                        grid=grid_key(refinements(signature, model.limits)),
-                    )
 
     def _session_for(self, case: Case) -> Session:
         """With layers of all cases of the model that the plan has, and beside the plan of all operations."""

@@ -104,7 +104,7 @@ class StepTimer:
                 with session.isolate(operation, point, clock) as isolated:
                     call: IsolatedCall = self._clocks.ready(signature, isolated)
                     warm_up(call)
-                    total_s += statistics.median(time_rounds(call, clock, Settled(self._precision)))
+                    total_s += statistics.median(time_rounds(call, clock.now, Settled(self._precision)))
         return total_s
 
     def _like(self, batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pytest_dooly.core.document import Document
 from pytest_dooly.core.measurement import Measurement, relative_spread
 
-__all__ = ["MachineNoise", "Profiled"]
+__all__ = ["MachineNoise", "Profiled", "Share"]
 
 _FEWEST = 5
 """Cases below which one that was disturbed would speak for the machine."""
@@ -71,3 +71,24 @@ class Profiled(Document):
     spent_s: float
     saved_s: float
     machine: MachineNoise | None = None
+
+
+@dataclass(frozen=True)
+class Share(Document):
+    """What one of the processes that share a run has done, its cases apart.
+
+    Attributes:
+        unneeded: number of cases that the sweeps turned out not to need.
+        levels_s: of a reference operation beside each case, in seconds.
+        waited_s: seconds spent on waiting for a calmer moment.
+    """
+
+    unneeded: int
+    levels_s: tuple[float, ...]
+    waited_s: float
+
+    @property
+    def levels(self) -> list[float]:
+        """Of the reference, relative to the process's usual one: one accelerator is faster than another."""
+        usual_s = statistics.median(self.levels_s or (0.0,))
+        return [level_s / usual_s if usual_s else 0.0 for level_s in self.levels_s]

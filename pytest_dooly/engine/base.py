@@ -254,6 +254,9 @@ class Engine(Protocol):
     def absent_device(self, configuration: ModelConfiguration) -> str | None:
         """Product of the device that the configuration is for, where it is not here: it can be traced, not timed."""
 
+    def accelerators(self, configuration: ModelConfiguration) -> tuple[str, ...]:
+        """Accelerators that may serve the configuration, by their names in CUDA_VISIBLE_DEVICES; empty on a CPU."""
+
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> AbstractContextManager[Skeleton]:
         """The model without weights.
 

@@ -1,6 +1,7 @@
 """A small engine in plain PyTorch behind the same protocol: for tests, and to try things out without vLLM.
 
-It serves decoder models of the Llama shape on the CPU: a real model with real timings, but no serving engine's.
+It serves decoder models of the Llama shape on the CPU: a real model with real timings, but no serving engine's. Of
+device cuda it has as many as CUDA_VISIBLE_DEVICES names, all of them the CPU in truth.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.operation import Operation, OperationKind
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.workload import Workload
+from pytest_dooly.engine.accelerators import visible
 from pytest_dooly.engine.base import (
     Clock,
     IsolatedCall,
@@ -41,6 +43,9 @@ _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_va
 
 _ALONE = nullcontext()
 
+_ACCELERATORS = 8
+"""That the engine has of device cuda, where CUDA_VISIBLE_DEVICES names none."""
+
 
 class FakeEngine:
     """Plain PyTorch in place of a serving engine."""
@@ -50,9 +55,10 @@ class FakeEngine:
 
     def environment(self, configuration: ModelConfiguration) -> Environment:
         """What latencies measured here are true for."""
+        accelerated = configuration.options.device == "cuda"
         return Environment(
-            device="fake CPU",
-            device_count=torch.get_num_threads(),
+            device="fake accelerator" if accelerated else "fake CPU",
+            device_count=configuration.options.tensor_parallel_size if accelerated else torch.get_num_threads(),
             driver="none",
             engine=self.name,
             engine_version=self.version,
@@ -65,6 +71,10 @@ class FakeEngine:
     def absent_device(self, configuration: ModelConfiguration) -> str | None:
         """None: it runs on whatever is here."""
         return None
+
+    def accelerators(self, configuration: ModelConfiguration) -> tuple[str, ...]:
+        """As many as CUDA_VISIBLE_DEVICES names, for device cuda; see `Engine.accelerators`."""
+        return visible(lambda: _ACCELERATORS) if configuration.options.device == "cuda" else ()
 
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:

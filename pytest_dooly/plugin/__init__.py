@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_dooly.plugin import suites
+from pytest_dooly.plugin import hookspecs, suites
+from pytest_dooly.plugin.distribution import accelerators, session_plugin
 from pytest_dooly.plugin.fixtures import dooly_time
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin, profiling
 from pytest_dooly.plugin.settings import add_options, setting, usage_errors, write
@@ -24,6 +25,18 @@ KINDS = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the `--dooly-*` options and their ini twins."""
     add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Adds the `pytest_dooly_*` hooks."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """As many workers as there are accelerators, for `-n auto`."""
+    with usage_errors():
+        return len(accelerators(config)) or None if setting(config, "model") else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,9 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("--dooly-model needs pytest-benchmark, which is not loaded: drop '-p no:benchmark'")
-    if getattr(config.option, "numprocesses", None):
-        raise pytest.UsageError("--dooly-model times operations one at a time: drop '-n', or use '-n 0'")
-    config.pluginmanager.register(DoolyPlugin(config), PLUGIN)
+    config.pluginmanager.register(session_plugin(config), PLUGIN)
     config.args = suites.arguments(config)
 
 

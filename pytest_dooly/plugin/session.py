@@ -60,9 +60,13 @@ class DoolyPlugin:
 
         self._asked, where = True, str(setting(self._config, "db") or DB)
         return [
-            self._parameter(case, skip_reason(case, where))
-            for case in (self.profiling.plan.cases if cases is None else cases)
+            self._parameter(case, skip_reason(case, where)) for case in (self.cases if cases is None else cases)
         ]
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """The cases in the order in which they are timed."""
+        return self.profiling.plan.cases
 
     def _parameter(self, case: Case, reason: str) -> Any:
         signature = case.operation.signature
@@ -74,9 +78,19 @@ class DoolyPlugin:
             marks.append(pytest.mark.skip(reason=reason))
         return pytest.param(case, id=case.id, marks=marks)
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Lets others change which cases are timed, and in which order."""
+        cases = {item: case for item in items if (case := _case_of(item)) is not None}
+        chosen = list(cases)
+        config.hook.pytest_dooly_case_modifyitems(config=config, items=chosen, cases=cases)
+        if chosen != list(cases):
+            config.hook.pytest_deselected(items=[item for item in cases if item not in set(chosen)])
+            items[:] = [*(item for item in items if item not in cases), *chosen]
+
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Skips a case that the cases timed before it have made unneeded."""
-        case = getattr(item, "callspec", None) and item.callspec.params.get("dooly_case")  # type: ignore[attr-defined]
+        case = _case_of(item)
         reason = self.profiling.unneeded(case) if case is not None else None
         if reason is not None:
             pytest.skip(reason)
@@ -90,6 +104,7 @@ class DoolyPlugin:
             return
         try:
             self._summary = self.profiling.summarise(Path(setting(self._config, "reports") or "reports"))
+            self._config.hook.pytest_dooly_summary(config=self._config, summary=self._summary)
             if self._summary.unwritten:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         except DoolyError as error:
@@ -112,6 +127,12 @@ class DoolyPlugin:
         """Closes the engine and the latency DB, also where the session broke off."""
         if self._started:
             self._open.__exit__(None, None, None)
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    """What an item times; None for an item that is none of ours."""
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("dooly_case")
 
 
 @contextmanager

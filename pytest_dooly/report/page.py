@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
 from pytest_dooly.errors import DoolyError
@@ -74,6 +75,7 @@ def _page(report: ModelReport) -> str:
     templates.filters.update(latency=format_latency, percent=percent, signed=signed, tensors=tensors, details=details)
     return templates.get_template("page.html.jinja").render(
         report=report,
+        sort=resources.files("pytest_dooly.report").joinpath("sort.js").read_text(encoding="utf-8"),
         machine="" if report.machine is None else format_machine(report.machine),
         held_out=_held_out(report),
         runners_up={row.operation.signature.key: _runner_up(row.regressor) for row in report.operations},

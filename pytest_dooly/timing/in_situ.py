@@ -83,7 +83,7 @@ def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clock
     with session.isolate(operation, point, clock) as isolated:
         call = clocks.ready(operation.signature, isolated)
         warm_up(call)
-        return statistics.median(time_rounds(call, clock, lambda samples_s: len(samples_s) >= _ROUNDS))
+        return statistics.median(time_rounds(call, clock.now, lambda samples_s: len(samples_s) >= _ROUNDS))
 
 
 def _point(signature: Signature, batch: Batch) -> SweepPoint:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -126,20 +127,20 @@ class Reference:
         return max(relative_spread(samples_s), abs(level_s / usual_s - 1) if usual_s else 0.0)
 
 
-def time_rounds(call: IsolatedCall, clock: Clock, enough: Callable[[Sequence[float]], bool]) -> list[float]:
+def time_rounds(call: IsolatedCall, now: Callable[[], Any], enough: Callable[[Sequence[float]], bool]) -> list[float]:
     """Seconds of every round, until they are enough; what pytest-benchmark does for a case.
 
     Args:
         call: what is timed.
-        clock: that it is timed with.
+        now: reads the clock; the difference of two readings is in seconds.
         enough: asked before every round, with the samples so far.
     """
     samples_s: list[float] = []
     while not enough(samples_s):
         call.before()
-        start = clock.now()
+        start = now()
         call.run()
-        samples_s.append(clock.now() - start)
+        samples_s.append(now() - start)
     return samples_s
 
 

@@ -29,6 +29,11 @@ POINTS = {"num_tokens": TOKENS, "num_reqs": REQUESTS, "batch": BATCHES}
 
 @pytest.fixture(scope="module")
 def findings() -> ModelReport:
+    return small_report()
+
+
+def small_report() -> ModelReport:
+    """Everything that a page can show, of a small model."""
     model, regressors = model_and_regressors()
     operations = tuple(
         OperationReport(
@@ -92,7 +97,7 @@ def test_the_page_says_everything_and_needs_nothing_else(findings: ModelReport, 
         assert text in page
     assert "no &lt;kernel&gt; &amp; no luck" in page
     assert page.count("<svg") == 4
-    assert not re.search(r"<(script|link|img)|@import|url\(\s*['\"]?http", page)
+    assert not re.search(r"<script[^>]|<link(?! rel=.icon. href=.data:,)|<img|@import|url\(\s*['\"]?http", page)
     assert "input bf16 [num_tokens, 64]" in page
 
 

@@ -14,6 +14,7 @@ from packaging.version import Version
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.environment import CUDA_EVENT, CUDA_GRAPH, PERF_COUNTER, Environment
 from pytest_dooly.core.signature import ModelOperation
+from pytest_dooly.engine.accelerators import visible
 from pytest_dooly.engine.base import Origins, Session, Skeleton, TrafficServer
 from pytest_dooly.engine.vllm.absent_gpu import describe
 from pytest_dooly.engine.vllm.arguments import GRAPHS, engine_arguments, engine_config, sizes_by_default
@@ -88,6 +89,10 @@ class VllmEngine:
         """The GPU that is described to vLLM; see `Engine.absent_device`."""
         gpu = absent_gpu(configuration)
         return None if gpu is None else gpu.product
+
+    def accelerators(self, configuration: ModelConfiguration) -> tuple[str, ...]:
+        """What torch sees, which it asks the driver for without using a device; see `Engine.accelerators`."""
+        return visible(torch.cuda.device_count) if device_of(configuration) == "cuda" else ()
 
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
