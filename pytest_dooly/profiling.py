@@ -54,6 +54,7 @@ class Profiling:
     Attributes:
         plan: the cases.
         db: where measurements are and go to.
+        engine: adapter of the serving engine.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Profiling:
         from pytest_dooly.timing.clock import Clocks
 
         self.db = db
-        self._engine = engine
+        self.engine = engine
         self._estimator = estimator
         self._progress = progress
         self._session: tuple[str, Session] | None = None
@@ -166,6 +167,14 @@ class Profiling:
         if not held_out:
             self._refinement(signature).add(case.point, outcome)
         return None
+
+    def configuration(self, model: ServedModel) -> ModelConfiguration:
+        """What one of the models was traced from."""
+        return self._configurations[model.key]
+
+    def fit(self) -> None:
+        """Fits the regressors to what has been timed so far."""
+        fit_regressors(self.plan.models, self.db, self.plan.environment)
 
     def summarise(self, reports: Path) -> Summary:
         """Fits the regressors, predicts the standard workloads and writes one report a model under `reports`."""
@@ -280,10 +289,10 @@ class Profiling:
     def _session_for(self, model: ServedModel) -> Session:
         if self._session is None or self._session[0] != model.key:
             self.close()
-            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {model.name}")
+            self._progress(f"starting {self.engine.name} {self.engine.version} with layers of {model.name}")
             asked = (*self.plan.new, *self.plan.possible)
             operations = list(dict.fromkeys(case.operation for case in asked if case.model.key == model.key))
-            session = self._engine.open(
+            session = self.engine.open(
                 self._configurations[model.key], isolating=operations, kv_tokens=kv_tokens(model.limits)
             )
             self._session = model.key, session

@@ -9,7 +9,8 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,8 +27,10 @@ __all__ = [
     "db_path",
     "number",
     "percent",
+    "progress",
     "serving_options",
     "setting",
+    "suite",
     "usage_errors",
     "write",
 ]
@@ -64,6 +67,16 @@ def add_options(parser: pytest.Parser) -> None:
     add("refresh", "time every case again, whatever the latency DB holds", action="store_true")
     add("plan", "trace, show what is missing and about how long it would take, time nothing", action="store_true")
     add("models", "list the models that are shipped, and exit", action="store_true")
+    from pytest_dooly.plugin.gate import add_gate_options  # which reads settings itself
+
+    add_gate_options(add)
+
+
+def suite(name: str) -> str:
+    """Path of one of our own suites."""
+    import op_suites
+
+    return str(Path(op_suites.__path__[0]) / name)
 
 
 def db_path(config: pytest.Config) -> Path:
@@ -113,6 +126,22 @@ def number(config: pytest.Config, flag: str, kind: Callable[[str], Number], defa
 def write(lines: Sequence[str]) -> None:
     """Writes lines where no session, and so no terminal reporter, is."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def progress(config: pytest.Config) -> Callable[[str], None]:
+    """What writes a line before anything that takes seconds."""
+    return partial(_progress, config)
+
+
+def _progress(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or config.get_verbosity() < 0:
+        return
+    # A case starts the engine, and what a case writes is captured.
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(f"dooly: {line} ...")
 
 
 @contextmanager
