@@ -1,11 +1,11 @@
-"""A run of the gate: what counts -> turns, here or beside another engine -> verdict -> latency DB. Called by the plugin."""
+"""A run of the gate: what counts -> turns, here or beside another engine -> verdict -> latency DB."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine
 
-__all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns"]
+__all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns", "Taking"]
 
 _FEWEST, _MORE = 2 * BLOCKS, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
 TakesTurns = Callable[[], Turn]
+
+Taking = Callable[[Sequence[Batch]], AbstractContextManager[TakesTurns]]
 
 T = TypeVar("T")
 
@@ -90,6 +92,7 @@ class Gate:
         db: LatencyDB,
         options: GateOptions,
         *,
+        taking: Taking | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Looks for a baseline.
@@ -100,6 +103,7 @@ class Gate:
             model: what is served.
             db: where runs are and go to.
             options: what is asked.
+            taking: what takes turns over some steps, while its context lasts; None for an engine that is started.
             progress: called with a line before anything that takes seconds.
 
         Raises:
@@ -109,7 +113,7 @@ class Gate:
         self.model = model
         self.found: Found | None = None
         self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
-        self._progress = progress
+        self._progress, self._taking = progress, taking or self._here
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
         self.workloads = tuple(options.workloads or standard_workloads(model.limits))
@@ -142,7 +146,7 @@ class Gate:
         batches = tuple(dict.fromkeys(each.batch for each in spent))
         key = self._db.begin_gate_run(self._series, self.model.name, self._environment, self._options.commit)
         with ExitStack() as engines:
-            new = engines.enter_context(_Here(self._engine, self._configuration, self.model, batches, self._progress))
+            new = engines.enter_context(self._taking(batches))
             old = self._beside(engines, batches)
             turns, olds = self._take_turns(key, spent, new, old)
         found = self._judge(spent, turns, olds)
@@ -194,6 +198,20 @@ class Gate:
         if environment is None:
             return None
         return Baseline((), (), environment, regressors_of(db, environment))
+
+    @contextmanager
+    def _here(self, batches: Sequence[Batch]) -> Iterator[TakesTurns]:
+        """This process' own engine."""
+        from pytest_dooly.timing.clock import Clocks
+        from pytest_dooly.timing.turns import Turns
+
+        self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {self.model.name}")
+        operations = self.model.operations
+        session = self._engine.open(self._configuration, isolating=operations, kv_tokens=kv_tokens(self.model.limits))
+        try:
+            yield _unbroken(lambda: Turns(session, operations, batches, Clocks(self._environment))).turn
+        finally:
+            session.close()
 
     def _beside(self, engines: ExitStack, batches: Sequence[Batch]) -> TakesTurns | None:
         if self._options.against is None:
@@ -324,39 +342,6 @@ class Gate:
         regressors, labels = self._regressors(), {o.signature.key: o.signature.label for o in self.model.operations}
         new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in regressors]
         return new + [f"{labels[key]}, which was not timed on both sides" for key in sorted(spent - seen)]
-
-
-class _Here(AbstractContextManager[TakesTurns]):
-    """This process' own engine."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        configuration: ModelConfiguration,
-        model: ServedModel,
-        batches: Sequence[Batch],
-        progress: Callable[[str], None],
-    ) -> None:
-        self._engine, self._configuration, self._model, self._batches = engine, configuration, model, batches
-        self._progress = progress
-
-    def __enter__(self) -> TakesTurns:
-        from pytest_dooly.timing.clock import Clocks
-        from pytest_dooly.timing.turns import Turns
-
-        self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {self._model.name}")
-        self._session = self._engine.open(
-            self._configuration, isolating=self._model.operations, kv_tokens=kv_tokens(self._model.limits)
-        )
-        clocks = Clocks(self._engine.environment(self._configuration))
-        try:
-            return _unbroken(lambda: Turns(self._session, self._model.operations, self._batches, clocks)).turn
-        except BaseException:
-            self._session.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._session.close()
 
 
 def _unbroken(take: Callable[[], T]) -> T:

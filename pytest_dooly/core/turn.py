@@ -1,4 +1,4 @@
-"""One turn of a gate: every operation of a few steps, and references that are the same in every run, within a moment."""
+"""One turn of a gate: every operation of a few steps, and references that are the same in every run."""
 
 from __future__ import annotations
 

@@ -96,10 +96,8 @@ class GatePlugin:
 
     def pytest_report_header(self) -> list[str]:
         """What each model is compared with."""
-        return [
-            f"dooly: gate of {gate.model.name}: compared with {gate.baseline or 'nothing, so that this is the baseline'}"
-            for gate in self._gates.values()
-        ]
+        none = "nothing: this run is the baseline"
+        return [f"dooly: gate of {g.model.name}: compared with {g.baseline or none}" for g in self._gates.values()]
 
     def parameters(self) -> list[Any]:
         """One parameter set per figure and operation."""

@@ -1,4 +1,4 @@
-"""What the gate has found, for a terminal, a job's summary page, a continuous integration's annotations, and as JSON."""
+"""What the gate has found: for a terminal, a job's summary, GitHub's annotations, JUnit XML, and as JSON."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ def headline(found: Found) -> str:
     if found.outcome is Outcome.DRIFT:
         named = ", ".join(f"{each.label} {_percent(each.change.relative)}" for each in verdict.drifted)
         because = f" because of {named}" if named else ""
-        return f"{worst.exposure.name} is {_within(worst.change)} slower{because}, {against}"
+        return f"{worst.exposure.name} {_within(worst.change)}{because}, {against}"
     if found.outcome is Outcome.UNDECIDED:
-        return f"the noise is too large to say whether {worst.exposure.name} is over the limit of {verdict.limit:.3g}"
-    return f"no drift beyond {verdict.limit:.3%} of TTFT or TPOT, {against}"
+        return (
+            f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
+        )
+    return f"no drift beyond {_plain(verdict.limit)} of TTFT or TPOT, {against}"
 
 
 def remedy(found: Found) -> str:
@@ -66,14 +68,14 @@ def remedy(found: Found) -> str:
     turns = verdict.needed_turns()
     if turns is None:
         return (
-            "No number of turns would decide it: the change is too near to the limit. Raise or lower --dooly-gate-limit, "
-            "or let both engines take turns with --dooly-against."
+            "No number of turns would decide it: the change is too near to the limit. Raise or lower "
+            "--dooly-gate-limit, or let both engines take turns with --dooly-against."
         )
     minutes = turns * verdict.spent_s / verdict.turns / 60
     return (
         f"About {turns:,} turns would decide it, {minutes:.2g} minutes as the machine is now: run with "
-        f"--dooly-gate-budget={max(1, round(1.2 * minutes + 0.5))}, on a quieter machine, or let both engines take turns "
-        "with --dooly-against."
+        f"--dooly-gate-budget={max(1, round(1.2 * minutes + 0.5))}, on a quieter machine, or let both engines take "
+        "turns with --dooly-against."
     )
 
 
@@ -169,6 +171,7 @@ def gate_document(found: Found) -> dict[str, Any]:
                 "figure": each.exposure.figure,
                 "workload": str(each.exposure.workload),
                 "batch": str(each.exposure.batch),
+                "seconds": {str(place): seconds for place, seconds in each.exposure.seconds.items()},
                 "baseline_s": each.exposure.latency_s,
                 "now_s": each.predicted_s,
                 **_change_document(each.change),
@@ -220,7 +223,8 @@ def case_text(found: Found, case: str) -> str:
         if figure.case_id == case:
             undecided = f"; {remedy(found)}" if figure.outcome is Outcome.UNDECIDED else ""
             return f"{figure.outcome}: {_figure_text(figure)}{undecided}"
-    return next(f"drift: {_operation_text(each)}" for each in found.verdict.operations if each.label == case)
+    failing = next(each for each in found.verdict.drifted if each.label == case)
+    return f"drift: {_operation_text(failing)}"
 
 
 _MARKS = {
@@ -236,7 +240,7 @@ _MARKS = {
 def _figure_text(each: FigureVerdict) -> str:
     return (
         f"{each.exposure.name}: {format_latency(each.exposure.latency_s)} -> {format_latency(each.predicted_s)}, "
-        f"{_within(each.change)} (limit {each.limit:.3g}, from {_percent(each.visible)} on it would have been seen)"
+        f"{_within(each.change)} (limit {_plain(each.limit)}, from {_percent(each.visible)} on it would have been seen)"
     )
 
 
@@ -300,6 +304,11 @@ def _change_document(change: Change) -> dict[str, float]:
 
 def _percent(relative: float) -> str:
     return f"{relative:+.1%}" if abs(relative) < 0.995 else f"{relative:+.0%}"
+
+
+def _plain(relative: float) -> str:
+    """Without a sign: `3 %`."""
+    return f"{100 * relative:.3g} %"
 
 
 def _command(level: str, title: str, text: str) -> str:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import torch
 
@@ -65,7 +65,7 @@ class OtherEngine(AbstractContextManager["OtherEngine"]):
             "kv_tokens": kv_tokens,
         }
 
-    def __enter__(self) -> OtherEngine:
+    def __enter__(self) -> Self:
         """Starts it.
 
         Raises:
