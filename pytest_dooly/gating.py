@@ -216,7 +216,7 @@ class Gate:
     def _beside(self, engines: ExitStack, batches: Sequence[Batch]) -> TakesTurns | None:
         if self._options.against is None:
             return None
-        from pytest_dooly.timing.other_engine import OtherEngine
+        from pytest_dooly.other_engine import OtherEngine
 
         self._progress(f"starting the engine of {self._options.against}")
         other = engines.enter_context(

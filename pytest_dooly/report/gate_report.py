@@ -203,17 +203,18 @@ def gate_document(found: Found) -> dict[str, Any]:
 def case_properties(found: Found, case: str) -> list[tuple[str, str]]:
     """What JUnit XML says of a test case, by name."""
     properties = [("dooly_baseline", found.baseline or "none"), ("dooly_turns", str(found.verdict.turns))]
-    for each in (*found.verdict.figures, *found.verdict.operations):
-        if case in (getattr(each, "case_id", None), getattr(each, "label", None)):
-            properties += [
-                ("dooly_change", f"{each.change.relative:.6f}"),
-                ("dooly_change_at_least", f"{each.change.bound(1 - CONFIDENCE):.6f}"),
-                ("dooly_visible", f"{each.visible:.6f}"),
-            ]
-            if isinstance(each, OperationVerdict):
-                properties += [("dooly_share", f"{each.share:.6f}"), ("dooly_false_discovery_rate", f"{each.q:.3g}")]
-            else:
-                properties += [("dooly_now_s", f"{each.predicted_s:.6g}"), ("dooly_limit", f"{each.limit:.6g}")]
+    judged: list[FigureVerdict | OperationVerdict] = [f for f in found.verdict.figures if f.case_id == case]
+    judged += [operation for operation in found.verdict.operations if operation.label == case]
+    for each in judged:
+        properties += [
+            ("dooly_change", f"{each.change.relative:.6f}"),
+            ("dooly_change_at_least", f"{each.change.bound(1 - CONFIDENCE):.6f}"),
+            ("dooly_visible", f"{each.visible:.6f}"),
+        ]
+        if isinstance(each, OperationVerdict):
+            properties += [("dooly_share", f"{each.share:.6f}"), ("dooly_false_discovery_rate", f"{each.q:.3g}")]
+        else:
+            properties += [("dooly_now_s", f"{each.predicted_s:.6g}"), ("dooly_limit", f"{each.limit:.6g}")]
     return properties
 
 

@@ -74,10 +74,10 @@ class OtherEngine(AbstractContextManager["OtherEngine"]):
         with ExitStack() as files:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory()))
             # A folder of its own: beside this package lie others, of versions that are not the other interpreter's.
-            (folder / "pytest_dooly").symlink_to(Path(__file__).parent.parent)
+            (folder / "pytest_dooly").symlink_to(Path(__file__).parent)
             try:
                 self._process = OwnProcess(
-                    [str(self._python), "-m", "pytest_dooly.timing.other_engine"],
+                    [str(self._python), "-m", "pytest_dooly.other_engine"],
                     folder / "log",
                     # As many threads as there are here: vLLM would keep a core for itself.
                     {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(torch.get_num_threads())},
