@@ -1,11 +1,11 @@
 """`make bench-gate`: how often the gate cries wolf, and how often it finds what was slowed down, on this machine.
 
 Run as `python -m benchmarks.gate [--runs 40 --slowed 20 --seconds 20] [--write DIR] [--db FILE]`: llama-tiny on the
-real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`, which
-looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session of
-pytest with --dooly-gate does. Runs share a process and an engine with its weights and memory, since starting one takes
-as long as a run; with --reopen N the engine is started again every N runs. What a process does once, such as where it
-puts its memory, then varies from stretch to stretch only.
+real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`,
+which looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session
+of pytest with --dooly-gate does. Runs share a process and an engine with its weights and memory, since starting one
+takes as long as a run; with --reopen N the engine is started again every N runs. What a process does once, such as
+where it puts its memory, then varies from stretch to stretch only.
 
 A slowdown is put into the forward method of the layers of one operation: when the layer is done, the processor is kept
 busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.

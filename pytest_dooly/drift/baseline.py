@@ -70,11 +70,16 @@ def baseline_of(db: LatencyDB, series: str) -> Baseline | None:
     passed = [
         run
         for run in finished[first + 1 :]
-        if run.outcome == Outcome.PASSED and run.environment.key == begin.environment.key
+        if run.outcome == Outcome.PASSED and run.environment.key == begin.environment.key and _as_before(run)
     ]
     runs = (begin, *passed[: _MOST_RUNS - 1])
     timed = tuple(Timed.of(db.gate_turns(run.key)) for run in runs)
     return Baseline(runs, timed, begin.environment, regressors_of(db, begin.environment))
+
+
+def _as_before(run: GateRun) -> bool:
+    """Whether a run that passed is no speed-up either, which would make the baseline two things at once."""
+    return all(abs(figure["change"]) < run.document["limit"] for figure in run.document["figures"])
 
 
 def profiled_environment(db: LatencyDB, model: ServedModel, environment: Environment) -> Environment | None:

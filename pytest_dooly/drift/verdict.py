@@ -75,6 +75,11 @@ class FigureVerdict:
         return self.exposure.latency_s * math.exp(self.change.log)
 
     @property
+    def is_faster(self) -> bool:
+        """Whether it is faster by more than the limit, with confidence."""
+        return self.change.bound(CONFIDENCE) < -self.limit
+
+    @property
     def visible(self) -> float:
         """The smallest slowdown that would have been seen with POWER, as a relative change."""
         return _visible(self.change)

@@ -58,6 +58,11 @@ def remedy(found: Found) -> str:
             'Find out what changed the operations named; if it is meant, run once with --dooly-accept "why", which '
             "moves the baseline."
         )
+    if found.outcome is Outcome.PASSED and any(each.is_faster for each in verdict.figures):
+        return (
+            'Faster than the baseline by more than the limit: run once with --dooly-accept "why", or the baseline '
+            "stays what it was and hides a slowdown back to it."
+        )
     if found.outcome is not Outcome.UNDECIDED:
         return ""
     if verdict.unmatched:

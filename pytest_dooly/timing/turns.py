@@ -25,7 +25,8 @@ __all__ = ["References", "Turns"]
 _BATCH_S = 0.05
 """Seconds that a turn spends on the passes of one step, about."""
 
-_MOST_PASSES = 12
+_FEWEST_PASSES, _MOST_PASSES = 3, 12
+"""Of one step in a turn: a single long call is seldom undisturbed."""
 
 _ROUNDS = 4
 """Of an operation that is isolated, in every turn."""
@@ -100,7 +101,7 @@ class Turns:
             start_s = time.perf_counter()
             known = self._pass(batch)
             pass_s = time.perf_counter() - start_s
-            self._passes[batch] = max(1, min(_MOST_PASSES, round(_BATCH_S / pass_s)))
+            self._passes[batch] = max(_FEWEST_PASSES, min(_MOST_PASSES, round(_BATCH_S / pass_s)))
             self._within[batch] = [each for each in self._operations if any(known.get(path) for path in each.layers)]
             shown |= set(self._within[batch])
         alone = [each for each in self._operations if each not in shown]

@@ -22,7 +22,7 @@ SENSITIVITY: Mapping[str, float] = {"linear": 0.4, "attention": 1.0, "rotary": 1
 def turns(
     seed: int, number: int = 32, *, slower: Mapping[str, float] | None = None, speed: float = 1.0, noise: float = 0.01
 ) -> list[Turn]:
-    """Turns of a run: spells of several turns that make everything up to 1.5 times as slow, and now and then an outlier.
+    """Turns of a run: spells that make everything up to 1.5 times as slow for a while, and now and then an outlier.
 
     Args:
         seed: of the run.
