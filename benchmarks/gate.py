@@ -22,15 +22,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gate_simulation import UNCHANGED, simulated
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
 from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.found import Found
 from pytest_dooly.engine import load_engine
@@ -93,8 +95,6 @@ def main() -> None:
     asked = parser.parse_args()
     asked.write.mkdir(parents=True, exist_ok=True)
     if asked.simulate:
-        from benchmarks.gate_simulation import simulated
-
         text = simulated(asked.db, asked.simulate, asked.png)
         (asked.write / "simulation.md").write_text(text, encoding="utf-8")
         sys.stdout.write(text)
@@ -146,11 +146,12 @@ class _Bench:
     def run(self, slowdown: Slowdown | None) -> Run:
         """One run of the gate, slowed down or not."""
         begin_s = time.perf_counter()
-        options = GateOptions((WORKLOAD,), budget_s=self._seconds)
+        label = None if slowdown is None else self._nearest(slowdown.share).signature.label
+        put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
+        options = GateOptions((WORKLOAD,), budget_s=self._seconds, commit=put)
         gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=self._taking(slowdown))
         found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
-        label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         return Run(slowdown, label, found, time.perf_counter() - begin_s)
 
     def close(self) -> None:
@@ -172,9 +173,11 @@ class _Bench:
                 )
                 clocks = Clocks(self._engine.environment(self._configuration))
                 self._turns = Turns(self._session, operations, batches, clocks)
-            layers = [] if slowdown is None else self._layers(slowdown.share)
-            for layer in layers:
-                layer.forward = _slowed(layer.forward, slowdown.slower)
+            layers = []
+            if slowdown is not None:
+                layers = self._layers(slowdown.share)
+                for layer in layers:
+                    layer.forward = _slowed(layer.forward, slowdown.slower)
             try:
                 yield self._turns.turn
             finally:
@@ -183,18 +186,28 @@ class _Bench:
 
         return taking
 
-    def _nearest(self, share: float) -> Any:
-        """The operation of layers whose largest share of a figure is nearest to one."""
-        known = [
-            each
-            for each in self._model.operations
-            if each.signature.kind is not OperationKind.OVERHEAD and self._shares.get(each.signature.key)
-        ]
-        return min(known, key=lambda each: abs(math.log(self._shares[each.signature.key] / share)))
+    def _nearest(self, share: float) -> ModelOperation:
+        return nearest(self._model, self._shares, share)
 
     def _layers(self, share: float) -> list[Any]:
         paths = set(self._nearest(share).layers)
         return list({id(module): module for path, module in self._session.modules() if path in paths}.values())
+
+
+def nearest(model: ServedModel, shares: Mapping[str, float], share: float) -> ModelOperation:
+    """The operation of layers whose largest share of a figure is nearest to one.
+
+    Args:
+        model: what is served.
+        shares: largest of each operation, by signature key.
+        share: that is asked for.
+    """
+    known = [
+        each
+        for each in model.operations
+        if each.signature.kind is not OperationKind.OVERHEAD and shares.get(each.signature.key)
+    ]
+    return min(known, key=lambda each: abs(math.log(shares[each.signature.key] / share)))
 
 
 def _slowed(forward: Callable[..., Any], slower: float) -> Callable[..., Any]:

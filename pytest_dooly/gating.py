@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +21,7 @@ from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
 from pytest_dooly.drift.change import BLOCKS, Change, Timed, changes, paired_changes, profiled_changes
-from pytest_dooly.drift.exposure import Exposure, exposures
+from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
 from pytest_dooly.errors import ConfigurationError, DoolyError, reason_of
@@ -41,6 +42,9 @@ __all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns", "Taking"]
 
 _FEWEST, _MORE = 2 * BLOCKS, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
+
+_UNKNOWN_ERROR = 0.05
+"""Of a regressor that has too few points to hold one out."""
 
 TakesTurns = Callable[[], Turn]
 
@@ -117,6 +121,7 @@ class Gate:
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
         self.workloads = tuple(options.workloads or standard_workloads(model.limits))
+        self.baseline: Baseline | None
         if options.baseline is not None:
             self.baseline = self._named(options.baseline)
         else:
@@ -125,14 +130,18 @@ class Gate:
     @property
     def needs_profile(self) -> bool:
         """Whether nothing says yet where predicted steps spend their time."""
-        return not self._regressors()
+        return not (self._regressors() or (self.baseline is not None and self.baseline.runs))
 
     @property
     def case_ids(self) -> tuple[str, ...]:
         """Of the figures and operations that are judged."""
-        figures = [f"ttft-{workload}" for workload in self.workloads]
-        figures += [f"tpot-{workload}" for workload in self.workloads if workload.output_len > 1]
-        return (*figures, *dict.fromkeys(operation.signature.label for operation in self.model.operations))
+        labels = (operation.signature.label for operation in self.model.operations)
+        return (*self._figure_ids, *dict.fromkeys(labels))
+
+    @property
+    def _figure_ids(self) -> tuple[str, ...]:
+        tpots = (f"tpot-{workload}" for workload in self.workloads if workload.output_len > 1)
+        return (*(f"ttft-{workload}" for workload in self.workloads), *tpots)
 
     def run(self) -> Found:
         """Times and judges; every turn is kept as it ends, the verdict when all have.
@@ -142,7 +151,7 @@ class Gate:
             ConfigurationError: a workload does not fit the model's limits.
             EngineError: an engine does not start.
         """
-        spent = exposures(self.model, self._regressors(), self.workloads)
+        spent = self._spent()
         batches = tuple(dict.fromkeys(each.batch for each in spent))
         key = self._db.begin_gate_run(self._series, self.model.name, self._environment, self._options.commit)
         with ExitStack() as engines:
@@ -165,6 +174,15 @@ class Gate:
         if self.baseline is not None and self.baseline.regressors:
             return self.baseline.regressors
         return regressors_of(self._db, self._environment)
+
+    def _spent(self) -> tuple[Exposure, ...]:
+        """What the figures consist of: as the baseline has it, so that the same is timed, else as is predicted."""
+        kept: dict[str, Exposure] = {}
+        if self.baseline is not None and self.baseline.runs:
+            kept = {case_id(each): each for each in kept_exposures(self.baseline.runs[0].document)}
+        if all(case in kept for case in self._figure_ids):
+            return tuple(kept[case] for case in self._figure_ids)
+        return exposures(self.model, self._regressors(), self.workloads)
 
     def _named(self, path: Path) -> Baseline:
         """The baseline in a file: a latency DB's, or what an export has."""
@@ -270,19 +288,24 @@ class Gate:
 
         Asked of the errors alone and never of the changes: to stop when something shows would find what is not there.
         """
-        verdict = self._verdict(spent, turns, olds)
+        # Of what was profiled the errors stay, however many turns there are: those of the turns are asked for.
+        verdict = self._verdict(spent, turns, olds, alone=self._is_first)
         limit = self._options.limit
         return all(each.visible <= limit for each in verdict.figures) and all(
             each.visible <= max(limit, 2 * WORTH * limit / each.share) for each in verdict.operations if each.share
         )
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether nothing that the gate itself has timed is there to compare with."""
+        return self.baseline is None or not (self.baseline.runs or self._options.against)
+
     def _judge(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> Found:
         verdict = self._verdict(spent, turns, olds)
         outcome = verdict.outcome()
-        first = self.baseline is None or not (self.baseline.runs or olds)
         if self._options.accepted is not None:
             outcome = Outcome.ACCEPTED
-        elif self.baseline is None or (first and outcome is not Outcome.DRIFT):
+        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT):
             outcome = Outcome.BASELINE
         return Found(
             model=self.model.name,
@@ -291,57 +314,56 @@ class Gate:
             before=None if self.baseline is None else self.baseline.environment,
             verdict=verdict,
             outcome=outcome,
-            is_profiled=self.baseline is not None and first,
+            is_profiled=self.baseline is not None and self._is_first,
             interleaved=bool(olds),
             accepted=self._options.accepted,
             commit=self._options.commit,
         )
 
-    def _verdict(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> Verdict:
-        new, old = Timed.of(turns), Timed.of(olds) if olds else None
-        runs = [old] if old is not None else list(self.baseline.timed) if self.baseline is not None else []
-        places = {place for each in spent for place in each.seconds}
+    def _verdict(
+        self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn], *, alone: bool = False
+    ) -> Verdict:
+        """What has changed; with `alone`, on nothing but the noise of the turns."""
+        new, places = Timed.of(turns), {place for each in spent for place in each.seconds}
+        profiled = self._is_first and not alone and self.baseline is not None
+        runs = [Timed.of(olds)] if olds else [new] if self._is_first or self.baseline is None else self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
-        apart: Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]]
-        if old is not None:
-            levels_s = _levels_s([old], seen)
-            apart = lambda sums: paired_changes(new, old, sums)  # noqa: E731 - a choice of three
-        elif runs:
-            levels_s = _levels_s(runs, seen)
-            apart = lambda sums: changes(new, runs, sums)  # noqa: E731
-        elif self.baseline is not None:
+        levels_s = _levels_s(runs, seen)
+        told: Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]] = partial(changes, new, runs)
+        if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
-            apart = lambda sums: profiled_changes(new, levels_s, sums, self._errors(spent, sums))  # noqa: E731
-        else:
-            levels_s = _levels_s([new], seen)
-            apart = lambda sums: changes(new, [new], sums)  # noqa: E731
+            told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
+        elif olds:
+            told = partial(paired_changes, new, runs[0])
         figures, operations = sums_of(spent, levels_s)
         return judged(
             self.model,
             spent,
-            apart(figures),
-            apart(operations),
+            told(figures),
+            told(operations),
             limit=self._options.limit,
-            unmatched=self._unmatched({place.signature for place in places}, {place.signature for place in seen}),
+            unmatched=self._unmatched(places, seen),
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )
 
-    def _errors(self, spent: Sequence[Exposure], sums: Mapping[str, object]) -> dict[str, float]:
-        """Expected relative error of the baseline's regressors, of every figure by case id and every operation."""
-        assert self.baseline is not None
-        of = {key: each.error or 0.05 for key, each in self.baseline.regressors.items()}
-        errors = {
-            case_id(each): sum(each.share(key) * of.get(key, 0.05) for key in {p.signature for p in each.seconds})
-            for each in spent
-        }
-        return {name: errors.get(name, of.get(name, 0.05)) for name in sums}
+    def _unmatched(self, places: set[Place], seen: set[Place]) -> list[str]:
+        """Operations that cannot be compared: those that the baseline does not know, and those that one side lacks."""
+        labels = {operation.signature.key: operation.signature.label for operation in self.model.operations}
+        known = {*self._regressors(), *(place.signature for place in places)}
+        new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in known]
+        lacking = sorted(places - seen)
+        return new + [f"{labels.get(p.signature, p.signature)} at {p.point}, not timed on both sides" for p in lacking]
 
-    def _unmatched(self, spent: set[str], seen: set[str]) -> list[str]:
-        """Operations that cannot be compared: new ones that no regressor knows, and those that one side lacks."""
-        regressors, labels = self._regressors(), {o.signature.key: o.signature.label for o in self.model.operations}
-        new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in regressors]
-        return new + [f"{labels[key]}, which was not timed on both sides" for key in sorted(spent - seen)]
+
+def _errors(regressors: Mapping[str, Regressor], spent: Sequence[Exposure]) -> dict[str, float]:
+    """Expected relative error of regressors: of every operation by key, of every figure by case id."""
+    errors = {key: each.error or _UNKNOWN_ERROR for key, each in regressors.items()}
+    figures = {
+        case_id(each): sum(each.share(key) * errors.get(key, 0.0) for key in {p.signature for p in each.seconds})
+        for each in spent
+    }
+    return errors | figures
 
 
 def _unbroken(take: Callable[[], T]) -> T:

@@ -26,6 +26,12 @@ class Place:
     signature: str
     point: str
 
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """The inverse of `str`."""
+        signature, _, point = text.partition(" ")
+        return cls(signature, point)
+
     def __str__(self) -> str:
         return f"{self.signature} {self.point}"
 

@@ -63,7 +63,7 @@ class Timed:
     def of(cls, turns: Sequence[Turn]) -> Self:
         """The same as arrays; what a turn lacks is not a number."""
         names = sorted(turns[0].references_s)
-        places = {text: Place(*text.split(" ", 1)) for turn in turns for text in turn.latencies_s}
+        places = {text: Place.parse(text) for turn in turns for text in turn.latencies_s}
         return cls(
             {place: np.array([turn.latencies_s.get(text, np.nan) for turn in turns]) for text, place in places.items()},
             np.log([[turn.references_s[name] for name in names] for turn in turns]),
@@ -178,15 +178,15 @@ def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights]) -> dict[
 
 
 def profiled_changes(
-    new: Timed, levels_s: Mapping[Place, float], sums: Mapping[str, Weights], errors: Mapping[str, float]
+    new: Timed, levels_s: Mapping[Place, float], errors: Mapping[str, float], sums: Mapping[str, Weights]
 ) -> dict[str, Change]:
     """Change of every sum from latencies that were profiled, by name: as unsure as those are.
 
     Args:
         new: at least BLOCKS turns.
         levels_s: what the baseline's regressors predict of each place.
-        sums: weighted sums of latencies, by name.
         errors: expected relative error of the regressors, by name of the sum.
+        sums: weighted sums of latencies, by name.
     """
     found = {}
     for name, weights in sums.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from pytest_dooly.scheduling.clock import Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 
-__all__ = ["Exposure", "exposures"]
+__all__ = ["Exposure", "exposures", "kept_exposures"]
 
 Array = npt.NDArray[np.float64]
 
@@ -82,6 +83,23 @@ def exposures(
         raise ConfigurationError(f"no operation of {model.name} has a regressor: profile it first")
     times = StepTimes(known, regressors)
     return tuple(exposure for workload in workloads for exposure in _of_workload(known, times, workload))
+
+
+def kept_exposures(document: Mapping[str, Any]) -> list[Exposure]:
+    """What the figures of a run of the gate consisted of, from what it has kept.
+
+    Args:
+        document: of the run.
+    """
+    return [
+        Exposure(
+            Workload.parse(each["workload"]),
+            each["figure"],
+            Batch.parse(each["batch"]),
+            {Place.parse(text): seconds for text, seconds in each["seconds"].items()},
+        )
+        for each in document["figures"]
+    ]
 
 
 class _Kept:

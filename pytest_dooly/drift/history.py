@@ -93,7 +93,7 @@ def _history(db: LatencyDB, runs: Sequence[GateRun]) -> History:
     for document in (run.document for run, _ in reversed(finished)):
         for figure in document.get("figures", ()):
             name = f"{figure['figure'].upper()} of {figure['workload']}"
-            seconds = {Place(*text.split(" ", 1)): s for text, s in figure["seconds"].items()}
+            seconds = {Place.parse(text): s for text, s in figure["seconds"].items()}
             if name not in sums:
                 sums[name], figures[name] = _at_level(seconds, timed), True
         for operation in sorted(document.get("operations", ()), key=lambda each: -max(each["shares"].values())):

@@ -96,8 +96,11 @@ class GatePlugin:
 
     def pytest_report_header(self) -> list[str]:
         """What each model is compared with."""
-        none = "nothing: this run is the baseline"
-        return [f"dooly: gate of {g.model.name}: compared with {g.baseline or none}" for g in self._gates.values()]
+        return [
+            f"dooly: gate of {gate.model.name}: compared with "
+            f"{'nothing: this run is the baseline' if gate.baseline is None else gate.baseline}"
+            for gate in self._gates.values()
+        ]
 
     def parameters(self) -> list[Any]:
         """One parameter set per figure and operation."""
@@ -208,7 +211,7 @@ class GatePlugin:
         accepted = setting(self._config, "accept")
         if accepted is not None and not accepted.strip():
             raise ConfigurationError("--dooly-accept takes the reason why the baseline moves, in words")
-        limit, minutes = percent(self._config, "gate-limit", 3), number(self._config, "gate-budget", float, 5)
+        limit, minutes = percent(self._config, "gate-limit", 3), number(self._config, "gate-budget", float, 5.0)
         if not limit:
             raise ConfigurationError("--dooly-gate-limit must be above 0: noise alone exceeds a limit of nothing")
         return GateOptions(

@@ -79,10 +79,10 @@ def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
 
 def test_profiled_latencies_are_much_less_sure() -> None:
     sums = {"rotary": SUMS["rotary"]}
-    found = profiled_changes(run(1), LATENCIES_S, sums, {"rotary": 0.1})["rotary"]
+    found = profiled_changes(run(1), LATENCIES_S, {"rotary": 0.1}, sums)["rotary"]
     assert found.error >= math.hypot(PROFILED, 0.1)
     assert found.p_slower > 0.01
-    slow = profiled_changes(run(1, slower={"rotary": 1.0}), LATENCIES_S, sums, {"rotary": 0.1})["rotary"]
+    slow = profiled_changes(run(1, slower={"rotary": 1.0}), LATENCIES_S, {"rotary": 0.1}, sums)["rotary"]
     assert slow.p_slower < 0.01
 
 

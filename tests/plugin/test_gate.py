@@ -7,37 +7,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.core.turn import Turn
+from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.plugin.gate import BROKEN, DRIFT, UNDECIDED
+from pytest_dooly.regress.stored import regressors_of
 from pytest_dooly.report import gate_report as _gate_report  # noqa: F401 - loaded once, not by each inner session
 from pytest_dooly.timing import turns as timing_turns
 from tests.models import LLAMA, write
 
 SMALL = ("--dooly-engine=fake", "--dooly-max-num-tokens=16", "--dooly-max-model-len=32", "--dooly-max-num-seqs=2")
-GATE = (
-    *SMALL,
-    "-p",
-    "no:cov",
-    "--dooly-model=model",
-    "--dooly-gate",
-    "--dooly-workload=8+8x2",
-    "-p",
-    "no:hypothesispytest",
-)
+APART = ("-p", "no:cov", "-p", "no:hypothesispytest")
+GATE = (*SMALL, *APART, "--dooly-model=model", "--dooly-gate", "--dooly-workload=8+8x2", "--dooly-gate-budget=0")
 
 LINEAR = "linear-64x96-fp32"
 
@@ -58,8 +51,14 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(profile: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made, rng, taken = Machine(), random.Random(1), []
+    with LatencyDB.open(profile / ".dooly/latency.db") as db:
+        (environment,) = db.environments()
+        regressors = regressors_of(db, environment)
+
+    def usual_s(place: Place) -> float:
+        return float(regressors[place.signature].predict_s([SweepPoint.parse(place.point)])[0])
 
     def noisy(latency_s: float) -> float:
         return latency_s * math.exp(rng.gauss(0, made.noise))
@@ -69,8 +68,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         if made.raises is not None and len(taken) % 16 == 3:
             made.raises()
         labels = {each.signature.key: each.signature.label for each in self._operations}
-        slower = {str(place): made.slower.get(labels[place.signature], 0.0) for place in sorted(self.places)}
-        latencies_s = {place: noisy(1e-3 * (1 + by)) for place, by in slower.items()}
+        slower = {place: made.slower.get(labels[place.signature], 0.0) for place in sorted(self.places)}
+        latencies_s = {str(place): noisy(usual_s(place) * (1 + by)) for place, by in slower.items()}
         return Turn({"product": noisy(1e-4), "launches": noisy(1e-5)}, latencies_s, spent_s=0.1)
 
     monkeypatch.setattr(timing_turns.Turns, "turn", turn)
@@ -82,27 +81,17 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with what profiling it leaves: coarse, since only shares are made of it."""
     folder = tmp_path_factory.mktemp("profile")
     write(folder / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cov",
-        "--dooly-model=model",
-        "--dooly-target=1000",
-        "-q",
-        *SMALL,
-    ]
+    command = [sys.executable, "-m", "pytest", *APART, "--dooly-model=model", "--dooly-target=1000", "-q", *SMALL]
     subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
     return folder
 
 
 @pytest.fixture
-def place(pytester: pytest.Pytester, profile: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(pytester: pytest.Pytester, profile: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(profile, pytester.path, dirs_exist_ok=True)
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_SHA", "CI_COMMIT_SHA"):
         monkeypatch.delenv(name, raising=False)
-    yield pytester.path
+    return pytester.path
 
 
 def gate(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
@@ -126,7 +115,7 @@ def test_a_first_run_is_the_baseline_and_a_slowdown_fails_by_name(
     first.stdout.fnmatch_lines(
         [
             "dooly: gate of model: compared with latencies profiled with fake 1, torch *",
-            "model: baseline: no drift that latencies profiled with * could show, *: this run is the baseline from now on",
+            "model: baseline: no drift that latencies profiled with * could show, *: this run is the baseline from *",
             "::notice title=latency baseline of model::*",
         ]
     )
@@ -194,7 +183,7 @@ def test_an_accepted_run_moves_the_baseline_and_says_why(
 def test_noise_is_undecided_with_what_it_would_take(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
     begun(pytester)
     machine.noise = 0.3
-    noisy = gate(pytester, "--dooly-gate-budget=0")
+    noisy = gate(pytester)
     assert noisy.ret == UNDECIDED
     noisy.stdout.fnmatch_lines(
         ["undecided: TTFT of 8+8x2: * turns would decide it, *", "model: undecided: the noise is too large to say *"]
@@ -313,10 +302,8 @@ def test_a_workload_too_large_and_no_model(pytester: pytest.Pytester, place: Pat
 
 def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, place: Path) -> None:
     """For real, on the fake engine of this very interpreter: what comes of it is the machine's affair."""
-    begun_with = gate(
-        pytester, f"--dooly-against={sys.executable}", "--dooly-gate-budget=0", "--dooly-gate-json=o.json"
-    )
-    assert begun_with.ret in (0, DRIFT, UNDECIDED)
+    beside = gate(pytester, f"--dooly-against={sys.executable}", "--dooly-gate-json=o.json")
+    assert beside.ret in (0, DRIFT, UNDECIDED)
     document = json.loads((place / "o.json").read_text())
     assert document["interleaved"]
     with LatencyDB.open(place / ".dooly/latency.db") as db:
@@ -325,4 +312,3 @@ def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, pla
     missing = gate(pytester, "--dooly-against=/nowhere/python", "-x")
     assert missing.ret == pytest.ExitCode.TESTS_FAILED
     missing.stdout.fnmatch_lines(["*cannot run /nowhere/python (No such file or directory): name a Python interpreter"])
-    assert os.listdir(place)
