@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_dooly.errors import ConfigurationError, DoolyError
-from pytest_dooly.plugin.settings import number, percent, progress, setting, suite, usage_errors
+from pytest_dooly.plugin.settings import number, percent, progress, setting, suite, usage_errors, write_above
 
 if TYPE_CHECKING:
     from pytest_dooly.drift.found import Found
@@ -74,7 +74,6 @@ class GatePlugin:
         self._gates: dict[str, Gate] = {}
         self._selected: dict[str, set[str]] = {}
         self._others_failed = False
-        self._broken: str | None = None
         self._lines: list[str] = []
 
     @pytest.hookimpl
@@ -151,10 +150,7 @@ class GatePlugin:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Verdicts, what to do, and where all of it is."""
-        if self._broken is not None:
-            terminalreporter.section("dooly gate", red=True)
-            terminalreporter.write_line(self._broken)
-        elif self._lines:
+        if self._lines:
             terminalreporter.section("dooly gate")
         for line in self._lines:
             terminalreporter.write_line(line)
@@ -171,10 +167,10 @@ class GatePlugin:
             try:
                 return gate.run()
             except BrokenGate as error:
-                self._broken = f"broken: {gate.model.name} cannot be timed: {error}"
-                pytest.exit(self._broken, returncode=BROKEN)
+                reason = f"broken: {gate.model.name} cannot be timed: {error}"
+                self._tell_broken(gate, reason)
+                pytest.exit(reason, returncode=BROKEN)
             except DoolyError as error:  # no other case would fare better
-                self._broken = str(error)
                 pytest.exit(str(error), returncode=pytest.ExitCode.TESTS_FAILED)
         return gate.found
 
@@ -189,19 +185,35 @@ class GatePlugin:
         from pytest_dooly.report.gate_report import gate_annotations, gate_document, gate_lines, gate_summary
 
         self._lines += gate_lines(found)
-        summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        reports = self._config.rootpath / (setting(self._config, "reports") or "reports")
-        path = Path(summary) if summary else reports / f"gate-{Path(gate.model.name).name}.md"
-        _write(path, gate_summary(found), append=bool(summary))
-        self._lines.append(f"gate's summary: {path}")
+        self._lines.append(f"gate's summary: {self._summarise(gate, gate_summary(found))}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
             self._lines += gate_annotations(found)
-        document = setting(self._config, "gate-json")
-        if document:
-            name = Path(document)
-            several = len(self._gates) > 1
-            out = name.with_stem(f"{name.stem}-{Path(gate.model.name).name}") if several else name
-            _write(self._config.rootpath / out, json.dumps(gate_document(found), indent=2) + "\n")
+        self._write_json(gate, gate_document(found))
+
+    def _tell_broken(self, gate: Gate, reason: str) -> None:
+        """Where there is no verdict; pytest writes no summary at an exit status of ours, and the reason itself."""
+        from pytest_dooly.report.gate_report import broken_annotation, broken_summary
+
+        self._summarise(gate, broken_summary(gate.model.name, reason))
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            write_above(self._config, broken_annotation(gate.model.name, reason))
+        self._write_json(gate, {"model": gate.model.name, "outcome": "broken", "headline": reason})
+
+    def _summarise(self, gate: Gate, text: str) -> Path:
+        """Adds to GitHub's summary of the job, or else writes a file among the reports."""
+        told = os.environ.get("GITHUB_STEP_SUMMARY")
+        reports = self._config.rootpath / (setting(self._config, "reports") or "reports")
+        path = Path(told) if told else reports / f"gate-{Path(gate.model.name).name}.md"
+        _write(path, text, append=bool(told))
+        return path
+
+    def _write_json(self, gate: Gate, document: dict[str, Any]) -> None:
+        """Where it is asked for; a file each where there are several models."""
+        asked = setting(self._config, "gate-json")
+        if asked:
+            name = Path(asked)
+            one = name if len(self._gates) == 1 else name.with_stem(f"{name.stem}-{Path(gate.model.name).name}")
+            _write(self._config.rootpath / one, json.dumps(document, indent=2) + "\n")
 
     def _options(self) -> GateOptions:
         from pytest_dooly.core.workload import Workload

@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +32,7 @@ __all__ = [
     "suite",
     "usage_errors",
     "write",
+    "write_above",
 ]
 
 Number = TypeVar("Number", int, float)
@@ -130,18 +130,18 @@ def write(lines: Sequence[str]) -> None:
 
 def progress(config: pytest.Config) -> Callable[[str], None]:
     """What writes a line before anything that takes seconds."""
-    return partial(_progress, config)
+    return lambda line: write_above(config, f"dooly: {line} ...") if config.get_verbosity() >= 0 else None
 
 
-def _progress(config: pytest.Config, line: str) -> None:
+def write_above(config: pytest.Config, line: str) -> None:
+    """Writes a line of its own in a session, also while a case runs, whose output is captured."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or config.get_verbosity() < 0:
+    if reporter is None:
         return
-    # A case starts the engine, and what a case writes is captured.
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"dooly: {line} ...")
+        reporter.write_line(line)
 
 
 @contextmanager

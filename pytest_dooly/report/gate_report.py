@@ -13,6 +13,8 @@ from pytest_dooly.drift.verdict import CONFIDENCE, POWER, FigureVerdict, Operati
 from pytest_dooly.report.text import format_latency
 
 __all__ = [
+    "broken_annotation",
+    "broken_summary",
     "case_properties",
     "case_text",
     "gate_annotations",
@@ -149,6 +151,16 @@ def gate_annotations(found: Found) -> list[str]:
     faster = [each for each in found.verdict.faster if each.share]
     lines += [_command("notice", f"faster in {found.model}", _operation_text(each)) for each in faster[:_LISTED]]
     return lines
+
+
+def broken_summary(model: str, reason: str) -> str:
+    """Markdown for a job's summary where there is no verdict."""
+    return f"## {_MARKS[Outcome.BROKEN]} {model}: broken\n\n{reason}\n"
+
+
+def broken_annotation(model: str, reason: str) -> str:
+    """The same as an error of GitHub's."""
+    return _command("error", f"latency gate of {model}", reason)
 
 
 def gate_document(found: Found) -> dict[str, Any]:

@@ -159,25 +159,22 @@ def test_selections_judge_what_they_select(pytester: pytest.Pytester, place: Pat
     again = gate(pytester, "--lf")
     assert again.ret == DRIFT
     assert "passed" not in again.parseoutcomes()
-    machine.slower.clear()
-    assert gate(pytester, "--lf").ret == 0
 
 
 def test_an_accepted_run_moves_the_baseline_and_says_why(
     pytester: pytest.Pytester, place: Path, machine: Machine
 ) -> None:
     begun(pytester)
-    machine.slower[LINEAR] = 0.2
+    machine.slower[LINEAR] = 3.0
     accepted = gate(pytester, "--dooly-accept=new kernels are more exact")
     assert accepted.ret == 0
     accepted.stdout.fnmatch_lines(["model: accepted: accepted as the baseline from now on: new kernels are more exact"])
-    assert gate(pytester).ret == 0
-    with LatencyDB.open(place / ".dooly/latency.db") as db:
-        assert [run.accepted for run in db.gate_runs()] == [None, "new kernels are more exact", None]
     machine.slower.clear()
     faster = gate(pytester)
     assert faster.ret == 0
     faster.stdout.fnmatch_lines([f"*{LINEAR}: -*faster)", "*Faster than the baseline by more than the limit: *"])
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.accepted for run in db.gate_runs()] == [None, "new kernels are more exact", None]
 
 
 def test_noise_is_undecided_with_what_it_would_take(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
@@ -200,46 +197,43 @@ def test_an_operation_that_raises_is_broken(pytester: pytest.Pytester, place: Pa
     machine.raises = breaks
     result = gate(pytester)
     assert result.ret == BROKEN
-    result.stdout.fnmatch_lines(["broken: model cannot be timed: MemoryError: no room for 2 rows"])
+    result.stdout.fnmatch_lines(["*broken: model cannot be timed: MemoryError: no room for 2 rows*"])
+    assert "no room for 2 rows" in (place / "reports/gate-model.md").read_text()
     assert "Traceback" not in result.stdout.str()
 
 
-def test_an_interrupt_keeps_every_turn_and_the_next_run_is_sane(
-    pytester: pytest.Pytester, place: Path, machine: Machine
-) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    machine.raises = interrupt
-    assert gate(pytester).ret == pytest.ExitCode.INTERRUPTED
-    machine.raises = None
-    with LatencyDB.open(place / ".dooly/latency.db") as db:
-        (run,) = db.gate_runs()
-        assert (run.outcome, run.is_baseline, len(db.gate_turns(run.key))) == (None, False, 2)
-    assert gate(pytester, "-q").ret == 0
-    with LatencyDB.open(place / ".dooly/latency.db") as db:
-        assert [run.outcome for run in db.gate_runs()] == [None, "baseline"]
-
-
-KILL = """
+AT_THE_THIRD = """
     import os, signal
     from pytest_dooly.latency_db.gate_runs import GateTables
 
     def keeps(self, run, position, turn, keep=GateTables.keep_gate_turn):
         keep(self, run, position, turn)
         if position == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            {}
 
     GateTables.keep_gate_turn = keeps
 """
 
 
-def test_a_kill_loses_the_turn_in_flight_at_most(pytester: pytest.Pytester, place: Path) -> None:
-    pytester.makeconftest(KILL)
-    assert pytester.runpytest_subprocess(*GATE).ret == -signal.SIGKILL
+@pytest.mark.parametrize(
+    ("does", "status"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("raise KeyboardInterrupt", pytest.ExitCode.INTERRUPTED),
+    ],
+)
+def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
+    pytester: pytest.Pytester, place: Path, machine: Machine, does: str, status: int
+) -> None:
+    conftest = pytester.makeconftest(AT_THE_THIRD.format(does))
+    assert pytester.runpytest_subprocess(*GATE).ret == status
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         (run,) = db.gate_runs()
-        assert (run.finished_at, len(db.gate_turns(run.key))) == (None, 3)
+        assert (run.outcome, run.is_baseline, len(db.gate_turns(run.key))) == (None, False, 3)
+    conftest.unlink()
+    assert gate(pytester, "-q").ret == 0
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.outcome for run in db.gate_runs()] == [None, "baseline"]
 
 
 def test_without_anything_it_profiles_first(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
@@ -275,8 +269,6 @@ def test_a_baseline_in_a_file(pytester: pytest.Pytester, place: Path, machine: M
         (("--dooly-baseline=none.parquet",), "cannot read *none.parquet as an export of a latency DB *"),
         (("--dooly-baseline=far.db",), "the baseline *far.db is of another device (far away), *"),
         (("--dooly-gate-limit=0",), "--dooly-gate-limit must be above 0: *"),
-        (("--dooly-gate-limit=-1",), "--dooly-gate-limit takes a number that is not negative, got '-1'"),
-        (("--dooly-gate-budget=soon",), "--dooly-gate-budget takes a number that is not negative, got 'soon'"),
         (("--dooly-accept= ",), "--dooly-accept takes the reason why the baseline moves, in words"),
     ],
 )
