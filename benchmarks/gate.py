@@ -258,8 +258,9 @@ def report(runs: Sequence[Run], seconds: float, wall_s: float, reopen: int) -> s
         lines.append(
             f"| {'nothing' if slowdown is None else f'{slowdown.slower:.0%}'} | {label or ''} "
             f"| {'' if label is None else f'{share:.1%}'} | {len(these)} | {outcomes['passed']} "
-            f"| {outcomes['undecided']} | {outcomes['drift']} | {sum(label in each for each in named)} "
-            f"| {sum(bool(each - {label}) for each in named)} |"
+            f"| {outcomes['undecided']} | {outcomes['drift']} "
+            f"| {sum(run.label in each for run, each in zip(these, named, strict=True))} "
+            f"| {sum(bool(each - {run.label}) for run, each in zip(these, named, strict=True))} |"
         )
     seen = sorted(max(figure.visible for figure in run.found.verdict.figures) for run in runs)
     turns = sorted(run.found.verdict.turns for run in runs)
