@@ -82,26 +82,26 @@ def histories(db: LatencyDB, model: str) -> list[History]:
     for run in db.gate_runs():
         if run.model == model:
             series[run.series] = [*series.pop(run.series, []), run]
-    return [_history(db, runs) for runs in series.values() if any(run.finished_at for run in runs)]
+    return [_history(db, runs) for runs in series.values() if any(run.document for run in runs)]
 
 
 def _history(db: LatencyDB, runs: Sequence[GateRun]) -> History:
-    finished = [(run, turns) for run in runs if run.finished_at and len(turns := db.gate_turns(run.key)) >= BLOCKS]
+    judged = [run for run in runs if run.finished_at and run.document]  # not those that took turns with another
+    finished = [(run, turns) for run in judged if len(turns := db.gate_turns(run.key)) >= BLOCKS]
     timed = [Timed.of(turns) for _, turns in finished]
     sums: dict[str, dict[Place, float]] = {}
     figures: dict[str, bool] = {}
-    for document in (run.document for run, _ in reversed(finished)):
+    for (run, _), own in zip(finished, timed, strict=True):
+        document = run.document
         for figure in document.get("figures", ()):
             name = f"{figure['figure'].upper()} of {figure['workload']}"
             seconds = {Place.parse(text): s for text, s in figure["seconds"].items()}
             if name not in sums:
-                sums[name], figures[name] = _at_level(seconds, timed), True
+                sums[name], figures[name] = _at_level(seconds, own), True
         for operation in sorted(document.get("operations", ()), key=lambda each: -max(each["shares"].values())):
-            places = {
-                place: 1.0 for run in timed for place in run.latencies_s if place.signature == operation["signature"]
-            }
-            if operation["case"] not in sums and places:
-                sums[operation["case"]], figures[operation["case"]] = places, False
+            if operation["case"] not in sums:
+                places = _common(operation["signature"], timed)
+                sums[operation["case"]], figures[operation["case"]] = dict.fromkeys(places, 1.0), False
     found = levels(timed, {name: weights for name, weights in sums.items() if weights})
     tracks = [
         Track(name, figures[name], np.exp(logs), errors, _points(logs, errors))
@@ -114,12 +114,17 @@ def _history(db: LatencyDB, runs: Sequence[GateRun]) -> History:
     )
 
 
-def _at_level(seconds: dict[Place, float], timed: Sequence[Timed]) -> dict[Place, float]:
-    """Weights of a figure's places that make their latencies add up to it in the first run that has all of them."""
-    for run in timed:
-        if seconds.keys() <= run.latencies_s.keys():
-            return {place: s / float(np.nanmedian(run.latencies_s[place])) for place, s in seconds.items()}
-    return {}
+def _common(signature_key: str, timed: Sequence[Timed]) -> set[Place]:
+    """Where every run that has an operation has timed it."""
+    by_run = [{place for place in run.latencies_s if place.signature == signature_key} for run in timed]
+    return set[Place].intersection(*filter(None, by_run)) if any(by_run) else set()
+
+
+def _at_level(seconds: dict[Place, float], run: Timed) -> dict[Place, float]:
+    """Weights of a figure's places that make their latencies add up to it in a run; none where it lacks one."""
+    if not seconds.keys() <= run.latencies_s.keys():
+        return {}
+    return {place: s / float(np.nanmedian(run.latencies_s[place])) for place, s in seconds.items()}
 
 
 def _points(logs: Array, errors: Array) -> tuple[ChangePoint, ...]:

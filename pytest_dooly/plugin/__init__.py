@@ -56,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     plugin, suites = DoolyPlugin(config), ["test_operations.py"]
     config.pluginmanager.register(plugin, PLUGIN)
     if setting(config, "gate"):
+        if getattr(config.option, "numprocesses", None):
+            raise pytest.UsageError("--dooly-gate takes turns in one process: drop '-n', or use '-n 0'")
         config.pluginmanager.register(GatePlugin(config, plugin), GATE)
         suites.append("test_drift.py")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.turn import Place
 from pytest_dooly.drift.change import PROFILED, Change
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import CONFIDENCE, POWER, FigureVerdict, OperationVerdict, Outcome
@@ -188,7 +190,7 @@ def gate_document(found: Found) -> dict[str, Any]:
                 "figure": each.exposure.figure,
                 "workload": str(each.exposure.workload),
                 "batch": str(each.exposure.batch),
-                "seconds": {str(place): seconds for place, seconds in each.exposure.seconds.items()},
+                "seconds": {str(place): seconds for place, seconds in _seconds(found, each).items()},
                 "baseline_s": each.exposure.latency_s,
                 "now_s": each.predicted_s,
                 **_change_document(each.change),
@@ -253,6 +255,16 @@ _MARKS = {
     Outcome.DRIFT: "❌",
     Outcome.BROKEN: "💥",
 }
+
+
+def _seconds(found: Found, figure: FigureVerdict) -> dict[Place, float]:
+    """What a figure consists of; where the run is accepted, as its own operations have it."""
+    changes = {each.key: each.change.log for each in found.verdict.operations}
+    moved = found.outcome is Outcome.ACCEPTED and not found.is_profiled
+    return {
+        place: seconds * math.exp(changes.get(place.signature, 0.0) if moved else 0.0)
+        for place, seconds in figure.exposure.seconds.items()
+    }
 
 
 def _figure_text(each: FigureVerdict) -> str:
