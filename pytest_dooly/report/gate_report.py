@@ -62,6 +62,8 @@ def remedy(found: Found) -> str:
             'Find out what changed the operations named; if it is meant, run once with --dooly-accept "why", which '
             "moves the baseline."
         )
+    if found.outcome in (Outcome.BASELINE, Outcome.ACCEPTED):
+        return _calmer(found)
     if found.outcome is Outcome.PASSED and any(each.is_faster for each in verdict.figures):
         return (
             'Faster than the baseline by more than the limit: run once with --dooly-accept "why", or the baseline '
@@ -84,7 +86,19 @@ def remedy(found: Found) -> str:
     return (
         f"About {turns:,} turns would decide it, {minutes:.2g} minutes as the machine is now: run with "
         f"--dooly-gate-budget={max(1, round(1.2 * minutes + 0.5))}, on a quieter machine, or let both engines take "
-        "turns with --dooly-against."
+        "turns with --dooly-against. Where the baseline was recorded in more noise than this, accept a calm run."
+    )
+
+
+def _calmer(found: Found) -> str:
+    """What to do about a baseline that nothing can be decided against; empty where it is calm enough."""
+    verdict = found.verdict
+    worst = max((each.visible for each in verdict.figures), default=0.0)
+    if found.is_profiled or worst <= 2 * verdict.limit:
+        return ""
+    return (
+        f"This baseline is noisy: a slowdown below {worst:.1%} would not be seen against it. Record it again on a "
+        'quieter machine, or for longer (--dooly-gate-budget), with --dooly-accept "calmer".'
     )
 
 

@@ -76,6 +76,7 @@ def test_annotations_are_escaped_as_github_asks() -> None:
         (found(verdict(unmatched=("x, which the baseline does not know",))), "The operations are not the baseline's"),
         (found(verdict(figure=-0.1)), "Faster than the baseline by more than the limit"),
         (found(verdict(), Outcome.BASELINE, baseline=None, before=None), "this run is the baseline from now on"),
+        (found(verdict(error=0.05), Outcome.BASELINE, baseline=None), "This baseline is noisy: a slowdown below 2"),
         (found(verdict(), Outcome.BASELINE, is_profiled=True), "as sure as profiled latencies are, 10%"),
         (found(verdict(), Outcome.ACCEPTED, accepted="meant"), "Accepted as the baseline from now on: meant."),
         (found(verdict(), interleaved=True), "both engines took turns"),
