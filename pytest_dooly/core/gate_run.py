@@ -11,6 +11,9 @@ from pytest_dooly.core.environment import Environment, content_hash
 
 __all__ = ["GateRun", "gate_series"]
 
+_TURN_FORMAT = 1
+"""Raised when a turn times something else, references included: older runs are not compared any more."""
+
 
 @dataclass(frozen=True)
 class GateRun:
@@ -57,5 +60,6 @@ def gate_series(configuration: ModelConfiguration, environment: Environment) -> 
             environment.clock,
             environment.cache_mode,
             environment.execution,
+            _TURN_FORMAT,
         ]
     )

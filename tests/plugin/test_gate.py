@@ -81,7 +81,17 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with what profiling it leaves: coarse, since only shares are made of it."""
     folder = tmp_path_factory.mktemp("profile")
     write(folder / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
-    command = [sys.executable, "-m", "pytest", *APART, "--dooly-model=model", "--dooly-target=1000", "-q", *SMALL]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *APART,
+        "--dooly-model=model",
+        "--dooly-target=1000",
+        "--dooly-precision=50",
+        "-q",
+        *SMALL,
+    ]
     subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
     return folder
 
@@ -147,6 +157,17 @@ def test_a_first_run_is_the_baseline_and_a_slowdown_fails_by_name(
     assert '--dooly-accept "why"' in text
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         assert [run.outcome for run in db.gate_runs()] == ["baseline", "passed", "drift"]
+
+
+def test_a_gate_is_not_forgotten_beside_tests_that_are_named(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    pytester.makepyfile(test_own="def test_own(): pass")
+    begun(pytester)
+    machine.slower[LINEAR] = 0.2
+    assert gate(pytester, "test_own.py").ret == DRIFT
+    pytester.makepyfile(test_own="def test_own(): assert False")
+    assert gate(pytester, "test_own.py", "-k", f"own or {LINEAR}").ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_selections_judge_what_they_select(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
