@@ -20,7 +20,7 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
-from pytest_dooly.drift.change import BLOCKS, Change, Timed, changes, paired_changes, profiled_changes
+from pytest_dooly.drift.change import FEWEST_CALM, Change, Timed, changes, paired_changes, profiled_changes
 from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns", "Taking"]
 
-_FEWEST, _MORE = 2 * BLOCKS, 1.5
+_FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
 _UNKNOWN_ERROR = 0.05
@@ -291,6 +291,8 @@ class Gate:
         # Of what was profiled the errors stay, however many turns there are: those of the turns are asked for.
         verdict = self._verdict(spent, turns, olds, alone=self._is_first)
         limit = self._options.limit
+        if verdict.disturbed is not None:
+            return False
         return all(each.visible <= limit for each in verdict.figures) and all(
             each.visible <= max(limit, 2 * WORTH * limit / each.share) for each in verdict.operations if each.share
         )
@@ -305,6 +307,8 @@ class Gate:
         outcome = verdict.outcome()
         if self._options.accepted is not None:
             outcome = Outcome.ACCEPTED
+        elif verdict.disturbed is not None:
+            outcome = Outcome.UNDECIDED
         elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT):
             outcome = Outcome.BASELINE
         return Found(
@@ -336,6 +340,8 @@ class Gate:
         elif olds:
             told = partial(paired_changes, new, runs[0])
         figures, operations = sums_of(spent, levels_s)
+        calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
+        taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
         return judged(
             self.model,
             spent,
@@ -343,6 +349,7 @@ class Gate:
             told(operations),
             limit=self._options.limit,
             unmatched=self._unmatched(places, seen),
+            disturbed=taken_away if calm < FEWEST_CALM else None,
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )

@@ -14,6 +14,10 @@ from pytest_dooly.core.signature import Signature
 __all__ = ["Place", "Turn", "point_within"]
 
 
+_CALM = 0.9
+"""Share of a turn that a processor must be held in."""
+
+
 @dataclass(frozen=True, order=True)
 class Place:
     """One operation at one sweep point.
@@ -46,11 +50,18 @@ class Turn(Document):
         references_s: by name of the reference.
         latencies_s: by place, as text.
         spent_s: wall time of the turn.
+        held: share of that in which the thread that takes it had a processor; less where other processes want it.
     """
 
     references_s: Mapping[str, float]
     latencies_s: Mapping[str, float]
     spent_s: float
+    held: float = 1.0
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing else had the processor: what does makes long calls slower than any reference tells."""
+        return self.held >= _CALM
 
 
 def point_within(signature: Signature, batch: Batch) -> SweepPoint:

@@ -19,7 +19,17 @@ import numpy.typing as npt
 
 from pytest_dooly.core.turn import Place, Turn
 
-__all__ = ["BLOCKS", "PROFILED", "Change", "Timed", "changes", "levels", "paired_changes", "profiled_changes"]
+__all__ = [
+    "BLOCKS",
+    "FEWEST_CALM",
+    "PROFILED",
+    "Change",
+    "Timed",
+    "changes",
+    "levels",
+    "paired_changes",
+    "profiled_changes",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -28,6 +38,9 @@ Weights = Mapping[Place, float]
 
 BLOCKS = 8
 """Of turns that follow each other, each with a median of its own."""
+
+FEWEST_CALM = 2 * BLOCKS
+"""Calm turns that something can be decided from."""
 
 _FLOOR, _FLOOR_PAIRED = 0.003, 0.0015
 """Standard error that no number of turns takes away, as a logarithm: where a process has put its memory, what the
@@ -61,7 +74,9 @@ class Timed:
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> Self:
-        """The same as arrays; what a turn lacks is not a number."""
+        """The same as arrays; what a turn lacks is not a number. Where enough turns are calm, those alone."""
+        calm = [turn for turn in turns if turn.is_calm]
+        turns = calm if len(calm) >= FEWEST_CALM else turns
         names = sorted(turns[0].references_s)
         places = {text: Place.parse(text) for turn in turns for text in turn.latencies_s}
         return cls(

@@ -143,6 +143,8 @@ class Verdict:
         figures: of every workload.
         operations: all that are in the baseline and in this run, those that change a figure most first.
         unmatched: labels of operations that only one of both has, with which; figures are then undecided.
+        disturbed: share of the time that other processes had the processor, where they left too few turns calm; nothing
+            is decided then. None otherwise.
         limit: relative slowdown of a figure that is not to be exceeded.
         turns: that the run took.
         spent_s: wall time of those.
@@ -151,6 +153,7 @@ class Verdict:
     figures: tuple[FigureVerdict, ...]
     operations: tuple[OperationVerdict, ...]
     unmatched: tuple[str, ...]
+    disturbed: float | None
     limit: float
     turns: int
     spent_s: float
@@ -191,7 +194,7 @@ class Verdict:
             ratio = (figure.change.error / error) ** 2 if error else math.inf
             most = max(most, ratio)
         turns = math.ceil(most * self.turns) if most < _MOST_TIMES else None
-        return None if self.unmatched else turns
+        return None if self.unmatched or self.disturbed is not None else turns
 
 
 _MOST_TIMES = 100.0
@@ -233,6 +236,7 @@ def judged(
     *,
     limit: float,
     unmatched: Sequence[str] = (),
+    disturbed: float | None = None,
     turns: int,
     spent_s: float,
 ) -> Verdict:
@@ -245,6 +249,7 @@ def judged(
         operations: changes by signature key.
         limit: relative slowdown of a figure that is not to be exceeded.
         unmatched: what only one of baseline and run has.
+        disturbed: as of a Verdict.
         turns: that the run took.
         spent_s: wall time of those.
     """
@@ -258,7 +263,7 @@ def judged(
     for key, q, q_faster in zip(keys, slower, faster, strict=True):
         shares = {each.name: each.share(key) for each in exposures}
         worth = max(shares.values(), default=0.0) * operations[key].relative
-        fails = q <= 1 - CONFIDENCE and worth >= WORTH * limit
+        fails = q <= 1 - CONFIDENCE and worth >= WORTH * limit and disturbed is None
         found.append(
             OperationVerdict(
                 key,
@@ -272,19 +277,25 @@ def judged(
             )
         )
     return Verdict(
-        tuple(_figure(each, figures[case_id(each)], limit, decidable=not unmatched) for each in exposures),
+        tuple(
+            _figure(each, figures[case_id(each)], limit, may_pass=not unmatched, may_drift=True)
+            if disturbed is None
+            else _figure(each, figures[case_id(each)], limit, may_pass=False, may_drift=False)
+            for each in exposures
+        ),
         tuple(sorted(found, key=lambda each: -abs(each.worth))),
         tuple(unmatched),
+        disturbed,
         limit,
         turns,
         spent_s,
     )
 
 
-def _figure(exposure: Exposure, change: Change, limit: float, *, decidable: bool) -> FigureVerdict:
-    if change.bound(1 - CONFIDENCE) > limit:
+def _figure(exposure: Exposure, change: Change, limit: float, *, may_pass: bool, may_drift: bool) -> FigureVerdict:
+    if change.bound(1 - CONFIDENCE) > limit and may_drift:
         outcome = Outcome.DRIFT
-    elif change.bound(POWER) < limit and decidable:
+    elif change.bound(POWER) < limit and may_pass:
         outcome = Outcome.PASSED
     else:
         outcome = Outcome.UNDECIDED

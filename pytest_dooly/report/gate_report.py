@@ -47,6 +47,8 @@ def headline(found: Found) -> str:
         named = ", ".join(f"{each.label} {_percent(each.change.relative)}" for each in verdict.drifted)
         because = f" because of {named}" if named else ""
         return f"{worst.exposure.name} {_within(worst.change)}{because}, {against}"
+    if found.outcome is Outcome.UNDECIDED and verdict.disturbed is not None:
+        return f"other processes had the processor for {verdict.disturbed:.0%} of the time, so that nothing can be said"
     if found.outcome is Outcome.UNDECIDED:
         return (
             f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
@@ -71,6 +73,11 @@ def remedy(found: Found) -> str:
         )
     if found.outcome is not Outcome.UNDECIDED:
         return ""
+    if verdict.disturbed is not None:
+        return (
+            "Run it when nothing else runs: too few turns were left undisturbed within --dooly-gate-budget, and what "
+            "other processes do to long calls no reference tells. It is no baseline either."
+        )
     if verdict.unmatched:
         return (
             f"The operations are not the baseline's ({'; '.join(verdict.unmatched)}), so that figures cannot be "
@@ -230,6 +237,7 @@ def gate_document(found: Found) -> dict[str, Any]:
             for each in verdict.operations
         ],
         "unmatched": list(verdict.unmatched),
+        "disturbed": verdict.disturbed,
     }
 
 

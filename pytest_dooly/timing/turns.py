@@ -124,7 +124,7 @@ class Turns:
         Raises:
             Exception: whatever an operation raises.
         """
-        start_s = time.perf_counter()
+        start_s, start_cpu_s = time.perf_counter(), time.thread_time()
         beside = [self._references.fastest_s()]
         samples_s: dict[Place, list[float]] = {}
         for batch in self._within:
@@ -134,10 +134,13 @@ class Turns:
             place = Place(operation.signature.key, str(point))
             samples_s.setdefault(place, []).extend(self._isolated(operation, point))
         beside.append(self._references.fastest_s())
+        spent_s, cpu_s = time.perf_counter() - start_s, time.thread_time() - start_cpu_s
         return Turn(
             references_s=_fastest(beside),
             latencies_s={str(place): float(min(taken)) for place, taken in samples_s.items() if taken},
-            spent_s=time.perf_counter() - start_s,
+            spent_s=spent_s,
+            # A thread that waits for a GPU gives its processor away by itself.
+            held=min(1.0, cpu_s / spent_s) if self._clocks.device_name == "cpu" else 1.0,
         )
 
     def _pass(self, batch: Batch) -> Mapping[str, Sequence[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def test_a_turn_that_lacks_a_place_does_not_count_there() -> None:
     over_runs = levels([Timed.of(lacking), run(2), run(3)], SUMS)
     assert np.isnan(over_runs["rotary"][0]).tolist() == [True, False, False]
     assert not np.isnan(over_runs["linear"][0]).any()
+
+
+def test_calm_turns_alone_count_where_there_are_enough() -> None:
+    calm, busy = turns(1, 16), [replace(turn, held=0.5) for turn in turns(2, 40, speed=2.0)]
+    assert len(Timed.of([*busy, *calm])) == 16
+    assert len(Timed.of([*busy, *calm[:15]])) == 55
 
 
 def test_runs_of_the_baseline_say_how_far_runs_are_apart() -> None:

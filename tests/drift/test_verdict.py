@@ -33,6 +33,7 @@ def verdict(
     *,
     error: float = 0.005,
     unmatched: tuple[str, ...] = (),
+    disturbed: float | None = None,
     freedom: float = 42,
 ) -> Verdict:
     def change(relative: float) -> Change:
@@ -46,6 +47,7 @@ def verdict(
         operations,
         limit=0.03,
         unmatched=unmatched,
+        disturbed=disturbed,
         turns=40,
         spent_s=20.0,
     )
@@ -112,6 +114,12 @@ def test_it_says_what_would_decide_it() -> None:
     assert verdict(0.03, error=0.005).needed_turns() is None
     assert verdict(0.0, unmatched=("x, which the baseline does not know",)).outcome() is Outcome.UNDECIDED
     assert verdict(0.0, unmatched=("x",)).needed_turns() is None
+
+
+def test_nothing_is_decided_while_other_processes_have_the_processor() -> None:
+    assert verdict(0.5, linear=1.0, disturbed=0.4).outcome() is Outcome.UNDECIDED
+    assert verdict(0.0, disturbed=0.4).outcome() is Outcome.UNDECIDED
+    assert verdict(0.0, disturbed=0.4).needed_turns() is None
 
 
 def test_sums_are_figures_at_the_levels_of_the_baseline() -> None:
