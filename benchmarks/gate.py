@@ -35,6 +35,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.found import Found
+from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
 from pytest_dooly.gating import Gate, GateOptions, TakesTurns
 from pytest_dooly.latency_db.db import LatencyDB
@@ -129,7 +130,7 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
             runs.append(bench.run(slowdown))
             _say(len(runs), runs[-1])
         bench.close()
-    return runs[1:] if runs[0].found.baseline is None else runs
+    return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
 
 
 class _Bench:

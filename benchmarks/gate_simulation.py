@@ -190,6 +190,6 @@ def _draw(scenarios: Sequence[Scenario], counts: Mapping[tuple[str, float], Coun
             ax.set_xlabel("limit, %")
             ax.set_ylim(-2, 102)
         figure.axes[0].set_ylabel("runs that fail, %")
-        figure.axes[0].legend(fontsize=7, frameon=False)
+        figure.axes[1].legend(loc="lower left", fontsize=7, frameon=False)
         headline(figure, f"What fails, from the turns of {real} real runs")
         save_png(figure, png)
