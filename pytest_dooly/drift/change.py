@@ -141,15 +141,15 @@ def changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights]) 
         sums: weighted sums of latencies, by name.
     """
     runs = [*baseline, new]
-    levels = {
+    told = {
         name: _levels([run.log_of(weights) for run in runs], [run.references for run in runs])
         for name, weights in sums.items()
     }
     number = len(baseline)
-    understated = _understated(list(levels.values()))
+    understated = _understated(told)
     found = {}
-    for name, (medians, variance) in levels.items():
-        once = understated * variance + _FLOOR**2
+    for name, (medians, variance) in told.items():
+        once = understated[name] * variance + _FLOOR**2
         error = math.sqrt(once * (1 + 1 / number))
         found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
     return found
@@ -255,15 +255,18 @@ def _variance_of_median(values: Array) -> float:
     return float(np.var(blocks, ddof=1)) / BLOCKS
 
 
-def _understated(levels: Sequence[tuple[Array, float]]) -> float:
-    """By which factor blocks understate how far runs are apart: the same for all, so that many sums tell it together.
+def _understated(levels: Mapping[str, tuple[Array, float]]) -> dict[str, float]:
+    """By which factor blocks understate how far runs are apart, by name of the sum; never less than all tell together.
 
-    The last run, which may have changed, is left out.
+    Few runs tell little of one sum, so that its own factor counts beside that of all sums, as if that were worth some
+    runs. The last run, which may have changed, is left out.
     """
-    number = len(levels[0][0]) - 1
-    if number < 2:
-        return _UNDERSTATED
-    ratios = [float(np.var(medians[:-1], ddof=1)) / variance for medians, variance in levels if variance > 0]
-    seen = float(np.median(ratios)) if ratios else _UNDERSTATED
-    worth = number - 1
-    return max(1.0, (_WORTH * _UNDERSTATED + worth * seen) / (_WORTH + worth))
+    worth = len(next(iter(levels.values()))[0]) - 2
+    if worth < 1:
+        return dict.fromkeys(levels, _UNDERSTATED)
+    own = {
+        name: float(np.var(medians[:-1], ddof=1)) / max(variance, 1e-12) for name, (medians, variance) in levels.items()
+    }
+    every = (_WORTH * _UNDERSTATED + worth * float(np.median(list(own.values())))) / (_WORTH + worth)
+    every = max(1.0, every)
+    return {name: max(every, (_WORTH * every + worth * each) / (_WORTH + worth)) for name, each in own.items()}
