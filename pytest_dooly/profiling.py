@@ -55,6 +55,7 @@ class Profiling:
     Attributes:
         plan: the cases.
         db: where measurements are and go to.
+        engine: adapter of the serving engine.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Profiling:
         from pytest_dooly.timing.clock import Clocks
 
         self.db = db
-        self._engine = engine
+        self.engine = engine
         self._estimator = estimator
         self._progress = progress
         self._session: tuple[str, Session] | None = None
@@ -220,6 +221,14 @@ class Profiling:
                         grid=grid_key(refinements(signature, model.limits)),
                     )
 
+    def configuration(self, model: ServedModel) -> ModelConfiguration:
+        """What one of the models was traced from."""
+        return self._configurations[model.key]
+
+    def fit(self) -> None:
+        """Fits the regressors to what has been timed so far."""
+        fit_regressors(self.plan.models, self.db, self.plan.environment)
+
     def summarise(self, reports: Path) -> Summary:
         """Fits the regressors, predicts the standard workloads and writes one report a model under `reports`."""
         environment = self.plan.environment
@@ -276,8 +285,8 @@ class Profiling:
         """
         if self._session is None or self._session[0] != f"all of {model.key}":
             self.close()
-            self._progress(f"starting {self._engine.name} {self._engine.version} with {model.name}")
-            session = self._engine.open(self._configurations[model.key], kv_tokens=kv_tokens(model.limits))
+            self._progress(f"starting {self.engine.name} {self.engine.version} with {model.name}")
+            session = self.engine.open(self._configurations[model.key], kv_tokens=kv_tokens(model.limits))
             self._session = f"all of {model.key}", session
         return self._session[1]
 
@@ -355,11 +364,11 @@ class Profiling:
         key = case.model.key
         if self._session is None or self._session[0] != key or case.operation not in self._isolated:
             self.close()
-            self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {case.model.name}")
+            self._progress(f"starting {self.engine.name} {self.engine.version} with layers of {case.model.name}")
             asked = [each.operation for each in (*self.plan.new, *self.plan.possible, case) if each.model.key == key]
             others = case.model.operations if self._beyond else ()  # which of them follow is not known yet
             self._isolated = list(dict.fromkeys((*asked, *others)))
-            session = self._engine.open(
+            session = self.engine.open(
                 self._configurations[key], isolating=self._isolated, kv_tokens=kv_tokens(case.model.limits)
             )
             self._session = key, session

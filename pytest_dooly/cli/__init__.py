@@ -24,6 +24,7 @@ _COMMANDS = {
     "browse": ("files", "browse"),
     "compare": ("devices", "compare"),
     "export": ("files", "export"),
+    "history": ("history", "history"),
     "import": ("files", "import_tables"),
     "merge": ("files", "merge"),
     "models": ("report", "models"),

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     on_models = (_trace, _predict, _simulate, _compare, _search, _plan, _validate, _report)
-    for add in (*on_models, _import, _models, _export, _merge, _browse):
+    for add in (*on_models, _history, _import, _models, _export, _merge, _browse):
         add(commands)
     return top
 
@@ -162,6 +162,13 @@ def _report(commands: _Commands) -> None:
     report = _command(commands, "report", "the report of what the latency DB has of a model")
     report.add_argument("--reports", default="reports", metavar="DIR", help="where the report is written (reports)")
     report.add_argument("--png", metavar="FILE", help="an overview picture as well")
+
+
+def _history(commands: _Commands) -> None:
+    history = commands.add_parser("history", help="runs of the gate over time, and where something changed")
+    history.add_argument("model", help="its name, as the runs of the gate had it")
+    history.add_argument("--png", metavar="FILE", help="a picture as well")
+    _common(history)
 
 
 def _import(commands: _Commands) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["Workload"]
+
+
+_TEXT = re.compile(r"([1-9]\d*)\+([1-9]\d*)(?:x([1-9]\d*)(?:of([1-9]\d*))?)?")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,28 @@ class Workload:
             raise ConfigurationError(f"prompt_len, output_len and concurrency must be at least 1, got {self}")
         if self.total_reqs < self.concurrency:
             raise ConfigurationError(f"{self.num_reqs} requests in all cannot be {self.concurrency} at once")
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """The workload written as `PROMPT+OUTPUT[xCONCURRENCY[ofREQUESTS]]`; the inverse of `str`.
+
+        Raises:
+            ConfigurationError: the text is not of that form.
+        """
+        match = _TEXT.fullmatch(text.strip())
+        if match is None:
+            raise ConfigurationError(
+                f"cannot read {text!r} as a workload: write PROMPT+OUTPUT[xCONCURRENCY[ofREQUESTS]] in tokens and "
+                "requests, as in 512+64x8"
+            )
+        prompt_len, output_len, concurrency, num_reqs = (int(part) if part else None for part in match.groups())
+        assert prompt_len is not None
+        assert output_len is not None
+        return cls(prompt_len, output_len, concurrency or 1, num_reqs)
+
+    def __str__(self) -> str:
+        of = "" if self.num_reqs is None else f"of{self.num_reqs}"
+        return f"{self.prompt_len}+{self.output_len}x{self.concurrency}{of}"
 
     @property
     def total_reqs(self) -> int:

@@ -15,6 +15,7 @@ from typing import Self
 from pytest_dooly.latency_db.file import explained, open_file, transaction
 from pytest_dooly.latency_db.findings import FindingTables
 from pytest_dooly.latency_db.frames import Frames
+from pytest_dooly.latency_db.gate_runs import GateTables
 from pytest_dooly.latency_db.measurements import MeasurementTables
 from pytest_dooly.latency_db.models import ModelTables
 from pytest_dooly.latency_db.published import PublishedTables
@@ -24,7 +25,16 @@ from pytest_dooly.latency_db.searches import SearchTables
 __all__ = ["LatencyDB"]
 
 
-class LatencyDB(MeasurementTables, PublishedTables, ModelTables, RegressorTables, FindingTables, SearchTables, Frames):
+class LatencyDB(
+    MeasurementTables,
+    PublishedTables,
+    ModelTables,
+    RegressorTables,
+    FindingTables,
+    SearchTables,
+    GateTables,
+    Frames,
+):
     """Latencies by signature, environment and sweep point, with the models and regressors that belong to them.
 
     A context manager that closes itself. Every method raises DatabaseError when the file is damaged, locked by another

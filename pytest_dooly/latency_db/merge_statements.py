@@ -318,6 +318,21 @@ STATEMENTS: tuple[Statement, ...] = (
         WHERE excluded.found_at > search_outcome.found_at
         """,
     ),
+    # Runs of the gate: one that was copied while it ran is finished, or has more turns, in the other.
+    Statement(
+        "runs of the gate",
+        """
+        INSERT INTO main.gate_run SELECT * FROM other.gate_run WHERE true
+        ON CONFLICT DO UPDATE SET
+            finished_at = excluded.finished_at, outcome = excluded.outcome, is_baseline = excluded.is_baseline,
+            accepted = excluded.accepted, document = excluded.document
+        WHERE gate_run.finished_at IS NULL AND excluded.finished_at IS NOT NULL
+        """,
+    ),
+    Statement(
+        "turns of the gate",
+        "INSERT INTO main.gate_turn SELECT * FROM other.gate_turn WHERE true ON CONFLICT DO NOTHING",
+    ),
 )
 """In order."""
 

@@ -287,3 +287,31 @@ def m008_search_outcomes(db: Database) -> None:
         ) WITHOUT ROWID;
         """
     )
+
+
+@MIGRATIONS()
+def m009_gate_runs(db: Database) -> None:
+    """Runs of the gate on drift, each with all of its turns as JSON; a baseline says so, and why it took over."""
+    db.executescript(
+        """
+        CREATE TABLE gate_run (
+            key TEXT PRIMARY KEY NOT NULL,
+            series TEXT NOT NULL,
+            model TEXT NOT NULL,
+            environment TEXT NOT NULL REFERENCES environment (key),
+            commit_id TEXT NOT NULL,
+            started_at TEXT NOT NULL,
+            finished_at TEXT,
+            outcome TEXT,
+            is_baseline INTEGER NOT NULL DEFAULT 0,
+            accepted TEXT,
+            document TEXT
+        ) WITHOUT ROWID;
+        CREATE TABLE gate_turn (
+            run TEXT NOT NULL REFERENCES gate_run (key) ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            document TEXT NOT NULL,
+            PRIMARY KEY (run, position)
+        ) WITHOUT ROWID;
+        """
+    )

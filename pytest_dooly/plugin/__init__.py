@@ -10,10 +10,11 @@ import pytest
 from pytest_dooly.plugin import hookspecs, suites
 from pytest_dooly.plugin.distribution import accelerators, session_plugin
 from pytest_dooly.plugin.fixtures import dooly_time
+from pytest_dooly.plugin.gate import GATE, GatePlugin
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin, profiling
 from pytest_dooly.plugin.settings import add_options, setting, usage_errors, write
 
-__all__ = ["DoolyPlugin", "dooly_time"]
+__all__ = ["DoolyPlugin", "GatePlugin", "dooly_time"]
 
 KINDS = (
     *("linear", "norm", "rotary", "activation", "attention", "moe", "mixer", "embedding"),
@@ -60,20 +61,31 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
     suites.register(config)
     if not setting(config, "model"):
+        if setting(config, "gate"):
+            raise pytest.UsageError("--dooly-gate needs to know what is served: name it with --dooly-model")
         return
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("--dooly-model needs pytest-benchmark, which is not loaded: drop '-p no:benchmark'")
-    config.pluginmanager.register(session_plugin(config), PLUGIN)
+    plugin = session_plugin(config)
+    config.pluginmanager.register(plugin, PLUGIN)
+    if setting(config, "gate"):
+        if getattr(config.option, "numprocesses", None):
+            raise pytest.UsageError("--dooly-gate takes turns in one process: drop '-n', or use '-n 0'")
+        config.pluginmanager.register(GatePlugin(config, plugin), GATE)
     config.args = suites.arguments(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One parameter set per case; none without a model."""
-    if "dooly_case" not in metafunc.fixturenames:
-        return
-    plugin = metafunc.config.pluginmanager.get_plugin(PLUGIN)
-    if plugin is None:
-        skip = pytest.mark.skip(reason="no model named: use --dooly-model")
-        metafunc.parametrize("dooly_case", [pytest.param(None, id="no-model", marks=skip)])
-    else:
-        metafunc.parametrize("dooly_case", plugin.parameters())
+    """One parameter set per case; none without a model, or without the gate."""
+    for name, plugin_name, option in (
+        ("dooly_case", PLUGIN, "--dooly-model"),
+        ("dooly_drift_case", GATE, "--dooly-gate"),
+    ):
+        if name not in metafunc.fixturenames:
+            continue
+        plugin = metafunc.config.pluginmanager.get_plugin(plugin_name)
+        if plugin is None:
+            skip = pytest.mark.skip(reason=f"nothing named: use {option}")
+            metafunc.parametrize(name, [pytest.param(None, id="none", marks=skip)])
+        else:
+            metafunc.parametrize(name, plugin.parameters())

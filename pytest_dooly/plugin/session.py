@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_dooly.errors import DoolyError
-from pytest_dooly.plugin.settings import DB, db_path, number, percent, serving_options, setting, usage_errors
+from pytest_dooly.plugin.settings import (
+    DB,
+    db_path,
+    number,
+    percent,
+    progress,
+    serving_options,
+    setting,
+    usage_errors,
+)
 
 if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
@@ -29,9 +37,11 @@ class DoolyPlugin:
 
     Attributes:
         profiling: the run; set when the session has started.
+        idle: whether no case is to be timed, since the gate needs none.
     """
 
     profiling: Profiling
+    idle = False
 
     def __init__(self, config: pytest.Config) -> None:
         """Remembers the session's configuration."""
@@ -52,16 +62,15 @@ class DoolyPlugin:
         """Model, environment, latency DB and how many cases are new."""
         from pytest_dooly.report.terminal import header_lines
 
-        return header_lines(self.profiling.plan, db_path(self._config))
+        lines = header_lines(self.profiling.plan, db_path(self._config))
+        return lines[:-1] if self.idle else lines
 
     def parameters(self, cases: Sequence[Case] | None = None) -> list[Any]:
         """One parameter set per case of the plan or of these: id, markers, timer, and a skip where the DB has it."""
         from pytest_dooly.report.terminal import skip_reason
 
         self._asked, where = True, str(setting(self._config, "db") or DB)
-        return [
-            self._parameter(case, skip_reason(case, where)) for case in (self.cases if cases is None else cases)
-        ]
+        return [self._parameter(case, skip_reason(case, where)) for case in (self.cases if cases is None else cases)]
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -97,7 +106,7 @@ class DoolyPlugin:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fits the regressors and writes the reports; nothing where nothing was to be run."""
-        if not self._started or session.config.option.collectonly:
+        if not self._started or self.idle or session.config.option.collectonly:
             return
         self.profiling.close()
         if not self._asked:  # a session of a user's own tests, or of suites that only predict
@@ -158,20 +167,9 @@ def profiling(config: pytest.Config) -> Iterator[Profiling]:
             held_out=number(config, "held-out", int, 0),
             share=percent(config, "share", 5),
             estimator=None if estimator is None else ForeignEstimator.named(estimator),
-            progress=partial(_progress, config),
+            progress=progress(config),
         )
         try:
             yield profiling
         finally:
             profiling.close()
-
-
-def _progress(config: pytest.Config, line: str) -> None:
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or config.get_verbosity() < 0:
-        return
-    # A case starts the engine, and what a case writes is captured.
-    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
-        reporter.ensure_newline()
-        reporter.write_line(f"dooly: {line} ...")

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,10 +26,13 @@ __all__ = [
     "db_path",
     "number",
     "percent",
+    "progress",
     "serving_options",
     "setting",
+    "suite",
     "usage_errors",
     "write",
+    "write_above",
 ]
 
 Number = TypeVar("Number", int, float)
@@ -71,6 +74,16 @@ def add_options(parser: pytest.Parser) -> None:
     add("slo", "bounds that no workload may break, as in ttft:300ms,tpot:40ms; runs the suite slo", metavar="BOUNDS")
     add("explore", "minutes for timing where regressors are most wrong; runs the suite explore", metavar="MINUTES")
     add("models", "list the models that are shipped, and exit", action="store_true")
+    from pytest_dooly.plugin.gate import add_gate_options  # which reads settings itself
+
+    add_gate_options(add)
+
+
+def suite(name: str) -> str:
+    """Path of one of our own suites."""
+    import op_suites
+
+    return str(Path(op_suites.__path__[0]) / name)
 
 
 def db_path(config: pytest.Config) -> Path:
@@ -120,6 +133,22 @@ def number(config: pytest.Config, flag: str, kind: Callable[[str], Number], defa
 def write(lines: Sequence[str]) -> None:
     """Writes lines where no session, and so no terminal reporter, is."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def progress(config: pytest.Config) -> Callable[[str], None]:
+    """What writes a line before anything that takes seconds."""
+    return lambda line: write_above(config, f"dooly: {line} ...") if config.get_verbosity() >= 0 else None
+
+
+def write_above(config: pytest.Config, line: str) -> None:
+    """Writes a line of its own in a session, also while a case runs, whose output is captured."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None:
+        return
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(line)
 
 
 @contextmanager

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from pytest_dooly.errors import ConfigurationError, DoolyError, MissingMeasurements
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin
-from pytest_dooly.plugin.settings import number, percent, setting, usage_errors
+from pytest_dooly.plugin.settings import number, percent, setting, suite, usage_errors
 
 if TYPE_CHECKING:
     from pytest_dooly.core.signature import ModelOperation, ServedModel
@@ -70,10 +69,9 @@ def arguments(config: pytest.Config) -> list[str]:
     else:
         paths = []
         named = named or ["operations", *(name for name in ("explore", "slo") if setting(config, name))]
-    import op_suites
-
-    folder = Path(op_suites.__path__[0])
-    return [*paths, *(str(folder / f"test_{name}.py") for name in named)]
+    if setting(config, "gate") and not any("test_drift" in path for path in paths):
+        named = [*(named or ["operations"]), "drift"]  # a gate that is asked for and not run would pass
+    return [*paths, *(suite(f"test_{name}.py") for name in named)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from pytest_dooly.core.batch import Batch, Routing, SweepPoint
+from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.in_situ import InSitu, InSituRow
 from pytest_dooly.core.measurement import relative_spread
-from pytest_dooly.core.operation import LAUNCH, OperationKind
-from pytest_dooly.core.routing import RoutingDistribution, busiest_between
-from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.core.operation import LAUNCH
+from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.core.turn import point_within
 from pytest_dooly.engine.base import Session
 from pytest_dooly.timing.clock import Clocks
 from pytest_dooly.timing.measure import time_rounds, warm_up
@@ -59,7 +59,7 @@ def _rows(session: Session, model: ServedModel, batch: Batch, clocks: Clocks) ->
     within_s: dict[ModelOperation, list[float]] = {operation: [] for operation in operations}
     for _ in range(_TURNS):
         for operation in operations:
-            alone_s[operation].append(_alone(session, operation, _point(operation.signature, batch), clocks))
+            alone_s[operation].append(_alone(session, operation, point_within(operation.signature, batch), clocks))
         for _ in range(_PASSES):
             passed = session.time_layers(batch, clocks.of_layers)
             for operation in operations:
@@ -84,18 +84,3 @@ def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clock
         call = clocks.ready(operation.signature, isolated)
         warm_up(call)
         return statistics.median(time_rounds(call, clock.now, lambda samples_s: len(samples_s) >= _ROUNDS))
-
-
-def _point(signature: Signature, batch: Batch) -> SweepPoint:
-    if signature.swept == "batch":
-        return SweepPoint(batch=batch)
-    if signature.swept == "num_reqs":
-        return SweepPoint(num_reqs=batch.num_reqs)
-    if signature.kind is not OperationKind.MOE:
-        return SweepPoint(num_tokens=batch.num_tokens)
-    attributes = dict(signature.attributes)
-    top_k = int(attributes["top_k"])
-    expected = RoutingDistribution().expected(batch.num_tokens, int(attributes["num_local_experts"]), top_k)
-    even, _ = busiest_between(batch.num_tokens, top_k, expected.activated)
-    routing = Routing(expected.activated, max(even, expected.busiest))
-    return SweepPoint(num_tokens=batch.num_tokens, routing=routing)

@@ -144,10 +144,15 @@ def time_rounds(call: IsolatedCall, now: Callable[[], Any], enough: Callable[[Se
     return samples_s
 
 
-def warm_up(call: IsolatedCall) -> None:
-    """Runs a call as its rounds will, so that none of them is the first."""
+def warm_up(call: IsolatedCall, rounds: int = _WARM_UP) -> None:
+    """Runs a call as its rounds will, so that none of them is the first.
+
+    Args:
+        call: what is timed.
+        rounds: how often, unless that takes long.
+    """
     start_s = time.perf_counter()
-    for _ in range(_WARM_UP):
+    for _ in range(rounds):
         call.before()
         call.run()
         if time.perf_counter() - start_s > _WARM_UP_S:

@@ -127,6 +127,8 @@ TABLES = (
     "unmapped",
     "family_regressor",
     "search_outcome",
+    "gate_run",
+    "gate_turn",
 )
 
 

@@ -1,0 +1,277 @@
+"""`make bench-gate`: how often the gate cries wolf, and how often it finds what was slowed down, on this machine.
+
+Run as `python -m benchmarks.gate [--runs 40 --slowed 20 --seconds 20] [--write DIR] [--db FILE]`: llama-tiny on the
+real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`,
+which looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session
+of pytest with --dooly-gate does. Runs share a process and an engine with its weights and memory, since starting one
+takes as long as a run; with --reopen N the engine is started again every N runs. What a process does once, such as
+where it puts its memory, then varies from stretch to stretch only.
+
+A slowdown is put into the forward method of the layers of one operation: when the layer is done, the processor is kept
+busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.
+
+`--simulate` reads the turns of the runs without a change and makes runs of them, see `simulated`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gate_simulation import UNCHANGED, simulated
+from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
+from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.drift.found import Found
+from pytest_dooly.drift.verdict import Outcome
+from pytest_dooly.engine import load_engine
+from pytest_dooly.gating import Gate, GateOptions, TakesTurns
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.serving import serve
+from pytest_dooly.sweep.grid import kv_tokens
+
+MODEL, WORKLOAD = "llama-tiny", Workload(16, 32, 4)
+
+LIMITS = {"max-model-len": "128", "max-num-tokens": "128", "max-num-seqs": "4"}
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """What is put into one operation.
+
+    Attributes:
+        share: of a figure that the operation should take.
+        slower: relative slowdown.
+        is_found: whether the gate is to find it.
+    """
+
+    share: float
+    slower: float
+    is_found: bool
+
+
+SLOWDOWNS = (Slowdown(0.2, 0.05, True), Slowdown(0.05, 0.1, True), Slowdown(0.003, 0.2, False))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the gate.
+
+    Attributes:
+        slowdown: that was put in; None for none.
+        label: of the operation that it was put into.
+        found: what the gate made of it.
+        wall_s: all that the run took.
+    """
+
+    slowdown: Slowdown | None
+    label: str | None
+    found: Found
+    wall_s: float
+
+
+def main() -> None:
+    """Measures, or simulates, and writes what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=40, help="without a change (40)")
+    parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
+    parser.add_argument("--reopen", type=int, default=10, help="runs after which the engine is started again (10)")
+    parser.add_argument("--db", type=Path, default=Path(".dooly/gate.db"), help="latency DB (.dooly/gate.db)")
+    parser.add_argument("--write", type=Path, default=Path("reports/gate"), metavar="DIR")
+    parser.add_argument("--simulate", type=int, metavar="RUNS", help="runs made of recorded turns, instead")
+    parser.add_argument("--png", type=Path, default=Path("reports/gate/gate.png"), help="of the simulation")
+    asked = parser.parse_args()
+    asked.write.mkdir(parents=True, exist_ok=True)
+    if asked.simulate:
+        text = simulated(asked.db, asked.simulate, asked.png)
+        (asked.write / "simulation.md").write_text(text, encoding="utf-8")
+        sys.stdout.write(text)
+        return
+    _profile(asked.db)
+    begin_s = time.perf_counter()
+    runs = _measured(asked)
+    text = report(runs, asked.seconds, time.perf_counter() - begin_s, asked.reopen)
+    (asked.write / "gate.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+
+
+def _profile(db: Path) -> None:
+    """Times what the latency DB lacks, coarsely: it says where steps spend their time, and no more."""
+    flags = [f"--dooly-{flag}={value}" for flag, value in LIMITS.items()]
+    command = [sys.executable, "-m", "pytest", f"--dooly-model={MODEL}", f"--dooly-db={db}", *flags]
+    subprocess.run([*command, "--dooly-target=1000", "--benchmark-quiet", "-q"], check=True)
+
+
+def _measured(asked: argparse.Namespace) -> list[Run]:
+    """Runs without a change until there is a baseline, then all others in random order."""
+    configuration = resolve(MODEL, parse_options(LIMITS))
+    with LatencyDB.open(asked.db) as db:
+        bench = _Bench(configuration, db, asked.seconds)
+        plan: list[Slowdown | None] = [None] * min(6, asked.runs)
+        rest = [None] * (asked.runs - len(plan)) + [each for each in SLOWDOWNS for _ in range(asked.slowed)]
+        random.Random(0).shuffle(rest)
+        runs: list[Run] = []
+        for place, slowdown in enumerate([*plan, *rest]):
+            if place % asked.reopen == 0:
+                bench.close()
+            runs.append(bench.run(slowdown))
+            _say(len(runs), runs[-1])
+        bench.close()
+    return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
+
+
+class _Bench:
+    """An engine that many runs share."""
+
+    def __init__(self, configuration: ModelConfiguration, db: LatencyDB, seconds: float) -> None:
+        self._configuration, self._db, self._seconds = configuration, db, seconds
+        self._engine = load_engine("vllm")
+        self._model = serve(self._engine, configuration, db, self._engine.environment(configuration))
+        self._session: Any = None
+        self._turns: Any = None
+        self._shares: dict[str, float] = {}
+
+    def run(self, slowdown: Slowdown | None) -> Run:
+        """One run of the gate, slowed down or not."""
+        begin_s = time.perf_counter()
+        label = None if slowdown is None else self._nearest(slowdown.share).signature.label
+        put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
+        options = GateOptions((WORKLOAD,), budget_s=self._seconds, commit=put)
+        gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=self._taking(slowdown))
+        found = gate.run()
+        self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
+        return Run(slowdown, label, found, time.perf_counter() - begin_s)
+
+    def close(self) -> None:
+        """Ends the engine."""
+        if self._session is not None:
+            self._session.close()
+            self._session = self._turns = None
+
+    def _taking(self, slowdown: Slowdown | None) -> Callable[[Sequence[Batch]], Any]:
+        @contextmanager
+        def taking(batches: Sequence[Batch]) -> Iterator[TakesTurns]:
+            from pytest_dooly.timing.clock import Clocks
+            from pytest_dooly.timing.turns import Turns
+
+            if self._session is None:
+                operations = self._model.operations
+                self._session = self._engine.open(
+                    self._configuration, isolating=operations, kv_tokens=kv_tokens(self._model.limits)
+                )
+                clocks = Clocks(self._engine.environment(self._configuration))
+                self._turns = Turns(self._session, operations, batches, clocks)
+            layers = []
+            if slowdown is not None:
+                layers = self._layers(slowdown.share)
+                for layer in layers:
+                    layer.forward = _slowed(layer.forward, slowdown.slower)
+            try:
+                yield self._turns.turn
+            finally:
+                for layer in layers:
+                    del layer.forward
+
+        return taking
+
+    def _nearest(self, share: float) -> ModelOperation:
+        return nearest(self._model, self._shares, share)
+
+    def _layers(self, share: float) -> list[Any]:
+        paths = set(self._nearest(share).layers)
+        return list({id(module): module for path, module in self._session.modules() if path in paths}.values())
+
+
+def nearest(model: ServedModel, shares: Mapping[str, float], share: float) -> ModelOperation:
+    """The operation of layers whose largest share of a figure is nearest to one.
+
+    Args:
+        model: what is served.
+        shares: largest of each operation, by signature key.
+        share: that is asked for.
+    """
+    known = [
+        each
+        for each in model.operations
+        if each.signature.kind is not OperationKind.OVERHEAD and shares.get(each.signature.key)
+    ]
+    return min(known, key=lambda each: abs(math.log(shares[each.signature.key] / share)))
+
+
+def _slowed(forward: Callable[..., Any], slower: float) -> Callable[..., Any]:
+    """The same, and then the processor is kept busy for a share of the time that it took."""
+
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        begin_s = time.perf_counter()
+        output = forward(*args, **kwargs)
+        until_s = time.perf_counter() + slower * (time.perf_counter() - begin_s)
+        while time.perf_counter() < until_s:
+            pass
+        return output
+
+    return slowed
+
+
+def _say(number: int, run: Run) -> None:
+    verdict = run.found.verdict
+    put = "nothing" if run.slowdown is None else f"{run.slowdown.slower:.0%} into {run.label}"
+    changes = ", ".join(f"{each.exposure.figure} {each.change.relative:+.2%}" for each in verdict.figures)
+    named = ", ".join(f"{each.label} {each.change.relative:+.1%}" for each in verdict.drifted)
+    line = f"{number:3} {put:40} {run.found.outcome:10} {changes} [{named}] {verdict.turns} turns, {run.wall_s:.0f} s"
+    sys.stderr.write(f"{line}\n")
+
+
+def report(runs: Sequence[Run], seconds: float, wall_s: float, reopen: int) -> str:
+    """Markdown: outcomes by what was put in, and which operations were named."""
+    environment = runs[0].found.environment
+    lines = [
+        "# The gate on drift, as it is",
+        "",
+        f"`make bench-gate`: {len(runs)} runs of {MODEL}, workload {WORKLOAD}, up to {seconds:.0f} s of turns each, in "
+        f"{wall_s / 60:.0f} minutes; the limit is 3 %. On {environment}. All runs of a stretch of {reopen} share a "
+        "process' engine; each looks for its baseline in the latency DB, takes its turns, judges and is kept as a "
+        "session of pytest does it.",
+        "",
+        "| put in | operation | its share | runs | passed | undecided | drift | right one named | another one named |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for slowdown in (None, *SLOWDOWNS):
+        these = [run for run in runs if run.slowdown == slowdown]
+        if not these:
+            continue
+        outcomes = Counter(run.found.outcome.value for run in these)
+        label = these[0].label
+        named = [{each.label for each in run.found.verdict.drifted} for run in these]
+        share = max((e.share for e in these[0].found.verdict.operations if e.label == label), default=0.0)
+        lines.append(
+            f"| {'nothing' if slowdown is None else f'{slowdown.slower:.0%}'} | {label or ''} "
+            f"| {'' if label is None else f'{share:.1%}'} | {len(these)} | {outcomes['passed']} "
+            f"| {outcomes['undecided']} | {outcomes['drift']} "
+            f"| {sum(run.label in each for run, each in zip(these, named, strict=True))} "
+            f"| {sum(bool(each - {run.label}) for run, each in zip(these, named, strict=True))} |"
+        )
+    seen = sorted(max(figure.visible for figure in run.found.verdict.figures) for run in runs)
+    turns = sorted(run.found.verdict.turns for run in runs)
+    lines += [
+        "",
+        f"Runs took {turns[0]} to {turns[-1]} turns. In the median run a slowdown of a figure by "
+        f"{seen[len(seen) // 2]:.1%} would have been seen with 95 % power; in the noisiest, one of {seen[-1]:.1%}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

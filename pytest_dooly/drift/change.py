@@ -1,0 +1,272 @@
+"""How much something has changed from the turns of earlier runs to those of this one, and how surely.
+
+Noise of a shared machine has heavy tails and comes in spells of seconds, so that rounds are not independent. Of every
+turn there is one value, the fastest call; what the machine's references do in the same turns is taken out of it by
+regression, for which outliers count little (Huber 1964) and no reference makes anything faster. What is left has its
+median taken, and blocks of turns that follow each other say how sure that is (batch means: Schmeiser 1982). Where
+several runs make the baseline, how far those are apart says by how much blocks understate it (Birge 1932).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.turn import Place, Turn
+
+__all__ = [
+    "BLOCKS",
+    "FEWEST_CALM",
+    "PROFILED",
+    "Change",
+    "Timed",
+    "changes",
+    "levels",
+    "paired_changes",
+    "profiled_changes",
+]
+
+Array = npt.NDArray[np.float64]
+
+Weights = Mapping[Place, float]
+"""Of places in a sum of latencies: a figure, or an operation at its points."""
+
+BLOCKS = 8
+"""Of turns that follow each other, each with a median of its own."""
+
+FEWEST_CALM = 2 * BLOCKS
+"""Calm turns that something can be decided from."""
+
+_FLOOR, _FLOOR_PAIRED = 0.003, 0.0015
+"""Standard error that no number of turns takes away, as a logarithm: where a process has put its memory, what the
+linker did. Of runs apart, and of processes that take turns."""
+
+PROFILED = 0.1
+"""Standard error beside the regressors' own of what was profiled: that is a mean of rounds, one operation at a time and
+at another time, where the gate has the fastest call of a turn."""
+
+_MANY = 1000.0
+"""Degrees of freedom of an error that is not estimated."""
+
+_UNDERSTATED, _WORTH = 1.5, 3.0
+"""By which factor the variance of blocks understates that of runs, until runs tell; how many runs that is worth."""
+
+_TUNING, _ITERATIONS = 1.345, 8
+"""Huber's constant for 95 % efficiency where errors are normal, and iterations of reweighting."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The turns of one run, as arrays.
+
+    Attributes:
+        latencies_s: of each place, shape (turns,).
+        references: logarithm of each reference, shape (turns, references).
+    """
+
+    latencies_s: Mapping[Place, Array]
+    references: Array
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn]) -> Self:
+        """The same as arrays; what a turn lacks is not a number. Where enough turns are calm, those alone."""
+        calm = [turn for turn in turns if turn.is_calm]
+        turns = calm if len(calm) >= FEWEST_CALM else turns
+        names = sorted(turns[0].references_s)
+        places = {text: Place.parse(text) for turn in turns for text in turn.latencies_s}
+        return cls(
+            {place: np.array([turn.latencies_s.get(text, np.nan) for turn in turns]) for text, place in places.items()},
+            np.log([[turn.references_s[name] for name in names] for turn in turns]),
+        )
+
+    def __len__(self) -> int:
+        """Number of turns."""
+        return len(self.references)
+
+    def log_of(self, weights: Weights) -> Array:
+        """Logarithm of the weighted sum in every turn, shape (turns,)."""
+        total = sum((weight * self.latencies_s[place] for place, weight in weights.items()), start=np.zeros(len(self)))
+        return np.asarray(np.log(total))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change as the logarithm of a factor.
+
+    Attributes:
+        log: of the factor; above 0 where it has become slower.
+        error: standard error.
+        freedom: degrees of freedom of the error.
+    """
+
+    log: float
+    error: float
+    freedom: float
+
+    @property
+    def relative(self) -> float:
+        """0.05 for 5 % slower."""
+        return math.expm1(self.log)
+
+    def bound(self, confidence: float) -> float:
+        """What the relative change lies below with that confidence; for 0.05, what it lies above with 95 %."""
+        from scipy.stats import t
+
+        return math.expm1(self.log + self.error * float(t.ppf(confidence, self.freedom)))
+
+    @property
+    def p_slower(self) -> float:
+        """Probability of such a change, or a larger one, where nothing has become slower."""
+        from scipy.stats import t
+
+        return float(t.sf(self.log / self.error, self.freedom))
+
+    @property
+    def p_faster(self) -> float:
+        """Likewise where nothing has become faster."""
+        return 1 - self.p_slower
+
+
+def changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, Change]:
+    """Change of every sum from the runs of the baseline to a new one, by name.
+
+    Args:
+        new: at least BLOCKS turns.
+        baseline: likewise, at least one run.
+        sums: weighted sums of latencies, by name.
+    """
+    runs = [*baseline, new]
+    told = {
+        name: _levels([run.log_of(weights) for run in runs], [run.references for run in runs])
+        for name, weights in sums.items()
+    }
+    number = len(baseline)
+    understated = _understated(told)
+    found = {}
+    for name, (medians, variance) in told.items():
+        once = understated[name] * variance + _FLOOR**2
+        error = math.sqrt(once * (1 + 1 / number))
+        found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
+    return found
+
+
+def levels(runs: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, tuple[Array, Array]]:
+    """Logarithm of every sum in each run at one speed of the machine, and its standard error, by name; shape (runs,).
+
+    Args:
+        runs: at least BLOCKS turns each.
+        sums: weighted sums of latencies, by name; not a number where a run lacks one of its places.
+    """
+    found = {}
+    for name, weights in sums.items():
+        having = [place for place, run in enumerate(runs) if weights.keys() <= run.latencies_s.keys()]
+        medians, errors = np.full(len(runs), np.nan), np.full(len(runs), np.nan)
+        if having:
+            those = [runs[place] for place in having]
+            medians[having], variance = _levels([r.log_of(weights) for r in those], [r.references for r in those])
+            errors[having] = math.sqrt(_UNDERSTATED * variance + _FLOOR**2)
+        found[name] = medians, errors
+    return found
+
+
+def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights]) -> dict[str, Change]:
+    """Change of every sum between two engines that took turns, by name.
+
+    Args:
+        new: turns of one.
+        old: as many of the other, each beside one of those.
+        sums: weighted sums of latencies, by name.
+    """
+    found = {}
+    apart = new.references - old.references
+    for name, weights in sums.items():
+        values = new.log_of(weights) - old.log_of(weights)
+        medians, variance = _levels([values], [apart], about=np.zeros(apart.shape[1]))
+        error = math.sqrt(_UNDERSTATED * variance + _FLOOR_PAIRED**2)
+        found[name] = Change(float(medians[0]), error, BLOCKS - 1.0)
+    return found
+
+
+def profiled_changes(
+    new: Timed, levels_s: Mapping[Place, float], errors: Mapping[str, float], sums: Mapping[str, Weights]
+) -> dict[str, Change]:
+    """Change of every sum from latencies that were profiled, by name: as unsure as those are.
+
+    Args:
+        new: at least BLOCKS turns.
+        levels_s: what the baseline's regressors predict of each place.
+        errors: expected relative error of the regressors, by name of the sum.
+        sums: weighted sums of latencies, by name.
+    """
+    found = {}
+    for name, weights in sums.items():
+        medians, variance = _levels([new.log_of(weights)], [new.references])
+        before = math.log(sum(weight * levels_s[place] for place, weight in weights.items()))
+        error = math.sqrt(variance + PROFILED**2 + errors[name] ** 2)
+        found[name] = Change(float(medians[0]) - before, error, _MANY)
+    return found
+
+
+def _levels(values: Sequence[Array], references: Sequence[Array], *, about: Array | None = None) -> tuple[Array, float]:
+    """What each run's values would be at one speed of the machine, their median; and the variance of such a one.
+
+    Args:
+        values: of each run, shape (turns,).
+        references: of the same turns, shape (turns, references).
+        about: that speed, shape (references,); None for the usual one of all runs.
+    """
+    kept = [np.isfinite(each) for each in values]
+    values = [each[good] for each, good in zip(values, kept, strict=True)]
+    references = [each[good] for each, good in zip(references, kept, strict=True)]
+    usual = np.median(np.concatenate(references), axis=0) if about is None else about
+    coefficients = _coefficients(values, references)
+    adjusted = [each - (beside - usual) @ coefficients for each, beside in zip(values, references, strict=True)]
+    medians = np.array([np.median(each) for each in adjusted])
+    return medians, float(np.mean([_variance_of_median(each) for each in adjusted]))
+
+
+def _coefficients(values: Sequence[Array], references: Sequence[Array]) -> Array:
+    """How values follow the references within their runs, shape (references,); none is negative."""
+    from scipy.optimize import nnls
+
+    y = np.concatenate([each - np.median(each) for each in values])
+    x = np.concatenate([each - np.median(each, axis=0) for each in references])
+    weights = np.ones(len(y))
+    coefficients = np.zeros(x.shape[1])
+    for _ in range(_ITERATIONS):
+        root = np.sqrt(weights)
+        coefficients, _ = nnls(x * root[:, None], y * root)
+        rest = y - x @ coefficients
+        scale = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
+        weights = np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))
+        if not scale:
+            break
+    return np.asarray(coefficients)
+
+
+def _variance_of_median(values: Array) -> float:
+    """Of the median over all turns, from those of blocks that follow each other."""
+    blocks = [np.median(block) for block in np.array_split(values, BLOCKS)]
+    return float(np.var(blocks, ddof=1)) / BLOCKS
+
+
+def _understated(levels: Mapping[str, tuple[Array, float]]) -> dict[str, float]:
+    """By which factor blocks understate how far runs are apart, by name of the sum; never less than all tell together.
+
+    Few runs tell little of one sum, so that its own factor counts beside that of all sums, as if that were worth some
+    runs. The last run, which may have changed, is left out.
+    """
+    worth = len(next(iter(levels.values()))[0]) - 2
+    if worth < 1:
+        return dict.fromkeys(levels, _UNDERSTATED)
+    own = {
+        name: float(np.var(medians[:-1], ddof=1)) / max(variance, 1e-12) for name, (medians, variance) in levels.items()
+    }
+    every = (_WORTH * _UNDERSTATED + worth * float(np.median(list(own.values())))) / (_WORTH + worth)
+    every = max(1.0, every)
+    return {name: max(every, (_WORTH * every + worth * each) / (_WORTH + worth)) for name, each in own.items()}

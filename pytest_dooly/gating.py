@@ -1,0 +1,402 @@
+"""A run of the gate: what counts -> turns, here or beside another engine -> verdict -> latency DB."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from pytest_dooly.core.batch import Batch, SweepPoint
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.gate_run import gate_series
+from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.turn import Place, Turn
+from pytest_dooly.core.workload import Workload
+from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
+from pytest_dooly.drift.change import FEWEST_CALM, Change, Timed, changes, paired_changes, profiled_changes
+from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
+from pytest_dooly.drift.found import Found
+from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
+from pytest_dooly.errors import ConfigurationError, DoolyError, reason_of
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.latency_db.exported import read_measurements
+from pytest_dooly.latency_db.file import copy_of
+from pytest_dooly.prediction.standard import standard_workloads
+from pytest_dooly.regress.regressor import Regressor
+from pytest_dooly.regress.stored import regressors_of
+from pytest_dooly.report.gate_report import gate_document
+from pytest_dooly.sweep.grid import kv_tokens
+
+if TYPE_CHECKING:
+    from pytest_dooly.core.configuration import ModelConfiguration
+    from pytest_dooly.engine.base import Engine
+
+__all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns", "Taking"]
+
+_FEWEST, _MORE = FEWEST_CALM, 1.5
+"""Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
+
+_UNKNOWN_ERROR = 0.05
+"""Of a regressor that has too few points to hold one out."""
+
+TakesTurns = Callable[[], Turn]
+
+Taking = Callable[[Sequence[Batch]], AbstractContextManager[TakesTurns]]
+
+T = TypeVar("T")
+
+
+class BrokenGate(Exception):  # noqa: N818 - no remedy is known
+    """An operation that cannot be timed any more; says which error it raised."""
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What is asked of a run.
+
+    Attributes:
+        workloads: that count; empty for the standard ones.
+        limit: relative slowdown of TTFT and TPOT that is not to be exceeded, 0.03 for 3 %.
+        budget_s: seconds that turns may take, all together.
+        baseline: latency DB or export to compare with; None for the latency DB of the run.
+        against: interpreter whose engine takes turns with this one; None for earlier runs.
+        accepted: why this run is the baseline from now on; None where it is not to be.
+        commit: that it runs at; empty where none is known.
+    """
+
+    workloads: Sequence[Workload] = ()
+    limit: float = 0.03
+    budget_s: float = 300.0
+    baseline: Path | None = None
+    against: Path | None = None
+    accepted: str | None = None
+    commit: str = ""
+
+
+class Gate:
+    """One run for one model.
+
+    Attributes:
+        model: what is served.
+        found: what it has come to; None before `run`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        configuration: ModelConfiguration,
+        model: ServedModel,
+        db: LatencyDB,
+        options: GateOptions,
+        *,
+        taking: Taking | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Looks for a baseline.
+
+        Args:
+            engine: adapter of the serving engine.
+            configuration: of the model.
+            model: what is served.
+            db: where runs are and go to.
+            options: what is asked.
+            taking: what takes turns over some steps, while its context lasts; None for an engine that is started.
+            progress: called with a line before anything that takes seconds.
+
+        Raises:
+            ConfigurationError: the baseline that is named is of another device or another model.
+            DatabaseError: it cannot be read.
+        """
+        self.model = model
+        self.found: Found | None = None
+        self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
+        self._progress, self._taking = progress, taking or self._here
+        self._environment = engine.environment(configuration)
+        self._series = gate_series(configuration, self._environment)
+        self.workloads = tuple(options.workloads or standard_workloads(model.limits))
+        self.baseline: Baseline | None
+        if options.baseline is not None:
+            self.baseline = self._named(options.baseline)
+        else:
+            self.baseline = baseline_of(db, self._series) or self._profiled(db)
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether nothing says yet where predicted steps spend their time."""
+        return not (self._regressors() or (self.baseline is not None and self.baseline.runs))
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Of the figures and operations that are judged."""
+        labels = (operation.signature.label for operation in self.model.operations)
+        return (*self._figure_ids, *dict.fromkeys(labels))
+
+    @property
+    def _figure_ids(self) -> tuple[str, ...]:
+        tpots = (f"tpot-{workload}" for workload in self.workloads if workload.output_len > 1)
+        return (*(f"ttft-{workload}" for workload in self.workloads), *tpots)
+
+    def run(self) -> Found:
+        """Times and judges; every turn is kept as it ends, the verdict when all have.
+
+        Raises:
+            BrokenGate: an operation cannot be timed.
+            ConfigurationError: a workload does not fit the model's limits.
+            EngineError: an engine does not start.
+        """
+        spent = self._spent()
+        batches = tuple(dict.fromkeys(each.batch for each in spent))
+        key = self._db.begin_gate_run(self._series, self.model.name, self._environment, self._options.commit)
+        with ExitStack() as engines:
+            new = engines.enter_context(self._taking(batches))
+            old = self._beside(engines, batches)
+            turns, olds = self._take_turns(key, spent, new, old)
+        found = self._judge(spent, turns, olds)
+        self.found = found
+        self._db.finish_gate_run(
+            key,
+            found.outcome,
+            gate_document(found),
+            is_baseline=found.outcome in (Outcome.BASELINE, Outcome.ACCEPTED),
+            accepted=self._options.accepted,
+        )
+        return found
+
+    def _regressors(self) -> Mapping[str, Regressor]:
+        """Of the baseline's environment where it has any, else of this one."""
+        if self.baseline is not None and self.baseline.regressors:
+            return self.baseline.regressors
+        return regressors_of(self._db, self._environment)
+
+    def _spent(self) -> tuple[Exposure, ...]:
+        """What the figures consist of: as the baseline has it, so that the same is timed, else as is predicted."""
+        kept: dict[str, Exposure] = {}
+        if self.baseline is not None and self.baseline.runs:
+            kept = {case_id(each): each for each in kept_exposures(self.baseline.runs[0].document)}
+        if all(case in kept for case in self._figure_ids):
+            return tuple(kept[case] for case in self._figure_ids)
+        return exposures(self.model, self._regressors(), self.workloads)
+
+    def _named(self, path: Path) -> Baseline:
+        """The baseline in a file: a latency DB's, or what an export has."""
+        if path.suffix.lower() in (".parquet", ".csv"):
+            measured = read_measurements(path)
+            environment = next((each for each in reversed(list(measured)) if alike(each, self._environment)), None)
+            if environment is None:
+                raise ConfigurationError(self._no_baseline(path, sorted({each.device for each in measured})))
+            return Baseline((), (), environment, fitted_to(self.model, measured[environment]))
+        with copy_of(path) as copy, LatencyDB.open(copy, create=False) as db:
+            found = baseline_of(db, self._series) or self._profiled(db)
+            devices = sorted({each.device for each in db.environments()})
+        if found is None:
+            raise ConfigurationError(self._no_baseline(path, devices))
+        return found
+
+    def _no_baseline(self, path: Path, devices: Sequence[str]) -> str:
+        here = self._environment.device
+        if devices and here not in devices:
+            return (
+                f"the baseline {path} is of another device ({', '.join(devices)}), and what that takes says nothing of "
+                f"{here}: name one that was recorded here, or drop --dooly-baseline and let this run be the first"
+            )
+        return (
+            f"{path} has no baseline of {self.model.name} as it is served here, on {self._environment}: name another "
+            "file, or drop --dooly-baseline and let this run be the first"
+        )
+
+    def _profiled(self, db: LatencyDB) -> Baseline | None:
+        environment = profiled_environment(db, self.model, self._environment)
+        if environment is None:
+            return None
+        return Baseline((), (), environment, regressors_of(db, environment))
+
+    @contextmanager
+    def _here(self, batches: Sequence[Batch]) -> Iterator[TakesTurns]:
+        """This process' own engine."""
+        from pytest_dooly.timing.clock import Clocks
+        from pytest_dooly.timing.turns import Turns
+
+        self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {self.model.name}")
+        operations = self.model.operations
+        session = self._engine.open(self._configuration, isolating=operations, kv_tokens=kv_tokens(self.model.limits))
+        try:
+            yield _unbroken(lambda: Turns(session, operations, batches, Clocks(self._environment))).turn
+        finally:
+            session.close()
+
+    def _beside(self, engines: ExitStack, batches: Sequence[Batch]) -> TakesTurns | None:
+        if self._options.against is None:
+            return None
+        from pytest_dooly.other_engine import OtherEngine
+
+        self._progress(f"starting the engine of {self._options.against}")
+        other = engines.enter_context(
+            OtherEngine(
+                self._options.against,
+                self._engine.name,
+                self._configuration,
+                batches,
+                kv_tokens=kv_tokens(self.model.limits),
+            )
+        )
+        environment = other.environment
+        if not alike(environment, self._environment):
+            raise ConfigurationError(
+                f"{self._options.against} has {environment}, which cannot take turns with {self._environment}: name an "
+                "interpreter whose engine runs on the same device in the same way"
+            )
+        self.baseline = Baseline((), (), environment, self._regressors())
+        return other.turn
+
+    def _take_turns(
+        self, key: str, spent: Sequence[Exposure], new: TakesTurns, old: TakesTurns | None
+    ) -> tuple[list[Turn], list[Turn]]:
+        """Until a slowdown of the limit would be seen, or the budget is spent."""
+        budget_s = self._options.budget_s
+        self._progress(
+            f"timing {len(self.model.operations)} operations in turns, for up to {budget_s / 60:.3g} minutes"
+        )
+        other = None if old is None or self.baseline is None else self._begin_other(self.baseline.environment)
+        turns, olds = list[Turn](), list[Turn]()
+        start_s, ask = time.perf_counter(), float(_FEWEST)
+        while len(turns) < _FEWEST or time.perf_counter() - start_s < budget_s:
+            order = [(new, turns, key), *([(old, olds, other)] if old is not None else [])]
+            for take, taken, run in order if len(turns) % 2 else reversed(order):
+                taken.append(_unbroken(take))
+                if run is not None:
+                    self._db.keep_gate_turn(run, len(taken) - 1, taken[-1])
+            if len(turns) >= ask:
+                ask = max(ask + 1, ask * _MORE)
+                if self._seen(spent, turns, olds):
+                    break
+        if other is not None:
+            self._db.finish_gate_run(other, "compared with", {}, is_baseline=False)
+        return turns, olds
+
+    def _begin_other(self, environment: Environment) -> str:
+        return self._db.begin_gate_run(self._series, self.model.name, environment, f"beside {self._options.commit}")
+
+    def _seen(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> bool:
+        """Whether a slowdown of the limit would be seen in every figure, and one worth failing in every operation.
+
+        Asked of the errors alone and never of the changes: to stop when something shows would find what is not there.
+        """
+        # Of what was profiled the errors stay, however many turns there are: those of the turns are asked for.
+        verdict = self._verdict(spent, turns, olds, alone=self._is_first)
+        limit = self._options.limit
+        if verdict.disturbed is not None:
+            return False
+        return all(each.visible <= limit for each in verdict.figures) and all(
+            each.visible <= max(limit, 2 * WORTH * limit / each.share) for each in verdict.operations if each.share
+        )
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether nothing that the gate itself has timed is there to compare with."""
+        return self.baseline is None or not (self.baseline.runs or self._options.against)
+
+    def _judge(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> Found:
+        verdict = self._verdict(spent, turns, olds)
+        outcome = verdict.outcome()
+        if self._options.accepted is not None:
+            outcome = Outcome.ACCEPTED
+        elif verdict.disturbed is not None:
+            outcome = Outcome.UNDECIDED
+        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT):
+            outcome = Outcome.BASELINE
+        return Found(
+            model=self.model.name,
+            environment=self._environment,
+            baseline=None if self.baseline is None else str(self.baseline),
+            before=None if self.baseline is None else self.baseline.environment,
+            verdict=verdict,
+            outcome=outcome,
+            is_profiled=self.baseline is not None and self._is_first,
+            interleaved=bool(olds),
+            accepted=self._options.accepted,
+            commit=self._options.commit,
+        )
+
+    def _verdict(
+        self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn], *, alone: bool = False
+    ) -> Verdict:
+        """What has changed; with `alone`, on nothing but the noise of the turns."""
+        new, places = Timed.of(turns), {place for each in spent for place in each.seconds}
+        profiled = self._is_first and not alone and self.baseline is not None
+        runs = [Timed.of(olds)] if olds else [new] if self._is_first or self.baseline is None else self.baseline.timed
+        seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
+        levels_s = _levels_s(runs, seen)
+        told: Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]] = partial(changes, new, runs)
+        if profiled and self.baseline is not None:
+            levels_s = _predicted_s(self.baseline.regressors, seen)
+            told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
+        elif olds:
+            told = partial(paired_changes, new, runs[0])
+        figures, operations = sums_of(spent, levels_s)
+        calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
+        taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
+        return judged(
+            self.model,
+            spent,
+            told(figures),
+            told(operations),
+            limit=self._options.limit,
+            unmatched=self._unmatched(places, seen),
+            disturbed=taken_away if calm < FEWEST_CALM else None,
+            turns=len(turns),
+            spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
+        )
+
+    def _unmatched(self, places: set[Place], seen: set[Place]) -> list[str]:
+        """Operations that cannot be compared: those that the baseline does not know, and those that one side lacks."""
+        labels = {operation.signature.key: operation.signature.label for operation in self.model.operations}
+        known = {*self._regressors(), *(place.signature for place in places)}
+        new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in known]
+        lacking = sorted(places - seen)
+        return new + [f"{labels.get(p.signature, p.signature)} at {p.point}, not timed on both sides" for p in lacking]
+
+
+def _errors(regressors: Mapping[str, Regressor], spent: Sequence[Exposure]) -> dict[str, float]:
+    """Expected relative error of regressors: of every operation by key, of every figure by case id."""
+    errors = {key: each.error or _UNKNOWN_ERROR for key, each in regressors.items()}
+    figures = {
+        case_id(each): sum(each.share(key) * errors.get(key, 0.0) for key in {p.signature for p in each.seconds})
+        for each in spent
+    }
+    return errors | figures
+
+
+def _unbroken(take: Callable[[], T]) -> T:
+    """What is taken.
+
+    Raises:
+        BrokenGate: an operation raised.
+        DoolyError: as it was raised.
+    """
+    try:
+        return take()
+    except DoolyError:
+        raise
+    except Exception as error:
+        raise BrokenGate(reason_of(error)) from error
+
+
+def _levels_s(runs: Sequence[Timed], places: set[Place]) -> dict[Place, float]:
+    """Median of each place over all turns of some runs, in seconds."""
+    return {place: float(np.nanmedian(np.concatenate([run.latencies_s[place] for run in runs]))) for place in places}
+
+
+def _predicted_s(regressors: Mapping[str, Regressor], places: set[Place]) -> dict[Place, float]:
+    """What regressors say of each place, in seconds."""
+    return {
+        place: max(float(regressors[place.signature].predict_s([SweepPoint.parse(place.point)])[0]), math.ulp(0.0))
+        for place in places
+        if place.signature in regressors
+    }

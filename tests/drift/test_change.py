@@ -1,0 +1,111 @@
+"""What changes are told from the turns of runs, on a machine that has spells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pytest_dooly.core.turn import Place, Turn
+from pytest_dooly.drift.change import PROFILED, Timed, changes, levels, paired_changes, profiled_changes
+from tests.drift.machine import LATENCIES_S, turns
+
+SUMS = {
+    "linear": {Place("linear", "T4"): 1.0, Place("linear", "T64"): 0.1},
+    "attention": {Place("attention", "4x1+48"): 1.0},
+    "rotary": {Place("rotary", "T4"): 1.0},
+    "all": dict.fromkeys(LATENCIES_S, 1.0),
+}
+
+
+def run(seed: int, **how: object) -> Timed:
+    return Timed.of(turns(seed, **how))  # type: ignore[arg-type]
+
+
+def test_without_a_change_few_are_said_to_be_there() -> None:
+    """Forty runs, each against one to five: what a test at 1 % may say of them, and no more."""
+    probabilities = [
+        change.p_slower
+        for seed in range(40)
+        for change in changes(run(seed), [run(1000 + 7 * seed + i) for i in range(1 + seed % 5)], SUMS).values()
+    ]
+    assert 0.4 < np.mean(np.array(probabilities) < 0.5) < 0.6
+    assert sum(each < 0.01 for each in probabilities) <= 5
+    assert sum(each > 0.99 for each in probabilities) <= 5
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_change_is_told_with_its_size(number: int) -> None:
+    found = [
+        changes(run(seed, slower={"attention": 0.05}), [run(500 + 10 * seed + i) for i in range(number)], SUMS)
+        for seed in range(20)
+    ]
+    told = [each["attention"].relative for each in found]
+    assert np.mean(told) == pytest.approx(0.05, abs=0.01)
+    assert np.std(told) < 1.5 * np.mean([each["attention"].error for each in found])
+    assert sum(each["attention"].p_slower < 0.01 for each in found) >= 18
+    assert sum(each["rotary"].p_slower < 0.01 for each in found) <= 2
+
+
+def test_a_machine_that_is_slower_as_a_whole_is_no_change() -> None:
+    """The references say so; spells have shown how operations follow them."""
+    fast = [run(i) for i in range(3)]
+    found = changes(Timed.of([*turns(7), *turns(8, speed=1.0)]), fast, SUMS)
+    assert abs(found["all"].relative) < 0.03
+    raw = np.median(run(9, speed=1.1).log_of(SUMS["all"])) - np.median(fast[0].log_of(SUMS["all"]))
+    corrected = changes(run(9, speed=1.1), fast, SUMS)["all"].log
+    assert raw > 0.08
+    assert abs(corrected) < raw
+
+
+def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
+    """A machine that gets slower and slower tells nothing apart where runs follow each other, but in pairs it does."""
+    rng = np.random.default_rng(3)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.05, 32)))
+
+    def under(drifting: np.ndarray, made: list[Turn]) -> Timed:
+        each = Timed.of(made)
+        return Timed({place: latencies * drifting for place, latencies in each.latencies_s.items()}, each.references)
+
+    calm = {"noise": 0.003}
+    old = under(drift, turns(11, **calm))  # type: ignore[arg-type]
+    new = under(drift, turns(11, slower={"linear": 0.04}, **calm))  # type: ignore[arg-type]
+    found = paired_changes(new, old, SUMS)
+    assert found["linear"].relative == pytest.approx(0.04, abs=0.002)
+    assert found["linear"].p_slower < 0.001
+    assert abs(found["rotary"].relative) < 0.002
+
+
+def test_profiled_latencies_are_much_less_sure() -> None:
+    sums = {"rotary": SUMS["rotary"]}
+    found = profiled_changes(run(1), LATENCIES_S, {"rotary": 0.1}, sums)["rotary"]
+    assert found.error >= math.hypot(PROFILED, 0.1)
+    assert found.p_slower > 0.01
+    slow = profiled_changes(run(1, slower={"rotary": 1.0}), LATENCIES_S, {"rotary": 0.1}, sums)["rotary"]
+    assert slow.p_slower < 0.01
+
+
+def test_a_turn_that_lacks_a_place_does_not_count_there() -> None:
+    made = turns(1)
+    lacking = [Turn(t.references_s, {p: s for p, s in t.latencies_s.items() if "rotary" not in p}, 0.3) for t in made]
+    found = changes(Timed.of([*lacking[:4], *made[4:]]), [run(2)], SUMS)
+    assert abs(found["rotary"].relative) < 0.1
+    over_runs = levels([Timed.of(lacking), run(2), run(3)], SUMS)
+    assert np.isnan(over_runs["rotary"][0]).tolist() == [True, False, False]
+    assert not np.isnan(over_runs["linear"][0]).any()
+
+
+def test_calm_turns_alone_count_where_there_are_enough() -> None:
+    calm, busy = turns(1, 16), [replace(turn, held=0.5) for turn in turns(2, 40, speed=2.0)]
+    assert len(Timed.of([*busy, *calm])) == 16
+    assert len(Timed.of([*busy, *calm[:15]])) == 55
+
+
+def test_runs_of_the_baseline_say_how_far_runs_are_apart() -> None:
+    """Where they differ by 5 % without a change, a change of 5 % is none."""
+    apart = [run(i, slower=dict.fromkeys(("linear", "attention", "rotary"), 0.1 * (i % 2))) for i in range(5)]
+    alike = [run(i) for i in range(5)]
+    new = run(77, slower={"attention": 0.05})
+    assert changes(new, apart, SUMS)["attention"].error > 2 * changes(new, alike, SUMS)["attention"].error

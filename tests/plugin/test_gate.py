@@ -1,0 +1,329 @@
+"""`--dooly-gate` as its users run it: the fake engine is traced and profiled, its turns are made up.
+
+What noise does to a verdict is tested where it is decided, in `tests/drift/`; here turns are as quiet as they are told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.turn import Place, Turn
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.plugin.gate import BROKEN, DRIFT, UNDECIDED
+from pytest_dooly.regress.stored import regressors_of
+from pytest_dooly.report import gate_report as _gate_report  # noqa: F401 - loaded once, not by each inner session
+from pytest_dooly.timing import turns as timing_turns
+from tests.models import LLAMA, write
+
+SMALL = ("--dooly-engine=fake", "--dooly-max-num-tokens=16", "--dooly-max-model-len=32", "--dooly-max-num-seqs=2")
+APART = ("-p", "no:cov", "-p", "no:hypothesispytest")
+GATE = (*SMALL, *APART, "--dooly-model=model", "--dooly-gate", "--dooly-workload=8+8x2", "--dooly-gate-budget=0")
+
+LINEAR = "linear-64x96-fp32"
+
+
+@dataclass
+class Machine:
+    """What turns are made up of.
+
+    Attributes:
+        slower: relative slowdown, by label of the operation.
+        noise: relative, of every value.
+        raises: what the third turn does.
+    """
+
+    slower: dict[str, float] = field(default_factory=dict)
+    noise: float = 0.001
+    raises: Callable[[], None] | None = None
+
+
+@pytest.fixture
+def machine(profile: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made, rng, taken = Machine(), random.Random(1), []
+    with LatencyDB.open(profile / ".dooly/latency.db") as db:
+        (environment,) = db.environments()
+        regressors = regressors_of(db, environment)
+
+    def usual_s(place: Place) -> float:
+        return float(regressors[place.signature].predict_s([SweepPoint.parse(place.point)])[0])
+
+    def noisy(latency_s: float) -> float:
+        return latency_s * math.exp(rng.gauss(0, made.noise))
+
+    def turn(self: timing_turns.Turns) -> Turn:
+        taken.append(1)
+        if made.raises is not None and len(taken) % 16 == 3:
+            made.raises()
+        labels = {each.signature.key: each.signature.label for each in self._operations}
+        slower = {place: made.slower.get(labels[place.signature], 0.0) for place in sorted(self.places)}
+        latencies_s = {str(place): noisy(usual_s(place) * (1 + by)) for place, by in slower.items()}
+        return Turn({"product": noisy(1e-4), "launches": noisy(1e-5)}, latencies_s, spent_s=0.1)
+
+    monkeypatch.setattr(timing_turns.Turns, "turn", turn)
+    return made
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with what profiling it leaves: coarse, since only shares are made of it."""
+    folder = tmp_path_factory.mktemp("profile")
+    write(folder / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *APART,
+        "--dooly-model=model",
+        "--dooly-target=1000",
+        "--dooly-precision=50",
+        "-q",
+        *SMALL,
+    ]
+    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def place(pytester: pytest.Pytester, profile: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(profile, pytester.path, dirs_exist_ok=True)
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_SHA", "CI_COMMIT_SHA"):
+        monkeypatch.delenv(name, raising=False)
+    return pytester.path
+
+
+def gate(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return pytester.runpytest_inprocess(*GATE, *args)
+
+
+def begun(pytester: pytest.Pytester) -> None:
+    """A baseline of the gate's own."""
+    assert gate(pytester, "-q", "-k", "rms_norm").ret == 0
+
+
+def test_a_first_run_is_the_baseline_and_a_slowdown_fails_by_name(
+    pytester: pytest.Pytester, place: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = place / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_SHA", "c0ffee")
+    first = gate(pytester)
+    assert first.ret == 0
+    first.stdout.fnmatch_lines(
+        [
+            "dooly: gate of model: compared with latencies profiled with fake 1, torch *",
+            "model: baseline: no drift that latencies profiled with * could show, *: this run is the baseline from *",
+            "::notice title=latency baseline of model::*",
+        ]
+    )
+    second = gate(pytester)
+    assert second.ret == 0
+    second.stdout.fnmatch_lines(
+        ["dooly: gate of model: compared with the run from * at c0ffee, *", "model: passed: no drift beyond 3 % of *"]
+    )
+    machine.slower[LINEAR] = 0.2
+    third = gate(pytester, "--dooly-gate-json=out/gate.json", "--junitxml=junit.xml")
+    assert third.ret == DRIFT
+    third.stdout.fnmatch_lines(
+        [
+            f"drift: {LINEAR}: +2*% (*%), *% of a figure, so worth +*% (false discovery rate *; fails)",
+            "model: drift: * because of " + LINEAR + " +2*%, against 2 runs from *",
+            "::error title=latency drift of model::*" + LINEAR + "*",
+        ]
+    )
+    document = json.loads((place / "out/gate.json").read_text())
+    assert document["outcome"] == "drift"
+    assert {each["case"] for each in document["operations"] if each["outcome"] == "drift"} == {LINEAR}
+    assert document["commit"] == "c0ffee"
+    junit = (place / "junit.xml").read_text()
+    assert f'name="test_drift[{LINEAR}]"' in junit
+    assert '<property name="dooly_change" value="0.' in junit
+    text = summary.read_text()
+    assert text.count("## ") == 3
+    assert f"| `{LINEAR}` |" in text
+    assert '--dooly-accept "why"' in text
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.outcome for run in db.gate_runs()] == ["baseline", "passed", "drift"]
+
+
+def test_a_gate_is_not_forgotten_beside_tests_that_are_named(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    pytester.makepyfile(test_own="def test_own(): pass")
+    begun(pytester)
+    machine.slower[LINEAR] = 0.2
+    assert gate(pytester, "test_own.py").ret == DRIFT
+    pytester.makepyfile(test_own="def test_own(): assert False")
+    assert gate(pytester, "test_own.py", "-k", f"own or {LINEAR}").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_selections_judge_what_they_select(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    begun(pytester)
+    machine.slower[LINEAR] = 0.2
+    assert gate(pytester, "-k", "embedding").ret == 0
+    stopped = gate(pytester, "-x", "-k", f"tpot or {LINEAR} or rms_norm")
+    assert stopped.ret == DRIFT
+    assert stopped.parseoutcomes()["failed"] == 1
+    again = gate(pytester, "--lf")
+    assert again.ret == DRIFT
+    assert "passed" not in again.parseoutcomes()
+
+
+def test_an_accepted_run_moves_the_baseline_and_says_why(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    machine.slower[LINEAR] = 3.0
+    accepted = gate(pytester, "--dooly-accept=new kernels are more exact")
+    assert accepted.ret == 0
+    accepted.stdout.fnmatch_lines(["model: accepted: accepted as the baseline from now on: new kernels are more exact"])
+    machine.slower.clear()
+    faster = gate(pytester)
+    assert faster.ret == 0
+    faster.stdout.fnmatch_lines([f"*{LINEAR}: -*faster)", "*Faster than the baseline by more than the limit: *"])
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.accepted for run in db.gate_runs()] == [None, "new kernels are more exact", None]
+
+
+def test_noise_is_undecided_with_what_it_would_take(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    begun(pytester)
+    machine.noise = 0.3
+    noisy = gate(pytester)
+    assert noisy.ret == UNDECIDED
+    noisy.stdout.fnmatch_lines(
+        ["undecided: TTFT of 8+8x2: * turns would decide it, *", "model: undecided: the noise is too large to say *"]
+    )
+    text = (place / "reports/gate-model.md").read_text()
+    assert "**What to do:** About" in text
+    assert "--dooly-gate-budget=" in text
+
+
+def test_an_operation_that_raises_is_broken(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    def breaks() -> None:
+        raise MemoryError("no room for 2 rows")
+
+    machine.raises = breaks
+    result = gate(pytester)
+    assert result.ret == BROKEN
+    result.stdout.fnmatch_lines(["*broken: model cannot be timed: MemoryError: no room for 2 rows*"])
+    assert "no room for 2 rows" in (place / "reports/gate-model.md").read_text()
+    assert "Traceback" not in result.stdout.str()
+
+
+AT_THE_THIRD = """
+    import os, signal
+    from pytest_dooly.latency_db.gate_runs import GateTables
+
+    def keeps(self, run, position, turn, keep=GateTables.keep_gate_turn):
+        keep(self, run, position, turn)
+        if position == 2:
+            {}
+
+    GateTables.keep_gate_turn = keeps
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "status"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("raise KeyboardInterrupt", pytest.ExitCode.INTERRUPTED),
+    ],
+)
+def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
+    pytester: pytest.Pytester, place: Path, machine: Machine, does: str, status: int
+) -> None:
+    conftest = pytester.makeconftest(AT_THE_THIRD.format(does))
+    assert pytester.runpytest_subprocess(*GATE).ret == status
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        (run,) = db.gate_runs()
+        assert (run.outcome, run.is_baseline, len(db.gate_turns(run.key))) == (None, False, 3)
+    conftest.unlink()
+    assert gate(pytester, "-q").ret == 0
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.outcome for run in db.gate_runs()] == [None, "baseline"]
+
+
+def test_without_anything_it_profiles_first(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    shutil.rmtree(place / ".dooly")
+    result = gate(pytester, "--dooly-target=1000", "--benchmark-disable-gc")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "dooly: gate of model: compared with nothing: this run is the baseline",
+            "model: baseline: no earlier run of this model on this device: this run is the baseline from now on",
+        ]
+    )
+
+
+def test_a_baseline_in_a_file(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    begun(pytester)
+    (place / "base.db").write_bytes((place / ".dooly/latency.db").read_bytes())
+    with LatencyDB.open(place / "base.db") as db:
+        db._db.execute("DELETE FROM measurement")
+        db._db.commit()
+    shutil.rmtree(place / ".dooly")
+    machine.slower[LINEAR] = 0.2
+    before = (place / "base.db").read_bytes()
+    assert gate(pytester, "--dooly-baseline=base.db").ret == DRIFT
+    assert (place / "base.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--dooly-workload=lots",), "cannot read 'lots' as a workload: write PROMPT+OUTPUT[[]xCONCURRENCY*"),
+        (("--dooly-baseline=none.db",), "there is no latency DB at *none.db: name another file"),
+        (("--dooly-baseline=none.parquet",), "cannot read *none.parquet as an export of a latency DB *"),
+        (("--dooly-baseline=far.db",), "the baseline *far.db is of another device (far away), *"),
+        (("--dooly-gate-limit=0",), "--dooly-gate-limit must be above 0: *"),
+        (("--dooly-accept= ",), "--dooly-accept takes the reason why the baseline moves, in words"),
+    ],
+)
+def test_wrong_usage_is_one_line(pytester: pytest.Pytester, place: Path, args: tuple[str, ...], message: str) -> None:
+    if "far.db" in args[0]:
+        with LatencyDB.open(place / "far.db") as db:
+            far = Environment("far away", 1, "none", "fake", "1", "2", "perf_counter", "warm", "eager")
+            db.begin_gate_run("series", "model", far, "")
+    result = gate(pytester, *args)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_a_workload_too_large_and_no_model(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    large = gate(pytester, "--dooly-workload=30+8", "-x")
+    assert large.ret == pytest.ExitCode.TESTS_FAILED
+    large.stdout.fnmatch_lines(["*workload 30+8x1 does not fit model as it is served, with 32 tokens a request*"])
+    assert "Traceback" not in large.stdout.str()
+    none = pytester.runpytest_inprocess("--dooly-gate")
+    assert none.ret == pytest.ExitCode.USAGE_ERROR
+    none.stderr.fnmatch_lines(["ERROR: --dooly-gate needs to know what is served: name it with --dooly-model"])
+
+
+def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, place: Path) -> None:
+    """For real, on the fake engine of this very interpreter: what comes of it is the machine's affair."""
+    beside = gate(pytester, f"--dooly-against={sys.executable}", "--dooly-gate-json=o.json")
+    assert beside.ret in (0, DRIFT, UNDECIDED)
+    document = json.loads((place / "o.json").read_text())
+    assert document["interleaved"]
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        new, old = db.gate_runs()
+        assert len(db.gate_turns(new.key)) == len(db.gate_turns(old.key)) == document["turns"]
+    missing = gate(pytester, "--dooly-against=/nowhere/python", "-x")
+    assert missing.ret == pytest.ExitCode.TESTS_FAILED
+    missing.stdout.fnmatch_lines(
+        ["*cannot run /nowhere/python (No such file or directory): name a Python interpreter*"]
+    )
