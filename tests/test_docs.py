@@ -7,7 +7,9 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,12 +32,6 @@ PAGES = {"README.md": ROOT / "README.md", "CONTRIBUTING.md": ROOT / "CONTRIBUTIN
 README = PAGES["README.md"].read_text(encoding="utf-8")
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES.values())
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-
-AWAITED = {
-    *("--dooly-accept", "--dooly-against", "--dooly-baseline", "--dooly-explore", "--dooly-gate"),
-    *("--dooly-gate-limit", "--dooly-slo", "--dooly-workload"),
-}
-"""Options that docs/gate.md and docs/strategies.md describe as they are to be, until they are merged."""
 
 
 class Options:
@@ -91,8 +87,8 @@ def options() -> Options:
 
 def test_every_option_of_the_plugin_is_in_its_page_and_no_other(options: Options) -> None:
     table = set(re.findall(r"^\| `(--dooly-[a-z-]+)`", DOCS["docs/plugin.md"].read_text(encoding="utf-8"), flags=re.M))
-    assert table | AWAITED == set(options.flags) | AWAITED
-    assert set(re.findall(r"--dooly-[a-z-]+", TEXT)) <= set(options.flags) | AWAITED
+    assert table == set(options.flags)
+    assert set(re.findall(r"--dooly-[a-z-]+", TEXT)) <= set(options.flags)
 
 
 def test_every_option_has_an_ini_twin(options: Options) -> None:
@@ -101,13 +97,13 @@ def test_every_option_has_an_ini_twin(options: Options) -> None:
 
 def test_every_command_is_in_the_docs_and_no_other() -> None:
     (known,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    assert {words[1] for _, words in commands() if words[0] == "dooly"} | {"history"} == {*known.choices, "history"}
+    assert {words[1] for _, words in commands() if words[0] == "dooly"} == {*known.choices}
 
 
 def test_commands_can_be_parsed(request: pytest.FixtureRequest, options: Options) -> None:
     lines = [words for _, words in commands()]
     assert len(lines) >= 40
-    known = set(request.config._parser.optparser._option_string_actions) | set(options.flags) | AWAITED
+    known = set(request.config._parser.optparser._option_string_actions) | set(options.flags)
     for name, *words in lines:
         if name == "dooly":
             assert parser().parse_args(words).command
@@ -204,9 +200,19 @@ def test_blocks_of_python_run(page: str, stored: Path, monkeypatch: pytest.Monke
     assert 0 < latency_s < 1
 
 
+@pytest.mark.parametrize("step_s", [0.1, 0.3])
+def test_a_test_of_the_page_on_strategies_passes_and_fails_as_it_says(step_s: float) -> None:
+    (block,) = (block for block in blocks() if (block.page, block.language) == ("docs/strategies.md", "python"))
+    names: dict[str, Any] = {}
+    exec(compile(block.text, "docs/strategies.md", "exec"), names)  # noqa: S102 - the page's own
+    model = SimpleNamespace(step_s=lambda batch: step_s)
+    with pytest.raises(AssertionError) if step_s > 0.2 else nullcontext():
+        names["test_no_step_takes_over_200_ms"](dooly_model=model)
+
+
 def test_every_block_of_python_is_run_by_a_test() -> None:
     assert {block.page for block in blocks() if block.language == "python"} == {
-        *("docs/plugin.md", "docs/simulators.md", "docs/start.md"),
+        *("docs/plugin.md", "docs/simulators.md", "docs/start.md", "docs/strategies.md"),
     }
 
 

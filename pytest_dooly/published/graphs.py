@@ -19,12 +19,15 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.published.family import parts_of
 
-__all__ = ["KERNEL_S", "LayerLaunches", "is_padded", "layer_launches", "padded"]
+__all__ = ["COMPILED_S", "KERNEL_S", "LayerLaunches", "is_padded", "layer_launches", "padded"]
 
 Array = npt.NDArray[np.float64]
 
+COMPILED_S = 1e-5
+"""What the host takes to launch one kernel from code that torch.compile has written; assumed."""
+
 KERNEL_S = 41e-6
-"""What the host takes to launch one kernel.
+"""What the host takes to launch one kernel from Python, as vLLM does for attention, mixtures and quantised products.
 
 Half of what products in fp8 blocks by DeepGEMM take, which are two kernels, where the launch hides the work: 82 µs on
 an H100 and on an H200 (5th percentile of 23,850 and 23,882 published latencies of vLLM 0.24, launched one by one).
@@ -43,17 +46,17 @@ class LayerLaunches:
     """What the host takes to launch a decoder layer, seen where the device is done before the host.
 
     Attributes:
-        kernels: of the layer.
+        launch_s: of the layer's kernels together, in seconds.
         captured_tokens: most tokens of a step that replays a graph, which launches nothing.
     """
 
-    kernels: float
+    launch_s: float
     captured_tokens: int
 
     def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
         """Seconds of a layer, shape (points,)."""
         work = points if isinstance(points, Work) else Work.of(points)
-        return np.where(Features(work, None).tokens > self.captured_tokens, self.kernels * KERNEL_S, 0.0)
+        return np.where(Features(work, None).tokens > self.captured_tokens, self.launch_s, 0.0)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: it is known for every step."""
@@ -61,10 +64,10 @@ class LayerLaunches:
 
 
 def layer_launches(model: ServedModel) -> LayerLaunches:
-    """What launching a layer of a model takes: its kernels over the number of its layers."""
+    """What launching a layer of a model takes: all its kernels over the number of its layers."""
     layers = sum(o.multiplicity for o in model.operations if o.signature.name in BETWEEN_LAYERS)
-    kernels = sum(o.multiplicity * _kernels(o.signature) for o in model.operations)
-    return LayerLaunches(kernels / layers, model.limits.captured_tokens)
+    launch_s = sum(o.multiplicity * _launch_s(o.signature) for o in model.operations)
+    return LayerLaunches(launch_s / layers, model.limits.captured_tokens)
 
 
 def padded(num_tokens: Array, captured_tokens: int) -> Array:
@@ -87,18 +90,18 @@ def is_padded(signature: Signature) -> bool:
     return in_graph and signature.swept in ("num_tokens", "routing")
 
 
-def _kernels(signature: Signature) -> int:
-    """Kernels that one call of a layer's operation launches."""
+def _launch_s(signature: Signature) -> float:
+    """Seconds that launching one call of a layer's operation takes."""
     match signature.kind:
         case OperationKind.MOE:
-            return _EXPERTS
+            return _EXPERTS * KERNEL_S
         case OperationKind.ATTENTION:
-            return _ATTENTION
+            return _ATTENTION * KERNEL_S
         case OperationKind.MIXER:
-            return _MIXER
+            return _MIXER * KERNEL_S
         case OperationKind.OVERHEAD | OperationKind.LOGITS | OperationKind.SAMPLER | OperationKind.EMBEDDING:
-            return 0
-        case OperationKind.LINEAR:
-            return 1 + any(part.family.precision in _QUANTISED for part in parts_of(signature))
+            return 0.0
+        case OperationKind.LINEAR if any(part.family.precision in _QUANTISED for part in parts_of(signature)):
+            return 2 * KERNEL_S
         case _:
-            return 1
+            return COMPILED_S

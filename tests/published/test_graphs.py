@@ -17,7 +17,7 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step import predict_step, step_operations
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.graphs import KERNEL_S, LayerLaunches, layer_launches, padded
+from pytest_dooly.published.graphs import COMPILED_S, KERNEL_S, LayerLaunches, layer_launches, padded
 from pytest_dooly.published.grounds import Grounds
 from tests.samples import served, uses
 from tests.traced import DEVICE, GRID, KNOWN, NORM, attention, linears, table
@@ -51,10 +51,10 @@ def test_the_largest_captured_step_is_vllms_where_nothing_is_said(limits: Limits
     assert limits.captured_tokens == captured
 
 
-def test_a_captured_step_launches_nothing_and_a_longer_one_every_kernel_of_its_layers() -> None:
-    launches = LayerLaunches(kernels=10, captured_tokens=512)
+def test_a_captured_step_launches_nothing_and_a_longer_one_all_of_its_layers() -> None:
+    launches = LayerLaunches(launch_s=1e-4, captured_tokens=512)
     points = [SweepPoint(num_tokens=n) for n in (1, 512, 513, 8192)]
-    assert launches.predict_s(points).tolist() == [0, 0, 10 * KERNEL_S, 10 * KERNEL_S]
+    assert launches.predict_s(points).tolist() == [0, 0, 1e-4, 1e-4]
     assert launches.out_of_range(points[-1]) is None
 
 
@@ -72,14 +72,16 @@ class Prompt:
 
 
 def small() -> ServedModel:
-    """Four layers of a product, a norm and attention, which are 1, 1 and 2 kernels."""
+    """Four layers of a product, a norm and attention: two compiled kernels, and two that Python launches."""
     return ServedModel(
         "small", "small", "Small", LIMITS, tuple(uses(each, 4) for each in (KNOWN, NORM, attention(8, 8, 64), LAYER))
     )
 
 
-def test_kernels_of_a_layer_are_those_of_its_operations() -> None:
-    assert layer_launches(small()) == LayerLaunches(4.0, 512)
+def test_launches_of_a_layer_are_those_of_its_operations() -> None:
+    launches = layer_launches(small())
+    assert launches.launch_s == pytest.approx(2 * COMPILED_S + 2 * KERNEL_S)
+    assert launches.captured_tokens == 512
 
 
 def test_a_gpus_launches_are_seen_as_far_as_they_exceed_the_work(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_gpus_launches_are_seen_as_far_as_they_exceed_the_work(tmp_path: Path)
     for tokens in (512, 600, 4096):
         step = predict_step(model, models, Batch.uniform(1, tokens))
         *forward, launched = (operation.latency_s for operation in step.operations)
-        expected_s = max(0.0, 4 * 4 * KERNEL_S - sum(forward)) if tokens > 512 else 0.0
+        expected_s = max(0.0, 4 * (2 * COMPILED_S + 2 * KERNEL_S) - sum(forward)) if tokens > 512 else 0.0
         assert launched == pytest.approx(expected_s)
         simulated_s = StepTimes(model, models).step_s(Prompt(tokens))
         assert simulated_s == pytest.approx(step.latency_s, rel=0.02)
