@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("what", ["tokens", "context", "requests"])
 def test_monotone(dooly_model: PredictedModel, what: str) -> None:
-    """Fails with the smallest batch that is predicted to be faster with more in it."""
+    """Fails with a batch, shrunk, that is predicted to be faster with more in it."""
     from pytest_dooly.checking.monotone import faster_with_more
 
     faster = faster_with_more(dooly_model, what)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, Phase, given, settings, target
+from hypothesis import HealthCheck, Phase, given, seed, settings, target
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.measurement import Failure, Measurement
@@ -194,6 +194,8 @@ class Exploration:
 
         examples = int(min(max((until_s - self._clock()) / _CASE_S, _FEWEST), _MOST))
         drawn = given(sweep_points(operation.signature, model.limits))(look)
+        # Other points in every round and every run, but the same ones from the same latency DB.
+        begin = seed(int(explored.signature.key, 16) + len(explored.known) + len(explored.new))
         asked = settings(
             max_examples=examples,
             database=None,
@@ -202,7 +204,7 @@ class Exploration:
             suppress_health_check=list(HealthCheck),
         )
         try:
-            asked(drawn)()
+            begin(asked(drawn))()
         except _Over:
             if raised:
                 raise raised[0] from None

@@ -94,7 +94,7 @@ def smallest_that_breaks(
     numbers = range(1, (max_concurrency or model.limits.max_num_seqs) + 1)
     fewest = min(bisect.bisect_left(numbers, True, key=lambda number: extreme(number) is not None) + 1, numbers[-1])
     drawn = workloads(model, max_prompt_len=prompt_len, max_output_len=output_len, max_concurrency=fewest)
-    asked = settings(max_examples=examples, database=None, deadline=None, phases=list(Phase))
+    asked = settings(max_examples=examples, database=None, derandomize=True, deadline=None, phases=list(Phase))
     try:
         return _broken(model, slo, find(drawn, breaks, settings=asked))
     except NoSuchExample:

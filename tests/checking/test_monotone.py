@@ -1,4 +1,4 @@
-"""More work that is predicted to be faster is found at the smallest batch; what is within the error is none."""
+"""More work that is predicted to be faster is found; what is within the error is none."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ def test_ramps_are_never_faster_with_more(what: str) -> None:
     assert faster_with_more(PredictedModel(SERVED, MODELS), what, examples=20) is None
 
 
-def test_a_dip_is_found_at_the_smallest_batch() -> None:
+def test_a_dip_is_found() -> None:
     model = PredictedModel(SERVED, {**MODELS, LINEAR.key: Dips(MODELS[LINEAR.key])})
-    faster = faster_with_more(model, "tokens", examples=100)
+    faster = faster_with_more(model, "tokens")
     assert faster is not None
     assert faster.batch.num_tokens < 100 <= faster.larger.num_tokens
-    assert faster.batch.num_reqs == 1
     assert f"--batch {faster.larger} is predicted to take" in str(faster)
 
 
