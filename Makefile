@@ -24,8 +24,9 @@ demo: $(STAMP) ## profile a small Llama on the real engine, predict, and validat
 	$(BIN)/dooly validate llama-300m --budget 240 $(LIMITS:%=--%)
 
 # One process a core, each of which computes in one thread: several threads would wait for the slowest core.
+# Bytecode is kept: the processes that tests start need not compile torch and vLLM again.
 test: $(STAMP) lint ## lint, types, import rules and every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check

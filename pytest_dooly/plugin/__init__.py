@@ -77,15 +77,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One parameter set per case; none without a model, or without the gate."""
-    for name, plugin_name, option in (
-        ("dooly_case", PLUGIN, "--dooly-model"),
-        ("dooly_drift_case", GATE, "--dooly-gate"),
+    for name, plugin_name, what, option in (
+        ("dooly_case", PLUGIN, "model", "--dooly-model"),
+        ("dooly_drift_case", GATE, "gate", "--dooly-gate"),
     ):
         if name not in metafunc.fixturenames:
             continue
         plugin = metafunc.config.pluginmanager.get_plugin(plugin_name)
         if plugin is None:
-            skip = pytest.mark.skip(reason=f"nothing named: use {option}")
+            skip = pytest.mark.skip(reason=f"no {what} named: use {option}")
             metafunc.parametrize(name, [pytest.param(None, id="none", marks=skip)])
         else:
             metafunc.parametrize(name, plugin.parameters())

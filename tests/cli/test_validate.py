@@ -56,7 +56,7 @@ def test_requests_may_follow_each_other(profiled: Path, capsys: pytest.CaptureFi
 
 
 def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["validate", "model", "--points=10", "--budget=60", "--repeats=2", "--json", *SMALL]
+    arguments = ["validate", "model", "--points=10", "--budget=60", "--repeats=2", "--no-in-situ", "--json", *SMALL]
     cli.main(arguments)
     streams = capsys.readouterr()
     document = json.loads(streams.out)
@@ -76,5 +76,5 @@ def test_validate_draws_workloads_within_a_budget(profiled: Path, capsys: pytest
 def test_validate_says_what_a_budget_excludes(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", "model", "--budget=1e-6", *SMALL]) == 2
     assert "the smallest workload takes" in capsys.readouterr().err
-    cli.main(["validate", "model", "--points=999", "--budget=60", "--repeats=2", *SMALL])
+    cli.main(["validate", "model", "--points=999", "--budget=0.2", "--repeats=2", "--no-in-situ", *SMALL])
     assert "limits and budget leave room for no more, 999 were asked for" in capsys.readouterr().err

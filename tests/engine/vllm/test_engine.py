@@ -36,6 +36,10 @@ NO_TRACE, REAL = frozenset({"deepseek-v2-lite"}), frozenset({"deepseek-v2-lite",
 """What vLLM 0.26 cannot build on a CPU, and what it cannot run there: latent attention, state-space kernels."""
 
 
+BASES: dict[str, Trace] = {}
+"""Small models as traced, by alias, which every other value is compared with."""
+
+
 def skip_what_0_26_lacks(engine: Engine, alias: str, lacking: frozenset[str] = NO_TRACE) -> None:
     if engine.version.startswith("0.26") and alias in lacking:
         pytest.skip(f"vLLM 0.26 does not support {alias} on a CPU")
@@ -102,7 +106,9 @@ def test_oracle_of_other_values(
     if not document.get("head_dim") and not document.get("kv_lora_rank"):
         changes["hidden_size"] = 64 * changes["num_attention_heads"]
     folder = tmp_path_factory.mktemp("oracle")
-    base, _ = trace(engine, configured(folder / "base", document))
+    if alias not in BASES:
+        BASES[alias], _ = trace(engine, configured(folder / "base", document))
+    base = BASES[alias]
     other, _ = trace(
         engine, configured(folder / "other", {**document, **changes}), num_tokens=num_tokens, num_reqs=num_reqs
     )
