@@ -39,10 +39,10 @@ docs: $(STAMP) ## the site, from docs/ and docstrings, into build/site; without 
 
 smoke: $(STAMP) ## the main job on the smallest model, twice: the second run must time nothing
 	rm -rf .dooly/smoke.db*
-	$(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-reports=.dooly/reports --dooly-max-model-len=64 \
-	  --dooly-max-num-tokens=64 --dooly-max-num-seqs=4 --benchmark-quiet
-	$(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-reports=.dooly/reports --dooly-max-model-len=64 \
-	  --dooly-max-num-tokens=64 --dooly-max-num-seqs=4 --benchmark-quiet | tee .dooly/smoke.log
+	OMP_NUM_THREADS=1 $(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-reports=.dooly/reports --dooly-max-model-len=64 \
+	  --dooly-max-num-tokens=64 --dooly-max-num-seqs=4 --dooly-precision=20 --benchmark-quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --dooly-model=llama-tiny --dooly-db=.dooly/smoke.db --dooly-reports=.dooly/reports --dooly-max-model-len=64 \
+	  --dooly-max-num-tokens=64 --dooly-max-num-seqs=4 --dooly-precision=20 --benchmark-quiet | tee .dooly/smoke.log
 	grep -q ' 0 to time, ' .dooly/smoke.log
 
 bench: $(STAMP) ## regressors on the latency DB; shipped models traced: signatures, seconds, memory; speed of a simulation and of a back end
