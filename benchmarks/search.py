@@ -35,15 +35,26 @@ ASKED = (
 )
 
 
-def main() -> None:
-    """Searches twice and writes what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def prepared(about: str | None, *, requests: str) -> argparse.Namespace:
+    """What the command line asks for, with public tables in the latency DB.
+
+    Args:
+        about: the benchmark, for `--help`.
+        requests: of the traffic, where it does not say.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, default=Path("reports/search"), metavar="DIR")
     parser.add_argument("--db", type=Path, default=Path(".dooly/search.db"), help="latency DB (.dooly/search.db)")
-    parser.add_argument("--requests", default="1000", help="of the traffic (1000)")
+    parser.add_argument("--requests", default=requests, help=f"of the traffic ({requests})")
     asked = parser.parse_args()
     with LatencyDB.open(asked.db) as db:
         import_tables(db, [name for name in DEVICES if Grounds(db, device_named(name)).empty])
+    return asked
+
+
+def main() -> None:
+    """Searches twice and writes what came of it."""
+    asked = prepared(__doc__, requests="1000")
     arguments = (*ASKED, "--requests", asked.requests)
     asked.write.mkdir(parents=True, exist_ok=True)
     begin_s = time.perf_counter()

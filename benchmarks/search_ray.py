@@ -9,7 +9,6 @@ Ray, for comparison. All of it on a copy of the latency DB.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -24,12 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.search import ASKED, DEVICES, searched
-from benchmarks.study.redundancy import import_tables
-from pytest_dooly.core.device import device_named
-from pytest_dooly.latency_db.db import LatencyDB
+from benchmarks.search import ASKED, prepared, searched
 from pytest_dooly.latency_db.file import copy_of
-from pytest_dooly.published.grounds import Grounds
 
 CANDIDATES = 256
 """Of the grid of `ASKED`."""
@@ -60,13 +55,7 @@ class Attempt:
 
 def main() -> None:
     """One search with a node that goes away, and what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, default=Path("reports/search"), metavar="DIR")
-    parser.add_argument("--db", type=Path, default=Path(".dooly/search.db"), help="latency DB (.dooly/search.db)")
-    parser.add_argument("--requests", default="200", help="of the traffic (200)")
-    asked = parser.parse_args()
-    with LatencyDB.open(asked.db) as db:
-        import_tables(db, [name for name in DEVICES if Grounds(db, device_named(name)).empty])
+    asked = prepared(__doc__, requests="200")
     arguments = (*ASKED, "--requests", asked.requests)
     with copy_of(asked.db) as copy:
         _execute(copy, "DELETE FROM search_outcome")

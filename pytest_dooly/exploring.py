@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, Phase, given, seed, settings, target
 
 from pytest_dooly.core.batch import SweepPoint
-from pytest_dooly.core.measurement import Failure, Measurement
+from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.errors import DoolyError, MissingMeasurements
@@ -210,27 +210,14 @@ class Exploration:
                 raise raised[0] from None
 
     def _time(self, model: ServedModel, operation: ModelOperation, point: SweepPoint, explored: Explored) -> None:
+        from pytest_dooly.timing.measure import rounds_by
+
         case = self._profiling.beyond(model, operation, point)
-        now, timed = self._profiling.timer(case), list[float]()
-
-        def rounds(
-            run: Callable[[], object],
-            before: Callable[[], None],
-            enough: Callable[[Sequence[float]], bool],
-            most: int,
-        ) -> Sequence[float]:
-            while len(timed) < most and not enough(timed):
-                before()
-                start = now()
-                run()
-                timed.append(now() - start)
-            return timed
-
-        failure = self._profiling.time(case, rounds)
-        if isinstance(failure, Failure):
-            explored.failures.append(f"{case.id}: {failure.reason}")
-        else:
-            explored.new[point] = Measurement.of(timed)
+        outcome = self._profiling.time(case, rounds_by(self._profiling.timer(case)))
+        if isinstance(outcome, Measurement):
+            explored.new[point] = outcome
+        elif outcome is not None:
+            explored.failures.append(f"{case.id}: {outcome.reason}")
 
 
 def explorable(models: Sequence[ServedModel]) -> list[tuple[ServedModel, ModelOperation]]:

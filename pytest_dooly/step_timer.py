@@ -11,11 +11,12 @@ from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.operation import STEP, OperationKind
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
-from pytest_dooly.engine.base import Clock, IsolatedCall, RequestTiming, Session
+from pytest_dooly.engine.base import Clock, RequestTiming, Session
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.sweep.grid import kv_tokens, within
+from pytest_dooly.timing.alone import time_alone
 from pytest_dooly.timing.clock import Clocks
-from pytest_dooly.timing.measure import PRECISION, Settled, time_rounds, warm_up
+from pytest_dooly.timing.measure import PRECISION, Settled
 
 __all__ = ["StepTimer"]
 
@@ -100,11 +101,8 @@ class StepTimer:
         for operation in self.served.operations:
             signature = operation.signature
             if signature.kind is OperationKind.OVERHEAD and signature.name == STEP:
-                clock = self._clocks.of(signature)
-                with session.isolate(operation, point, clock) as isolated:
-                    call: IsolatedCall = self._clocks.ready(signature, isolated)
-                    warm_up(call)
-                    total_s += statistics.median(time_rounds(call, clock.now, Settled(self._precision)))
+                rounds = time_alone(session, operation, point, self._clocks, Settled(self._precision))
+                total_s += statistics.median(rounds)
         return total_s
 
     def _like(self, batch: Batch) -> Batch:

@@ -47,7 +47,7 @@ class Bench:
     def timer(self, case: Any) -> Callable[[], float]:
         return lambda: self._now_s
 
-    def time(self, case: Any, rounds: Callable[..., Sequence[float]]) -> Failure | None:
+    def time(self, case: Any, rounds: Callable[..., Sequence[float]]) -> Measurement | Failure:
         self.seconds += 1.0
         self.timed.append(case.point)
         try:
@@ -59,8 +59,9 @@ class Bench:
             self._now_s += latency_s
 
         samples_s = rounds(run, lambda: None, lambda samples: len(samples) >= 5, 301)
-        self.kept[LINEAR.key] = {**self.kept[LINEAR.key], case.point: Measurement.of(samples_s)}
-        return None
+        outcome = Measurement.of(samples_s)
+        self.kept[LINEAR.key] = {**self.kept[LINEAR.key], case.point: outcome}
+        return outcome
 
 
 def exploration(bench: Bench, budget_s: float = 60) -> Exploration:

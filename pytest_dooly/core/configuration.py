@@ -23,8 +23,12 @@ _PRECISIONS = ("bf16", "fp8", "fp8_block", "int4", "int8", "mxfp4", "mxfp4_mxfp8
 _SHIPPED = Path(__file__).parent.parent / "models"
 
 
-def _option(flag: str, description: str, default: int | str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"flag": flag, "help": description})
+def _option(
+    flag: str, description: str, default: int | str | None = None, *, least: int = 1, traced: bool = True
+) -> Any:
+    """A field with what its flag is called and does, the least number it takes, and whether operations depend on it."""
+    metadata = {"flag": flag, "help": description, "least": least, "traced": traced}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,16 @@ class ServingOptions(Document):
     max_num_seqs: int | None = _option("max-num-seqs", "most requests of one step")
     max_model_len: int | None = _option("max-model-len", "most tokens of one request, prompt and output together")
     max_captured: int | None = _option(
-        "max-cudagraph-capture-size", "most tokens of a step that a GPU replays from a graph; 0 for none"
+        "max-cudagraph-capture-size",
+        "most tokens of a step that a GPU replays from a graph; 0 for none",
+        least=0,
+        traced=False,
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "max_captured" else 1
+            least = field.metadata["least"]
             if isinstance(value, int) and value < least:
                 raise ConfigurationError(f"{field.metadata['flag']} must be at least {least}, got {value}")
         if self.expert_parallel_size not in (1, self.tensor_parallel_size):
@@ -115,8 +122,8 @@ class ModelConfiguration:
     def key(self) -> str:
         """Content hash of config.json and options; a hub id stands for its config."""
         model: object = self.document or self.name
-        options = dataclasses.asdict(self.options)
-        del options["max_captured"]  # changes no operation
+        traced = {field.name for field in dataclasses.fields(self.options) if field.metadata["traced"]}
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name in traced}
         return content_hash({"model": model, "options": options})
 
     @property

@@ -64,14 +64,14 @@ class Controller(DoolyPlugin):
 
     def pytest_configure_node(self, node: Any) -> None:
         """Tells a worker the order of the cases, also one that takes the place of another and finds more measured."""
-        node.workerinput[_CASES] = [case.id for case in self.profiling.plan.cases]
+        node.workerinput[_CASES] = [case.id for case in self.cases]
         node.workerinput[_ENVIRONMENT] = str(self.profiling.plan.environment)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Deals by operation."""
         from pytest_dooly.plugin.dealing import OperationScheduling
 
-        return OperationScheduling(config, log, cases=self.profiling.plan.cases)
+        return OperationScheduling(config, log, cases=self.cases)
 
     def pytest_testnodedown(self, node: Any) -> None:
         """Takes down what a worker has done; one that was killed has said nothing."""
@@ -117,23 +117,9 @@ class Worker(DoolyPlugin):
         disabled = request.config.getoption("benchmark_disable") and not request.config.getoption("benchmark_enable")
 
         def time(case: Case) -> None:
-            now = self.profiling.timer(case)
+            from pytest_dooly.timing.measure import rounds_by
 
-            def rounds(
-                run: Callable[[], object],
-                before: Callable[[], None],
-                enough: Callable[[Sequence[float]], bool],
-                most: int,
-            ) -> Sequence[float]:
-                from pytest_dooly.engine.base import IsolatedCall
-                from pytest_dooly.timing.measure import time_rounds
-
-                if disabled:
-                    run()
-                    return ()
-                return time_rounds(IsolatedCall(run, before), now, enough)
-
-            timing(request, self, case, rounds)
+            timing(request, self, case, _once if disabled else rounds_by(self.profiling.timer(case)))
 
         return time
 
@@ -145,6 +131,12 @@ class Worker(DoolyPlugin):
         self.profiling.settle()
         output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]
         output[_SHARE] = self.profiling.share().to_json()
+
+
+def _once(run: Callable[[], object], *_: object) -> Sequence[float]:
+    """A round that is not timed, for `--benchmark-disable`."""
+    run()
+    return ()
 
 
 def _dealt(config: pytest.Config, entries: Sequence[str]) -> list[str]:

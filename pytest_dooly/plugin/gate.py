@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_dooly.errors import ConfigurationError, DoolyError
+from pytest_dooly.plugin.session import DoolyPlugin, parameter_of
 from pytest_dooly.plugin.settings import number, percent, progress, setting, suite, usage_errors, write_above
 
 if TYPE_CHECKING:
     from pytest_dooly.drift.found import Found
     from pytest_dooly.gating import Gate, GateOptions
-    from pytest_dooly.plugin.session import DoolyPlugin
 
 __all__ = ["BROKEN", "DRIFT", "GATE", "UNDECIDED", "DriftCase", "GatePlugin", "add_gate_options"]
 
@@ -113,7 +113,7 @@ class GatePlugin:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Notes which cases are judged: the exit status is theirs alone."""
         for item in session.items:
-            case = getattr(item, "callspec", None) and item.callspec.params.get("dooly_drift_case")  # type: ignore[attr-defined]
+            case = parameter_of(item, "dooly_drift_case")
             if case is not None:
                 self._selected.setdefault(case.model, set()).add(case.id)
 

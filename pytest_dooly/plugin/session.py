@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_dooly.report.findings import Summary
     from pytest_dooly.sweep.plan import Case
 
-__all__ = ["PLUGIN", "DoolyPlugin", "profiling"]
+__all__ = ["PLUGIN", "DoolyPlugin", "parameter_of", "profiling"]
 
 PLUGIN = "dooly-session"
 
@@ -90,7 +90,7 @@ class DoolyPlugin:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Lets others change which cases are timed, and in which order."""
-        cases = {item: case for item in items if (case := _case_of(item)) is not None}
+        cases = {item: case for item in items if (case := parameter_of(item, "dooly_case")) is not None}
         chosen = list(cases)
         config.hook.pytest_dooly_case_modifyitems(config=config, items=chosen, cases=cases)
         if chosen != list(cases):
@@ -99,7 +99,7 @@ class DoolyPlugin:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Skips a case that the cases timed before it have made unneeded."""
-        case = _case_of(item)
+        case = parameter_of(item, "dooly_case")
         reason = self.profiling.unneeded(case) if case is not None else None
         if reason is not None:
             pytest.skip(reason)
@@ -138,10 +138,10 @@ class DoolyPlugin:
             self._open.__exit__(None, None, None)
 
 
-def _case_of(item: pytest.Item) -> Case | None:
-    """What an item times; None for an item that is none of ours."""
+def parameter_of(item: pytest.Item, name: str) -> Any:
+    """What an item is parametrized with by that name; None for an item that is not."""
     callspec = getattr(item, "callspec", None)
-    return None if callspec is None else callspec.params.get("dooly_case")
+    return None if callspec is None else callspec.params.get(name)
 
 
 @contextmanager

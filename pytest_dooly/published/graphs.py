@@ -81,7 +81,7 @@ def padded(num_tokens: Array, captured_tokens: int) -> Array:
     """
     every = np.where(num_tokens > 256, 16.0, np.where(num_tokens > 4, 8.0, np.where(num_tokens > 2, 2.0, 1.0)))
     up = np.ceil(num_tokens / every) * every
-    return np.where(num_tokens <= captured_tokens, np.minimum(up, np.maximum(num_tokens, captured_tokens)), num_tokens)
+    return np.where(num_tokens <= captured_tokens, np.minimum(up, captured_tokens), num_tokens)
 
 
 def is_padded(signature: Signature) -> bool:

@@ -12,8 +12,8 @@ from pytest_dooly.core.operation import LAUNCH
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.turn import point_within
 from pytest_dooly.engine.base import Session
+from pytest_dooly.timing.alone import time_alone
 from pytest_dooly.timing.clock import Clocks
-from pytest_dooly.timing.measure import time_rounds, warm_up
 
 __all__ = ["measure_in_situ"]
 
@@ -79,8 +79,5 @@ def _rows(session: Session, model: ServedModel, batch: Batch, clocks: Clocks) ->
 
 def _alone(session: Session, operation: ModelOperation, point: SweepPoint, clocks: Clocks) -> float:
     """The operation's median over some rounds, in seconds."""
-    clock = clocks.of(operation.signature)
-    with session.isolate(operation, point, clock) as isolated:
-        call = clocks.ready(operation.signature, isolated)
-        warm_up(call)
-        return statistics.median(time_rounds(call, clock.now, lambda samples_s: len(samples_s) >= _ROUNDS))
+    samples_s = time_alone(session, operation, point, clocks, lambda samples_s: len(samples_s) >= _ROUNDS)
+    return statistics.median(samples_s)

@@ -13,7 +13,17 @@ import torch
 from pytest_dooly.core.measurement import interval_of_median, relative_spread
 from pytest_dooly.engine.base import Clock, IsolatedCall
 
-__all__ = ["MOST_ROUNDS", "PRECISION", "Reference", "Settled", "time_rounds", "warm_up"]
+__all__ = [
+    "MOST_ROUNDS",
+    "PRECISION",
+    "WARM_UP",
+    "Reference",
+    "Settled",
+    "rounds_by",
+    "samples_of",
+    "time_rounds",
+    "warm_up",
+]
 
 PRECISION = 0.02
 """Half the width of the median's 95 % confidence interval, relative to the median, at which rounds end."""
@@ -37,7 +47,7 @@ _LONGEST_WAIT_S, _PAUSE_S = 3.0, 0.1
 _WAITED_SHARE = 0.1
 """Of the time that a run has spent timing, that all its waiting together may take."""
 
-_WARM_UP, _WARM_UP_S = 3, 0.5
+WARM_UP, _WARM_UP_S = 3, 0.5
 """Rounds of a warm-up, and seconds after which it ends."""
 
 
@@ -86,12 +96,7 @@ class Reference:
 
     def samples_s(self, rounds: int = 5) -> list[float]:
         """Seconds of some rounds, after one that is not counted."""
-        samples = []
-        for _ in range(rounds + 1):
-            start = self._clock.now()
-            torch.mm(self._left, self._right)
-            samples.append(self._clock.now() - start)
-        return samples[1:]
+        return samples_of(lambda: torch.mm(self._left, self._right), self._clock, rounds)
 
     def await_calm(self, spent_s: float = math.inf) -> None:
         """Waits while something else slows the machine down, until it is as fast as of late or a limit is reached.
@@ -127,6 +132,16 @@ class Reference:
         return max(relative_spread(samples_s), abs(level_s / usual_s - 1) if usual_s else 0.0)
 
 
+def samples_of(call: Callable[[], object], clock: Clock, rounds: int) -> list[float]:
+    """Seconds of some rounds of a call, after one that is not counted."""
+    samples = []
+    for _ in range(rounds + 1):
+        start = clock.now()
+        call()
+        samples.append(clock.now() - start)
+    return samples[1:]
+
+
 def time_rounds(call: IsolatedCall, now: Callable[[], Any], enough: Callable[[Sequence[float]], bool]) -> list[float]:
     """Seconds of every round, until they are enough; what pytest-benchmark does for a case.
 
@@ -144,7 +159,22 @@ def time_rounds(call: IsolatedCall, now: Callable[[], Any], enough: Callable[[Se
     return samples_s
 
 
-def warm_up(call: IsolatedCall, rounds: int = _WARM_UP) -> None:
+def rounds_by(now: Callable[[], Any]) -> Callable[..., list[float]]:
+    """What runs the rounds of a case where pytest-benchmark does not, as `Profiling.time` asks for them.
+
+    Args:
+        now: as of `time_rounds`.
+    """
+
+    def rounds(
+        run: Callable[[], object], before: Callable[[], None], enough: Callable[[Sequence[float]], bool], _: int
+    ) -> list[float]:
+        return time_rounds(IsolatedCall(run, before), now, enough)
+
+    return rounds
+
+
+def warm_up(call: IsolatedCall, rounds: int = WARM_UP) -> None:
     """Runs a call as its rounds will, so that none of them is the first.
 
     Args:

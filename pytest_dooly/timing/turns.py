@@ -17,8 +17,9 @@ from pytest_dooly.core.operation import LAUNCH
 from pytest_dooly.core.signature import ModelOperation
 from pytest_dooly.core.turn import Place, Turn, point_within
 from pytest_dooly.engine.base import Clock, Session
+from pytest_dooly.timing.alone import time_alone
 from pytest_dooly.timing.clock import Clocks
-from pytest_dooly.timing.measure import time_rounds, warm_up
+from pytest_dooly.timing.measure import samples_of
 
 __all__ = ["References", "Turns"]
 
@@ -64,12 +65,7 @@ class References:
         """Seconds of the fastest of some rounds of each, after one that is not counted."""
         fastest = {}
         for name, call in self._calls.items():
-            samples = []
-            for _ in range(_REFERENCE_ROUNDS + 1):
-                start = self._clock.now()
-                call()
-                samples.append(self._clock.now() - start)
-            fastest[name] = float(min(samples[1:]))
+            fastest[name] = float(min(samples_of(call, self._clock, _REFERENCE_ROUNDS)))
         return fastest
 
 
@@ -132,7 +128,8 @@ class Turns:
         beside.append(self._references.fastest_s())
         for operation, point in self._alone:
             place = Place(operation.signature.key, str(point))
-            samples_s.setdefault(place, []).extend(self._isolated(operation, point))
+            rounds = time_alone(self._session, operation, point, self._clocks, _are_enough, warm_up_rounds=1)
+            samples_s.setdefault(place, []).extend(rounds)
         beside.append(self._references.fastest_s())
         spent_s, cpu_s = time.perf_counter() - start_s, time.thread_time() - start_cpu_s
         return Turn(
@@ -155,12 +152,9 @@ class Turns:
                 # What is a difference of two times may come out as nothing.
                 samples_s.setdefault(place, []).extend(sample for sample in taken if sample > 0)
 
-    def _isolated(self, operation: ModelOperation, point: SweepPoint) -> list[float]:
-        clock = self._clocks.of(operation.signature)
-        with self._session.isolate(operation, point, clock) as isolated:
-            call = self._clocks.ready(operation.signature, isolated)
-            warm_up(call, 1)
-            return time_rounds(call, clock.now, lambda samples_s: len(samples_s) >= _ROUNDS)
+
+def _are_enough(samples_s: Sequence[float]) -> bool:
+    return len(samples_s) >= _ROUNDS
 
 
 def _fastest(rounds: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -55,21 +55,7 @@ def feature(description: Description, name: str) -> float:
 @st.composite
 def kernels(draw: st.DrawFn) -> tuple[Family, Sizes]:
     """A row of any family, from the smallest work to more than any device does in a step."""
-    kernel = draw(
-        ONE_OF(
-            [
-                "gemm",
-                "prefill",
-                "decode",
-                "experts",
-                "latent prefill",
-                "latent decode",
-                "sparse latent prefill",
-                "sparse latent decode",
-                "all_gather",
-            ]
-        )
-    )
+    kernel = draw(ONE_OF(KERNELS))
     precision = draw(
         ONE_OF(["bf16", "fp8", "fp8_block", "int4", "mxfp4", "mxfp4_mxfp8", "nvfp4", "fp32", "unheard_of"])
     )
