@@ -111,7 +111,7 @@ def _simulate(
     places = {place for each in spent for place in each.seconds if place in new.latencies_s}
     levels_s = {p: float(np.nanmedian(np.concatenate([run.latencies_s[p] for run in baseline]))) for p in places}
     figures, operations = sums_of(spent, levels_s)
-    found: dict[str, Change] = changes(new, baseline, figures | operations)
+    found: dict[str, Change] = changes(new, baseline, figures) | changes(new, baseline, operations, apart=True)
     raw = max(float(np.nanmedian(new.latencies_s[place])) / levels_s[place] - 1 for place in places)
     for limit in LIMITS:
         verdict = judged(

@@ -46,6 +46,11 @@ _FEWEST, _MORE = FEWEST_CALM, 1.5
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
 
+_CROWD = 0.1
+"""Of all processors: what other processes may have more, or less, than at the baseline before figures are left open."""
+
+_Tells = Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]]
+
 TakesTurns = Callable[[], Turn]
 
 Taking = Callable[[Sequence[Batch]], AbstractContextManager[TakesTurns]]
@@ -333,12 +338,13 @@ class Gate:
         runs = [Timed.of(olds)] if olds else [new] if self._is_first or self.baseline is None else self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
-        told: Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]] = partial(changes, new, runs)
+        told: _Tells = partial(changes, new, runs)
+        of_operations: _Tells = partial(changes, new, runs, apart=True)
         if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
-            told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
+            told = of_operations = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
         elif olds:
-            told = partial(paired_changes, new, runs[0])
+            told = of_operations = partial(paired_changes, new, runs[0])
         figures, operations = sums_of(spent, levels_s)
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
         taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
@@ -346,10 +352,11 @@ class Gate:
             self.model,
             spent,
             told(figures),
-            told(operations),
+            of_operations(operations),
             limit=self._options.limit,
             unmatched=self._unmatched(places, seen),
             disturbed=taken_away if calm < FEWEST_CALM else None,
+            crowded=None if olds else _crowded(new, runs),
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )
@@ -361,6 +368,12 @@ class Gate:
         new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in known]
         lacking = sorted(places - seen)
         return new + [f"{labels.get(p.signature, p.signature)} at {p.point}, not timed on both sides" for p in lacking]
+
+
+def _crowded(new: Timed, baseline: Sequence[Timed]) -> float | None:
+    """How much more of the processors other processes have than at the baseline; None where that is little."""
+    more = new.others - float(np.mean([run.others for run in baseline]))
+    return more if abs(more) > _CROWD else None
 
 
 def _errors(regressors: Mapping[str, Regressor], spent: Sequence[Exposure]) -> dict[str, float]:

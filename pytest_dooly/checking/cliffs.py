@@ -17,7 +17,7 @@ import numpy as np
 from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.routing import UNIFORM
+from pytest_dooly.core.routing import TRAINED
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.core.work import Work
 from pytest_dooly.core.workload import Workload
@@ -151,7 +151,7 @@ def _predicted(model: PredictedModel) -> Iterator[Cliff]:
     """Where the step of a prompt jumps in prediction."""
     sizes = np.arange(1, min(model.limits.max_num_tokens, model.limits.max_model_len - 1) + 1)
     steps = Work.of_batches(sizes, np.zeros_like(sizes), np.arange(len(sizes)))
-    latencies_s, _ = predict_steps(model.served, model.models, steps, UNIFORM)
+    latencies_s, _ = predict_steps(model.served, model.models, steps, TRAINED)
     beyond = latencies_s[1:] / latencies_s[:-1] - sizes[1:] / sizes[:-1]
     for place in np.flatnonzero(beyond > JUMP):
         yield Cliff("tokens", int(sizes[place]) + 1, float(latencies_s[place]), float(beyond[place]))

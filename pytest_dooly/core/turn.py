@@ -51,12 +51,14 @@ class Turn(Document):
         latencies_s: by place, as text.
         spent_s: wall time of the turn.
         held: share of that in which the thread that takes it had a processor; less where other processes want it.
+        others: share of all processors that other processes had, 0.5 for one of two.
     """
 
     references_s: Mapping[str, float]
     latencies_s: Mapping[str, float]
     spent_s: float
     held: float = 1.0
+    others: float = 0.0
 
     @property
     def is_calm(self) -> bool:

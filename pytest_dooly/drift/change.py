@@ -47,14 +47,15 @@ _FLOOR, _FLOOR_PAIRED = 0.003, 0.0015
 linker did. Of runs apart, and of processes that take turns."""
 
 PROFILED = 0.1
-"""Standard error beside the regressors' own of what was profiled: that is a mean of rounds, one operation at a time and
-at another time, where the gate has the fastest call of a turn."""
-
-_MANY = 1000.0
-"""Degrees of freedom of an error that is not estimated."""
+"""Standard error, at least, beside the regressors' own of what was profiled: that is a mean of rounds, one operation at
+a time and at another time, where the gate has the fastest call of a turn. How far both are apart over all operations
+says by how much more."""
 
 _UNDERSTATED, _WORTH = 1.5, 3.0
 """By which factor the variance of blocks understates that of runs, until runs tell; how many runs that is worth."""
+
+_FEWEST_OTHERS = 3
+"""Sums whose median is not moved by one of them."""
 
 _TUNING, _ITERATIONS = 1.345, 8
 """Huber's constant for 95 % efficiency where errors are normal, and iterations of reweighting."""
@@ -67,10 +68,12 @@ class Timed:
     Attributes:
         latencies_s: of each place, shape (turns,).
         references: logarithm of each reference, shape (turns, references).
+        others: share of all processors that other processes had, in the median turn.
     """
 
     latencies_s: Mapping[Place, Array]
     references: Array
+    others: float = 0.0
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> Self:
@@ -82,6 +85,7 @@ class Timed:
         return cls(
             {place: np.array([turn.latencies_s.get(text, np.nan) for turn in turns]) for text, place in places.items()},
             np.log([[turn.references_s[name] for name in names] for turn in turns]),
+            float(np.median([turn.others for turn in turns])),
         )
 
     def __len__(self) -> int:
@@ -132,18 +136,29 @@ class Change:
         return 1 - self.p_slower
 
 
-def changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, Change]:
+def changes(
+    new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool = False
+) -> dict[str, Change]:
     """Change of every sum from the runs of the baseline to a new one, by name.
 
     Args:
         new: at least BLOCKS turns.
         baseline: likewise, at least one run.
         sums: weighted sums of latencies, by name.
+        apart: whether sums have nothing in common, as operations have not: what most of the others do is then the
+            machine's doing, and a reference too. It is the best one there is, since it runs the engine's own code.
     """
     runs = [*baseline, new]
+    values = {name: [run.log_of(weights) for run in runs] for name, weights in sums.items()}
     told = {
-        name: _levels([run.log_of(weights) for run in runs], [run.references for run in runs])
-        for name, weights in sums.items()
+        name: _levels(
+            of_runs,
+            [
+                run.references if beside is None else np.column_stack([run.references, beside])
+                for run, beside in zip(runs, _others(values, name, apart=apart), strict=True)
+            ],
+        )
+        for name, of_runs in values.items()
     }
     number = len(baseline)
     understated = _understated(told)
@@ -153,6 +168,17 @@ def changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights]) 
         error = math.sqrt(once * (1 + 1 / number))
         found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
     return found
+
+
+def _others(values: Mapping[str, Sequence[Array]], name: str, *, apart: bool) -> list[Array] | list[None]:
+    """What the sums but one do in every turn of each run, the median of them; nothing where they are few."""
+    if not apart or len(values) <= _FEWEST_OTHERS:
+        return [None] * len(values[name])
+    usual = {each: float(np.nanmedian(np.concatenate(of_runs))) for each, of_runs in values.items() if each != name}
+    return [
+        np.asarray(np.nanmedian([values[each][run] - level for each, level in usual.items()], axis=0))
+        for run in range(len(values[name]))
+    ]
 
 
 def levels(runs: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, tuple[Array, Array]]:
@@ -204,11 +230,13 @@ def profiled_changes(
         sums: weighted sums of latencies, by name.
     """
     found = {}
+    apart = np.array([np.nanmedian(new.log_of({place: 1.0})) - math.log(before) for place, before in levels_s.items()])
+    profiled = max(PROFILED, 1.4826 * float(np.median(np.abs(apart - np.median(apart)))))
     for name, weights in sums.items():
         medians, variance = _levels([new.log_of(weights)], [new.references])
         before = math.log(sum(weight * levels_s[place] for place, weight in weights.items()))
-        error = math.sqrt(variance + PROFILED**2 + errors[name] ** 2)
-        found[name] = Change(float(medians[0]) - before, error, _MANY)
+        error = math.sqrt(variance + profiled**2 + errors[name] ** 2)
+        found[name] = Change(float(medians[0]) - before, error, max(1.0, len(apart) - 1.0))
     return found
 
 

@@ -145,6 +145,8 @@ class Verdict:
         unmatched: labels of operations that only one of both has, with which; figures are then undecided.
         disturbed: share of the time that other processes had the processor, where they left too few turns calm; nothing
             is decided then. None otherwise.
+        crowded: share of the processors that other processes had, less what they had at the baseline, where that is
+            much: figures do not drift then, or do not pass where it was the baseline's. None otherwise.
         limit: relative slowdown of a figure that is not to be exceeded.
         turns: that the run took.
         spent_s: wall time of those.
@@ -154,6 +156,7 @@ class Verdict:
     operations: tuple[OperationVerdict, ...]
     unmatched: tuple[str, ...]
     disturbed: float | None
+    crowded: float | None
     limit: float
     turns: int
     spent_s: float
@@ -194,7 +197,7 @@ class Verdict:
             ratio = (figure.change.error / error) ** 2 if error else math.inf
             most = max(most, ratio)
         turns = math.ceil(most * self.turns) if most < _MOST_TIMES else None
-        return None if self.unmatched or self.disturbed is not None else turns
+        return None if self.unmatched or self.disturbed is not None or self.crowded is not None else turns
 
 
 _MOST_TIMES = 100.0
@@ -237,6 +240,7 @@ def judged(
     limit: float,
     unmatched: Sequence[str] = (),
     disturbed: float | None = None,
+    crowded: float | None = None,
     turns: int,
     spent_s: float,
 ) -> Verdict:
@@ -250,6 +254,7 @@ def judged(
         limit: relative slowdown of a figure that is not to be exceeded.
         unmatched: what only one of baseline and run has.
         disturbed: as of a Verdict.
+        crowded: likewise.
         turns: that the run took.
         spent_s: wall time of those.
     """
@@ -278,7 +283,13 @@ def judged(
         )
     return Verdict(
         tuple(
-            _figure(each, figures[case_id(each)], limit, may_pass=not unmatched, may_drift=True)
+            _figure(
+                each,
+                figures[case_id(each)],
+                limit,
+                may_pass=not unmatched and (crowded is None or crowded > 0),
+                may_drift=crowded is None or crowded < 0,
+            )
             if disturbed is None
             else _figure(each, figures[case_id(each)], limit, may_pass=False, may_drift=False)
             for each in exposures
@@ -286,6 +297,7 @@ def judged(
         tuple(sorted(found, key=lambda each: -abs(each.worth))),
         tuple(unmatched),
         disturbed,
+        crowded,
         limit,
         turns,
         spent_s,

@@ -49,11 +49,20 @@ def headline(found: Found) -> str:
         return f"{worst.exposure.name} {_within(worst.change)}{because}, {against}"
     if found.outcome is Outcome.UNDECIDED and verdict.disturbed is not None:
         return f"other processes had the processor for {verdict.disturbed:.0%} of the time, so that nothing can be said"
+    if found.outcome is Outcome.UNDECIDED and verdict.crowded is not None:
+        return (
+            f"other processes had {abs(verdict.crowded):.0%} of the processors {_more(verdict.crowded)} than at the "
+            "baseline, so that TTFT and TPOT cannot be compared; no operation stands out"
+        )
     if found.outcome is Outcome.UNDECIDED:
         return (
             f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
         )
     return f"no drift beyond {_plain(verdict.limit)} of TTFT or TPOT, {against}"
+
+
+def _more(share: float) -> str:
+    return "more" if share > 0 else "less"
 
 
 def remedy(found: Found) -> str:
@@ -77,6 +86,11 @@ def remedy(found: Found) -> str:
         return (
             "Run it when nothing else runs: too few turns were left undisturbed within --dooly-gate-budget, and what "
             "other processes do to long calls no reference tells. It is no baseline either."
+        )
+    if verdict.crowded is not None:
+        return (
+            "Run it when as much else runs as at the baseline, best nothing: who shares caches and memory slows all "
+            "operations down. Operations were compared with each other, and none is slower than the others are."
         )
     if verdict.unmatched:
         return (
@@ -238,6 +252,7 @@ def gate_document(found: Found) -> dict[str, Any]:
         ],
         "unmatched": list(verdict.unmatched),
         "disturbed": verdict.disturbed,
+        "crowded": verdict.crowded,
     }
 
 

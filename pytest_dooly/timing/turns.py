@@ -8,8 +8,10 @@ each is isolated, as when it is profiled; so is everything that no layer shows.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
+import psutil
 import torch
 
 from pytest_dooly.core.batch import Batch, SweepPoint
@@ -31,6 +33,9 @@ _FEWEST_PASSES, _MOST_PASSES = 3, 12
 
 _ROUNDS = 4
 """Of an operation that is isolated, in every turn."""
+
+_OTHERS_S = 1.0
+"""Over which what other processes have is counted."""
 
 _REFERENCE_ROUNDS = 3
 """Of each reference, at the beginning, the middle and the end of a turn."""
@@ -69,6 +74,31 @@ class References:
         return fastest
 
 
+class _Others:
+    """What other processes have of the processors that this one may use: they share its caches and its memory."""
+
+    def __init__(self) -> None:
+        self._places = list(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None
+        self._kept = deque([self._read()])
+
+    def share(self) -> float:
+        """Over the last second or longer: the system counts in hundredths of one."""
+        now = self._read()
+        self._kept.append(now)
+        while len(self._kept) > 2 and now[0] - self._kept[1][0] >= _OTHERS_S:
+            self._kept.popleft()
+        wall_s, busy_s, processors = (later - earlier for later, earlier in zip(now, self._kept[0], strict=True))
+        return min(1.0, max(0.0, busy_s / processors)) if wall_s else 0.0
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds of wall time, of processors that others had, and of processors there were."""
+        now_s = time.perf_counter()
+        every = psutil.cpu_times(percpu=True)
+        mine = every if self._places is None else [every[place] for place in self._places if place < len(every)]
+        idle_s = sum(each.idle + getattr(each, "iowait", 0.0) for each in mine)
+        return now_s, now_s * len(mine) - idle_s - time.process_time(), now_s * len(mine)
+
+
 class Turns:
     """Takes turns over the operations of some steps in one session."""
 
@@ -88,6 +118,7 @@ class Turns:
         """
         self._session, self._clocks, self._batches = session, clocks, batches
         self._references = References(clocks.of_layers, clocks.device_name)
+        self._others = _Others()
         self._operations = [each for each in operations if each.signature.name != LAUNCH or clocks.device_name != "cpu"]
         self._within: dict[Batch, list[ModelOperation]] = {}
         self._passes: dict[Batch, int] = {}
@@ -138,6 +169,7 @@ class Turns:
             spent_s=spent_s,
             # A thread that waits for a GPU gives its processor away by itself.
             held=min(1.0, cpu_s / spent_s) if self._clocks.device_name == "cpu" else 1.0,
+            others=self._others.share() if self._clocks.device_name == "cpu" else 0.0,
         )
 
     def _pass(self, batch: Batch) -> Mapping[str, Sequence[float]]:

@@ -109,3 +109,22 @@ def test_runs_of_the_baseline_say_how_far_runs_are_apart() -> None:
     alike = [run(i) for i in range(5)]
     new = run(77, slower={"attention": 0.05})
     assert changes(new, apart, SUMS)["attention"].error > 2 * changes(new, alike, SUMS)["attention"].error
+
+
+def test_what_all_operations_are_apart_from_a_profile_is_no_drift_of_one() -> None:
+    """llama-tiny on a quiet machine: against its profile one operation took 1.47 times as long, without a change."""
+    apart = [1.36, 0.82, 1.47, 0.86, 0.91, 0.76, 0.68, 0.91, 0.91, 0.84, 0.88, 0.95, 1.14, 1.09, 1.05]
+    rng = np.random.default_rng(5)
+    places = [Place(f"op{each}", "T4") for each in range(len(apart))]
+    ratios = dict(zip(map(str, places), apart, strict=True))
+    made = [
+        Turn({"product": 1e-4}, {of: 1e-5 * ratio * math.exp(rng.normal(0, 0.01)) for of, ratio in ratios.items()}, 0.3)
+        for _ in range(48)
+    ]
+    levels_s = dict.fromkeys(places, 1e-5)
+    sums = {place.signature: {place: 1.0} for place in places}
+    errors = dict.fromkeys(sums, 0.05)
+    found = profiled_changes(Timed.of(made), levels_s, errors, sums)
+    assert found["op2"].relative == pytest.approx(0.47, abs=0.02)
+    assert min(each.p_slower for each in found.values()) > 0.01 / len(apart)
+    assert profiled_changes(Timed.of(made), levels_s | {places[2]: 0.4e-5}, errors, sums)["op2"].p_slower < 0.0007

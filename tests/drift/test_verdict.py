@@ -34,6 +34,7 @@ def verdict(
     error: float = 0.005,
     unmatched: tuple[str, ...] = (),
     disturbed: float | None = None,
+    crowded: float | None = None,
     freedom: float = 42,
 ) -> Verdict:
     def change(relative: float) -> Change:
@@ -48,6 +49,7 @@ def verdict(
         limit=0.03,
         unmatched=unmatched,
         disturbed=disturbed,
+        crowded=crowded,
         turns=40,
         spent_s=20.0,
     )
@@ -120,6 +122,15 @@ def test_nothing_is_decided_while_other_processes_have_the_processor() -> None:
     assert verdict(0.5, linear=1.0, disturbed=0.4).outcome() is Outcome.UNDECIDED
     assert verdict(0.0, disturbed=0.4).outcome() is Outcome.UNDECIDED
     assert verdict(0.0, disturbed=0.4).needed_turns() is None
+
+
+def test_a_crowd_leaves_figures_open_and_operations_decided() -> None:
+    """Who shares caches and memory slows all down alike: nothing says then whether a figure drifted."""
+    assert verdict(0.1, crowded=0.5).outcome() is Outcome.UNDECIDED
+    assert verdict(0.0, crowded=0.5).outcome() is Outcome.PASSED
+    assert verdict(0.0, crowded=-0.5).outcome() is Outcome.UNDECIDED
+    assert verdict(0.1, crowded=-0.5).outcome() is Outcome.DRIFT
+    assert verdict(0.1, linear=0.1, crowded=0.5).outcome() is Outcome.DRIFT
 
 
 def test_sums_are_figures_at_the_levels_of_the_baseline() -> None:

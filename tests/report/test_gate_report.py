@@ -75,6 +75,7 @@ def test_annotations_are_escaped_as_github_asks() -> None:
         (found(verdict(figure=0.03)), "No number of turns would decide it"),
         (found(verdict(unmatched=("x, which the baseline does not know",))), "The operations are not the baseline's"),
         (found(verdict(disturbed=0.4)), "Other processes had the processor for 40% of the time"),
+        (found(verdict(0.1, crowded=0.5)), "Other processes had 50% of the processors more than at the baseline"),
         (found(verdict(figure=-0.1)), "Faster than the baseline by more than the limit"),
         (found(verdict(), Outcome.BASELINE, baseline=None, before=None), "this run is the baseline from now on"),
         (found(verdict(error=0.05), Outcome.BASELINE, baseline=None), "This baseline is noisy: a slowdown below 2"),

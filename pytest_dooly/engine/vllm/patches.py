@@ -52,6 +52,7 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         any_kernel(config.quant_config is not None),
         _attributes_of_parameters(),
         _never_moved_away(),
+        _sums_within_kernels(),
         # A line for the log that looks into a tensor's values.
         mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
     ):
@@ -137,4 +138,30 @@ def _never_moved_away() -> Iterator[None]:
         return module if args == ("meta",) else move(module, *args, **kwargs)
 
     with mock.patch.object(torch.nn.Module, "to", moved):
+        yield
+
+
+@contextmanager
+def _sums_within_kernels() -> Iterator[None]:
+    """A norm whose kernel sums over all ranks, as MiniMax-M2 has it, shows that sum as the collective that it is.
+
+    The variances of queries and keys of every token, in single precision; older versions sum them in a kernel apart.
+    """
+    try:
+        from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
+        from vllm.model_executor.layers.minimax_rms_norm import MiniMaxText01RMSNormTP
+    except ImportError:
+        yield
+        return
+    normed = MiniMaxText01RMSNormTP.forward_qkv
+
+    def forward_qkv(
+        q_norm: Any, k_norm: Any, qkv: torch.Tensor, q_size: int, kv_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = normed(q_norm, k_norm, qkv, q_size, kv_size)
+        if q_norm.tp_world > 1:
+            tensor_model_parallel_all_reduce(qkv.new_empty((qkv.shape[0], 2), dtype=torch.float32))
+        return found
+
+    with mock.patch.object(MiniMaxText01RMSNormTP, "forward_qkv", staticmethod(forward_qkv)):
         yield
