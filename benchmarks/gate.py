@@ -3,21 +3,24 @@
 Run as `python -m benchmarks.gate [--runs 40 --slowed 20 --seconds 20] [--write DIR] [--db FILE]`: llama-tiny on the
 real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`,
 which looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session
-of pytest with --dooly-gate does. Runs share a process and an engine with its weights and memory, since starting one
-takes as long as a run; with --reopen N the engine is started again every N runs. What a process does once, such as
-where it puts its memory, then varies from stretch to stretch only.
+of pytest with --dooly-gate does. Runs share a process, but each starts its engine, since where that puts its
+memory makes single operations 3 % faster or slower; with --reopen N, N runs share one.
 
 A slowdown is put into the forward method of the layers of one operation: when the layer is done, the processor is kept
 busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.
 
-`--simulate` reads the turns of the runs without a change and makes runs of them, see `simulated`.
+`--again` judges the turns that were recorded once more, in their order and from no baseline on, with the code as it is
+now: what a change of the verdict does to real runs. `--simulate` reads the turns of the runs without a change and makes
+runs of them, see `simulated`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import random
+import sqlite3
 import subprocess
 import sys
 import time
@@ -33,12 +36,14 @@ from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.core.turn import Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
 from pytest_dooly.gating import Gate, GateOptions, TakesTurns
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.latency_db.file import copy_of
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import kv_tokens
 
@@ -88,9 +93,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40, help="without a change (40)")
     parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
-    parser.add_argument("--reopen", type=int, default=10, help="runs after which the engine is started again (10)")
+    parser.add_argument("--reopen", type=int, default=1, help="runs after which the engine is started again (1)")
     parser.add_argument("--db", type=Path, default=Path(".dooly/gate.db"), help="latency DB (.dooly/gate.db)")
     parser.add_argument("--write", type=Path, default=Path("reports/gate"), metavar="DIR")
+    parser.add_argument("--again", action="store_true", help="judge the recorded runs again, instead")
     parser.add_argument("--simulate", type=int, metavar="RUNS", help="runs made of recorded turns, instead")
     parser.add_argument("--png", type=Path, default=Path("reports/gate/gate.png"), help="of the simulation")
     asked = parser.parse_args()
@@ -100,10 +106,12 @@ def main() -> None:
         (asked.write / "simulation.md").write_text(text, encoding="utf-8")
         sys.stdout.write(text)
         return
-    _profile(asked.db)
-    begin_s = time.perf_counter()
-    runs = _measured(asked)
-    text = report(runs, asked.seconds, time.perf_counter() - begin_s, asked.reopen)
+    if asked.again:
+        runs = again(asked.db)
+    else:
+        _profile(asked.db)
+        runs = _measured(asked)
+    text = report(runs, asked.seconds, asked.reopen)
     (asked.write / "gate.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
@@ -130,6 +138,55 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
             runs.append(bench.run(slowdown))
             _say(len(runs), runs[-1])
         bench.close()
+    return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
+
+
+class _Recorded(Gate):
+    """A run whose turns are there already."""
+
+    turns: Sequence[Turn] = ()
+
+    def _take_turns(self, key: str, *_: Any) -> tuple[list[Turn], list[Turn]]:
+        for position, turn in enumerate(self.turns):
+            self._db.keep_gate_turn(key, position, turn)
+        return list(self.turns), []
+
+
+@contextmanager
+def _taken(_: Sequence[Batch]) -> Iterator[TakesTurns]:
+    """Nothing more is timed."""
+
+    def none() -> Turn:
+        raise AssertionError("turns were recorded")
+
+    yield none
+
+
+def again(path: Path) -> list[Run]:
+    """Recorded runs judged by the gate as it is now.
+
+    Args:
+        path: latency DB with runs of this benchmark, which stays as it is.
+    """
+    configuration, engine = resolve(MODEL, parse_options(LIMITS)), load_engine("vllm")
+    with LatencyDB.open(path, create=False) as db:
+        recorded = [(run, db.gate_turns(run.key)) for run in db.gate_runs() if run.finished_at is not None]
+    runs = []
+    with copy_of(path) as copy:
+        with contextlib.closing(sqlite3.connect(copy)) as emptied, emptied:
+            emptied.execute("DELETE FROM gate_turn")
+            emptied.execute("DELETE FROM gate_run")
+        with LatencyDB.open(copy, create=False) as db:
+            model = serve(engine, configuration, db, engine.environment(configuration))
+            for run, turns in recorded:
+                slowdown = next((each for each in SLOWDOWNS if run.commit.startswith(f"{each.slower:.0%} in ")), None)
+                options = GateOptions((WORKLOAD,), commit=run.commit)
+                gate = _Recorded(engine, configuration, model, db, options, taking=_taken)
+                gate.turns = turns
+                found = gate.run()
+                label = None if slowdown is None else run.commit.partition(" in ")[2]
+                runs.append(Run(slowdown, label, found, sum(turn.spent_s for turn in turns)))
+                _say(len(runs), runs[-1])
     return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
 
 
@@ -234,15 +291,15 @@ def _say(number: int, run: Run) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def report(runs: Sequence[Run], seconds: float, wall_s: float, reopen: int) -> str:
+def report(runs: Sequence[Run], seconds: float, reopen: int) -> str:
     """Markdown: outcomes by what was put in, and which operations were named."""
     environment = runs[0].found.environment
     lines = [
         "# The gate on drift, as it is",
         "",
         f"`make bench-gate`: {len(runs)} runs of {MODEL}, workload {WORKLOAD}, up to {seconds:.0f} s of turns each, in "
-        f"{wall_s / 60:.0f} minutes; the limit is 3 %. On {environment}. All runs of a stretch of {reopen} share a "
-        "process' engine; each looks for its baseline in the latency DB, takes its turns, judges and is kept as a "
+        f"{sum(run.wall_s for run in runs) / 60:.0f} minutes; the limit is 3 %. On {environment}. An engine serves "
+        f"{reopen} of them; each looks for its baseline in the latency DB, takes its turns, judges and is kept as a "
         "session of pytest does it.",
         "",
         "| put in | operation | its share | runs | passed | undecided | drift | right one named | another one named |",

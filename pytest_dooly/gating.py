@@ -20,7 +20,16 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
-from pytest_dooly.drift.change import FEWEST_CALM, Change, Timed, changes, paired_changes, profiled_changes
+from pytest_dooly.drift.change import (
+    FEWEST_CALM,
+    Change,
+    Timed,
+    changes,
+    less_sure,
+    paired_changes,
+    profiled_changes,
+)
+from pytest_dooly.drift.change import alike as alike_by
 from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
@@ -299,7 +308,7 @@ class Gate:
         if verdict.disturbed is not None:
             return False
         return all(each.visible <= limit for each in verdict.figures) and all(
-            each.visible <= max(limit, 2 * WORTH * limit / each.share) for each in verdict.operations if each.share
+            each.visible <= max(3 * limit, 2 * WORTH * limit / each.share) for each in verdict.operations if each.share
         )
 
     @property
@@ -338,25 +347,32 @@ class Gate:
         runs = [Timed.of(olds)] if olds else [new] if self._is_first or self.baseline is None else self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
-        told: _Tells = partial(changes, new, runs)
-        of_operations: _Tells = partial(changes, new, runs, apart=True)
+        told: _Tells | None = None
         if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
-            told = of_operations = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
+            told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
         elif olds:
-            told = of_operations = partial(paired_changes, new, runs[0])
+            told = partial(paired_changes, new, runs[0])
         figures, operations = sums_of(spent, levels_s)
+        common = 0.0
+        if told is not None:
+            of_figures, of_operations = told(figures), told(operations)
+        else:
+            common = alike_by(changes(new, runs, operations))
+            of_figures = less_sure(changes(new, runs, figures), common)
+            of_operations = less_sure(changes(new, runs, operations, apart=True), common, apart=True)
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
         taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
         return judged(
             self.model,
             spent,
-            told(figures),
-            of_operations(operations),
+            of_figures,
+            of_operations,
             limit=self._options.limit,
             unmatched=self._unmatched(places, seen),
             disturbed=taken_away if calm < FEWEST_CALM else None,
             crowded=None if olds else _crowded(new, runs),
+            alike=math.expm1(common),
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )

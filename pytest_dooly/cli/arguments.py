@@ -33,10 +33,17 @@ _MOST_MS = 3.6e6
 """That a server may add to a request: an hour, beyond which a number is a mistake."""
 
 
+class _Whole(argparse.ArgumentParser):
+    """Takes options as they are written out: one that is cut short would become another's as options are added."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how, allow_abbrev=False)
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; what was given stands in the attributes of the namespace."""
     top = argparse.ArgumentParser(prog="dooly", description="Latency prediction for LLM serving.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Whole)
     on_models = (_trace, _predict, _simulate, _compare, _search, _plan, _validate, _report)
     for add in (*on_models, _history, _import, _models, _export, _merge, _browse):
         add(commands)

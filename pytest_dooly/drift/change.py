@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -25,7 +25,9 @@ __all__ = [
     "PROFILED",
     "Change",
     "Timed",
+    "alike",
     "changes",
+    "less_sure",
     "levels",
     "paired_changes",
     "profiled_changes",
@@ -42,9 +44,14 @@ BLOCKS = 8
 FEWEST_CALM = 2 * BLOCKS
 """Calm turns that something can be decided from."""
 
-_FLOOR, _FLOOR_PAIRED = 0.003, 0.0015
+_FLOOR, _FLOOR_APART, _FLOOR_PAIRED = 0.003, 0.01, 0.0015
 """Standard error that no number of turns takes away, as a logarithm: where a process has put its memory, what the
-linker did. Of runs apart, and of processes that take turns."""
+linker did. Of runs apart: of figures, and of operations compared with each other, one of which llama-tiny's engine has
+3 % faster or slower each time that it starts. Of processes that take turns."""
+
+_ALIKE, _ALIKE_APART = 0.5, 0.25
+"""Of what all operations have changed by alike, how much is taken for standard error: a machine does that as well as an
+engine, so that no figure drifts by it; and operations notice a machine unequally, by a quarter about."""
 
 PROFILED = 0.1
 """Standard error, at least, beside the regressors' own of what was profiled: that is a mean of rounds, one operation at
@@ -164,10 +171,31 @@ def changes(
     understated = _understated(told)
     found = {}
     for name, (medians, variance) in told.items():
-        once = understated[name] * variance + _FLOOR**2
+        once = understated[name] * variance + (_FLOOR_APART if apart else _FLOOR) ** 2
         error = math.sqrt(once * (1 + 1 / number))
         found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
     return found
+
+
+def alike(found: Mapping[str, Change]) -> float:
+    """By what operations have changed alike, the median of them; 0 where they are few.
+
+    Args:
+        found: of every operation, not compared with each other.
+    """
+    return 0.0 if len(found) <= _FEWEST_OTHERS else float(np.median([each.log for each in found.values()]))
+
+
+def less_sure(found: Mapping[str, Change], by: float, *, apart: bool = False) -> dict[str, Change]:
+    """The same changes, where all operations have changed alike.
+
+    Args:
+        found: of figures, or of operations compared with each other.
+        by: what `alike` says.
+        apart: as of `changes`.
+    """
+    more = (_ALIKE_APART if apart else _ALIKE) * by
+    return {name: replace(each, error=math.hypot(each.error, more)) for name, each in found.items()}
 
 
 def _others(values: Mapping[str, Sequence[Array]], name: str, *, apart: bool) -> list[Array] | list[None]:

@@ -147,6 +147,8 @@ class Verdict:
             is decided then. None otherwise.
         crowded: share of the processors that other processes had, less what they had at the baseline, where that is
             much: figures do not drift then, or do not pass where it was the baseline's. None otherwise.
+        alike: relative change that all operations have in common, which is no drift of an engine's unless engines take
+            turns.
         limit: relative slowdown of a figure that is not to be exceeded.
         turns: that the run took.
         spent_s: wall time of those.
@@ -157,6 +159,7 @@ class Verdict:
     unmatched: tuple[str, ...]
     disturbed: float | None
     crowded: float | None
+    alike: float
     limit: float
     turns: int
     spent_s: float
@@ -241,6 +244,7 @@ def judged(
     unmatched: Sequence[str] = (),
     disturbed: float | None = None,
     crowded: float | None = None,
+    alike: float = 0.0,
     turns: int,
     spent_s: float,
 ) -> Verdict:
@@ -255,6 +259,7 @@ def judged(
         unmatched: what only one of baseline and run has.
         disturbed: as of a Verdict.
         crowded: likewise.
+        alike: likewise.
         turns: that the run took.
         spent_s: wall time of those.
     """
@@ -298,6 +303,7 @@ def judged(
         tuple(unmatched),
         disturbed,
         crowded,
+        alike,
         limit,
         turns,
         spent_s,

@@ -54,6 +54,11 @@ def headline(found: Found) -> str:
             f"other processes had {abs(verdict.crowded):.0%} of the processors {_more(verdict.crowded)} than at the "
             "baseline, so that TTFT and TPOT cannot be compared; no operation stands out"
         )
+    if found.outcome is Outcome.UNDECIDED and abs(verdict.alike) > verdict.limit:
+        return (
+            f"all operations take {_percent(verdict.alike)} alike, which a machine does as well as an engine; none "
+            "stands out"
+        )
     if found.outcome is Outcome.UNDECIDED:
         return (
             f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
@@ -91,6 +96,11 @@ def remedy(found: Found) -> str:
         return (
             "Run it when as much else runs as at the baseline, best nothing: who shares caches and memory slows all "
             "operations down. Operations were compared with each other, and none is slower than the others are."
+        )
+    if abs(verdict.alike) > verdict.limit:
+        return (
+            "Run it again: a machine that is in another state takes longer for everything. If it stays so, "
+            "--dooly-against with the interpreter of before lets both engines take turns, and tells which it is."
         )
     if verdict.unmatched:
         return (
@@ -253,6 +263,7 @@ def gate_document(found: Found) -> dict[str, Any]:
         "unmatched": list(verdict.unmatched),
         "disturbed": verdict.disturbed,
         "crowded": verdict.crowded,
+        "alike": verdict.alike,
     }
 
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from pytest_dooly.core.turn import Place, Turn
-from pytest_dooly.drift.change import PROFILED, Timed, changes, levels, paired_changes, profiled_changes
+from pytest_dooly.drift.change import (
+    PROFILED,
+    Timed,
+    alike,
+    changes,
+    less_sure,
+    levels,
+    paired_changes,
+    profiled_changes,
+)
 from tests.drift.machine import LATENCIES_S, turns
 
 SUMS = {
@@ -128,3 +137,55 @@ def test_what_all_operations_are_apart_from_a_profile_is_no_drift_of_one() -> No
     assert found["op2"].relative == pytest.approx(0.47, abs=0.02)
     assert min(each.p_slower for each in found.values()) > 0.01 / len(apart)
     assert profiled_changes(Timed.of(made), levels_s | {places[2]: 0.4e-5}, errors, sums)["op2"].p_slower < 0.0007
+
+
+def crowded_turns(seed: int, *, slower: str = "", crowd: float = 0.0) -> Timed:
+    """Turns of six operations that a neighbour slows down unequally, up to 30 %, where no reference notices it."""
+    rng = np.random.default_rng(seed)
+    notices = {f"op{each}": 0.6 + 0.2 * each for each in range(6)}
+    made = []
+    for _ in range(64):
+        spell = crowd * rng.uniform(0.8, 1.2) + rng.uniform(0, 0.03)
+        latencies_s = {
+            str(Place(name, "T4")): (1.05e-4 if name == slower else 1e-4)
+            * math.exp(much * spell + rng.normal(0, 0.004))
+            for name, much in notices.items()
+        }
+        made.append(Turn({"product": 1e-4 * math.exp(rng.normal(0, 0.004))}, latencies_s, 0.3))
+    return Timed.of(made)
+
+
+SIX = {f"op{each}": {Place(f"op{each}", "T4"): 1.0} for each in range(6)}
+
+
+def test_operations_are_compared_with_each_other() -> None:
+    """As llama-tiny on a machine whose other core worked: all operations took 4 to 30 % longer, without a change."""
+    baseline = [crowded_turns(seed) for seed in range(3)]
+    alone = changes(crowded_turns(7, crowd=0.12), baseline, SIX)
+    assert sum(each.p_slower < 0.01 / 6 for each in alone.values()) > 3
+    apart = changes(crowded_turns(7, crowd=0.12), baseline, SIX, apart=True)
+    assert max(abs(each.relative) for each in apart.values()) < 0.035
+    slowed = changes(crowded_turns(8, slower="op2", crowd=0.12), baseline, SIX, apart=True)
+    assert max(slowed, key=lambda name: slowed[name].log) == "op2"
+    assert slowed["op2"].p_slower < 0.01 / 6
+    calm = changes(crowded_turns(9, slower="op2"), baseline, SIX, apart=True)
+    assert calm["op2"].relative == pytest.approx(0.05, abs=0.01)
+
+
+def test_few_operations_have_no_others_to_be_compared_with() -> None:
+    three = {name: SIX[name] for name in ("op0", "op1", "op2")}
+    new, baseline = crowded_turns(7, crowd=0.12), [crowded_turns(1)]
+    apart, together = changes(new, baseline, three, apart=True), changes(new, baseline, three)
+    assert {name: each.log for name, each in apart.items()} == {name: each.log for name, each in together.items()}
+    assert alike(together) == 0.0
+
+
+def test_what_all_have_changed_by_alike_makes_no_figure_drift() -> None:
+    baseline = [crowded_turns(seed) for seed in range(3)]
+    new = crowded_turns(7, crowd=0.12)
+    every = {"all": {place: 1.0 for weights in SIX.values() for place in weights}}
+    figures, common = changes(new, baseline, every), alike(changes(new, baseline, SIX))
+    assert figures["all"].bound(0.01) > 0.05
+    assert less_sure(figures, common)["all"].bound(0.01) < 0.03
+    one = alike(changes(crowded_turns(8, slower="op2"), baseline, SIX))
+    assert abs(one) < 0.01
