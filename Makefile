@@ -67,7 +67,7 @@ bench-picks: $(STAMP) ## what predictions pick among published runs beside what 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.picks
 
 # Alone on the machine: what else runs there is noise. One thread, so that no thread waits for another.
-bench-gate: $(STAMP) ## the gate's false alarms and what it finds: 100 runs of llama-tiny, then 1,200 simulated, into reports/gate (45 minutes)
+bench-gate: $(STAMP) ## the gate's false alarms and what it finds: 100 runs of llama-tiny, then 1,200 simulated, into reports/gate (40 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate --write reports/gate --db .dooly/gate.db
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate --simulate 1200 --write reports/gate --db .dooly/gate.db
 

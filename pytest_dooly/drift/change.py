@@ -44,10 +44,10 @@ BLOCKS = 8
 FEWEST_CALM = 2 * BLOCKS
 """Calm turns that something can be decided from."""
 
-_FLOOR, _FLOOR_APART, _FLOOR_PAIRED = 0.003, 0.01, 0.0015
+_FLOOR, _FLOOR_APART, _FLOOR_PAIRED = 0.003, 0.006, 0.0015
 """Standard error that no number of turns takes away, as a logarithm: where a process has put its memory, what the
-linker did. Of runs apart: of figures, and of operations compared with each other, one of which llama-tiny's engine has
-3 % faster or slower each time that it starts. Of processes that take turns."""
+linker did. Of runs apart: of figures, and of operations compared with each other, single ones of which llama-tiny's
+engine has up to 3 % faster or slower each time that it starts. Of processes that take turns."""
 
 _ALIKE, _ALIKE_APART = 0.5, 0.25
 """Of what all operations have changed by alike, how much is taken for standard error: a machine does that as well as an

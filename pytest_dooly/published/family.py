@@ -123,8 +123,7 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     if signature.kind is OperationKind.MOE and "top_k" in attributes:
         return _moe(signature, precision)
     if signature.kind is OperationKind.COLLECTIVE:
-        sizes = (("ranks", int(attributes["ranks"])),)
-        return (Part(Family(signature.name, _dtype(signature.tensors[0][1])), sizes, columns=_columns(signature)),)
+        return (_collective(signature, int(attributes["ranks"])),)
     if signature.name == "attention" and "backend" in attributes and _dtype(signature.tensors[0][1]) == "bf16":
         return _attention(attributes, signature.window or 0)
     if signature.name == "mla_layer":
@@ -132,6 +131,14 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     if signature.name == "mla_attention":
         return _latent_attention(attributes, _dtype(signature.tensors[0][1]))
     return ()
+
+
+def _collective(signature: Signature, ranks: int) -> Part:
+    """A message; numbers of four bytes are sent as twice as many of two are."""
+    precision, columns = _dtype(signature.tensors[0][1]), _columns(signature)
+    if precision == "fp32":
+        precision, columns = "bf16", 2 * columns
+    return Part(Family(signature.name, precision), (("ranks", ranks),), columns=columns)
 
 
 def mixed_part_of(signature: Signature) -> Part | None:

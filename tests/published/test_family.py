@@ -65,6 +65,10 @@ def columns(signature: Signature, batch: str, kernel: str) -> dict[str, float]:
             (Part(Family("all_reduce", "bf16"), (("ranks", 4),), columns=4096),),
         ),
         (
+            dataclasses.replace(collective("all_reduce", 2, 4), tensors=(("arg0", "fp32", ("num_tokens", 2)),)),
+            (Part(Family("all_reduce", "bf16"), (("ranks", 4),), columns=4),),
+        ),
+        (
             collective("all_gather", 32064, 4, "num_reqs"),
             (Part(Family("all_gather", "bf16"), (("ranks", 4),), columns=32064),),
         ),
@@ -129,13 +133,14 @@ def test_half_precision_of_either_kind_is_one_family_and_single_precision_anothe
     for signature in (
         linear(6144, 4096),
         LOGITS,
-        collective("all_reduce", 4096, 4),
         MIXTRAL_MOE,
         attention(32, 8, 128),
     ):
         assert parts_of(with_dtype(signature, "fp16")) == parts_of(signature)
         single = with_dtype(signature, "fp32")
         assert not {part.family for part in parts_of(single)} & {part.family for part in parts_of(signature)}
+    message = collective("all_reduce", 4096, 4)
+    assert parts_of(with_dtype(message, "fp16")) == parts_of(message)
 
 
 def test_published_operations_are_the_traced_ones_of_the_same_sizes() -> None:

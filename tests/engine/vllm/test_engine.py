@@ -179,6 +179,40 @@ def test_a_model_of_the_transformers_backend_is_traced_too(engine: Engine, tmp_p
     assert "linear" in {each.kind.value for each in recorded.operations}
 
 
+MINIMAX = {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "rotary_dim": 32,
+    "intermediate_size": 128,
+    "vocab_size": 1024,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000,
+    "rms_norm_eps": 1e-6,
+    "use_qk_norm": True,
+    "scoring_func": "sigmoid",
+    "torch_dtype": "bfloat16",
+}
+"""As in the configuration of MiniMaxAI/MiniMax-M2.5, with smaller sizes."""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sum_over_ranks_within_a_norm_is_a_collective(engine: Engine, tmp_path: Path, ranks: int) -> None:
+    """Variances of queries and keys, two numbers of four bytes a token: MiniMax-M2 norms over all heads."""
+    if engine.version.startswith("0.26"):
+        pytest.skip("vLLM 0.26 has that norm elsewhere")
+    recorded, _ = trace(engine, configured(tmp_path, MINIMAX, tensor_parallel_size=ranks))
+    collectives = [op for op in model_operations(recorded) if op.signature.kind is OperationKind.COLLECTIVE]
+    sums = [op for op in collectives if op.signature.tensors[0][1:] == ("fp32", ("num_tokens", 2))]
+    assert [(op.signature.name, op.multiplicity) for op in sums] == ([("all_reduce", 2)] if ranks > 1 else [])
+
+
 def traced(engine: Engine, alias: str, **options: Any) -> Trace:
     return trace(engine, resolve(alias, ServingOptions(device="cpu", **options)))[0]
 
