@@ -111,7 +111,8 @@ def main() -> None:
     else:
         _profile(asked.db)
         runs = _measured(asked)
-    text = report(runs, asked.seconds, asked.reopen)
+    judged = [run for run in runs if run.found.outcome is not Outcome.BASELINE]
+    text = report(judged, asked.seconds, asked.reopen)
     (asked.write / "gate.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
@@ -138,7 +139,7 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
             runs.append(bench.run(slowdown))
             _say(len(runs), runs[-1])
         bench.close()
-    return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
+    return runs
 
 
 class _Recorded(Gate):
@@ -152,14 +153,8 @@ class _Recorded(Gate):
         return list(self.turns), []
 
 
-@contextmanager
-def _taken(_: Sequence[Batch]) -> Iterator[TakesTurns]:
-    """Nothing more is timed."""
-
-    def none() -> Turn:
-        raise AssertionError("turns were recorded")
-
-    yield none
+def _no_engine(_: Sequence[Batch]) -> contextlib.AbstractContextManager[TakesTurns]:
+    return contextlib.nullcontext(iter(list[Turn]()).__next__)
 
 
 def again(path: Path) -> list[Run]:
@@ -181,13 +176,13 @@ def again(path: Path) -> list[Run]:
             for run, turns in recorded:
                 slowdown = next((each for each in SLOWDOWNS if run.commit.startswith(f"{each.slower:.0%} in ")), None)
                 options = GateOptions((WORKLOAD,), commit=run.commit)
-                gate = _Recorded(engine, configuration, model, db, options, taking=_taken)
+                gate = _Recorded(engine, configuration, model, db, options, taking=_no_engine)
                 gate.turns = turns
                 found = gate.run()
                 label = None if slowdown is None else run.commit.partition(" in ")[2]
                 runs.append(Run(slowdown, label, found, sum(turn.spent_s for turn in turns)))
                 _say(len(runs), runs[-1])
-    return [run for run in runs if run.found.outcome is not Outcome.BASELINE]
+    return runs
 
 
 class _Bench:

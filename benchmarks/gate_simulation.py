@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.drift.change import Change, Timed, alike, changes, less_sure
+from pytest_dooly.drift.change import Timed, compared
 from pytest_dooly.drift.exposure import Exposure, kept_exposures
 from pytest_dooly.drift.verdict import Outcome, judged, sums_of
 from pytest_dooly.latency_db.db import LatencyDB
@@ -111,16 +111,14 @@ def _simulate(
     places = {place for each in spent for place in each.seconds if place in new.latencies_s}
     levels_s = {p: float(np.nanmedian(np.concatenate([run.latencies_s[p] for run in baseline]))) for p in places}
     figures, operations = sums_of(spent, levels_s)
-    common = alike(changes(new, baseline, operations))
-    found: dict[str, Change] = less_sure(changes(new, baseline, figures), common)
-    found |= less_sure(changes(new, baseline, operations, apart=True), common, apart=True)
+    of_figures, of_operations, _ = compared(new, baseline, figures, operations)
     raw = max(float(np.nanmedian(new.latencies_s[place])) / levels_s[place] - 1 for place in places)
     for limit in LIMITS:
         verdict = judged(
             model,
             spent,
-            {name: found[name] for name in figures},
-            {name: found[name] for name in operations},
+            of_figures,
+            of_operations,
             limit=limit,
             turns=len(new),
             spent_s=1.0,

@@ -24,12 +24,10 @@ from pytest_dooly.drift.change import (
     FEWEST_CALM,
     Change,
     Timed,
-    changes,
-    less_sure,
+    compared,
     paired_changes,
     profiled_changes,
 )
-from pytest_dooly.drift.change import alike as alike_by
 from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
@@ -358,9 +356,7 @@ class Gate:
         if told is not None:
             of_figures, of_operations = told(figures), told(operations)
         else:
-            common = alike_by(changes(new, runs, operations))
-            of_figures = less_sure(changes(new, runs, figures), common)
-            of_operations = less_sure(changes(new, runs, operations, apart=True), common, apart=True)
+            of_figures, of_operations, common = compared(new, runs, figures, operations)
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
         taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
         return judged(

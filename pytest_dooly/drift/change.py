@@ -5,6 +5,8 @@ turn there is one value, the fastest call; what the machine's references do in t
 regression, for which outliers count little (Huber 1964) and no reference makes anything faster. What is left has its
 median taken, and blocks of turns that follow each other say how sure that is (batch means: Schmeiser 1982). Where
 several runs make the baseline, how far those are apart says by how much blocks understate it (Birge 1932).
+
+Operations are compared with each other too, and what all of them have in common is not known to be the engine's.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ __all__ = [
     "PROFILED",
     "Change",
     "Timed",
-    "alike",
     "changes",
+    "common_change",
+    "compared",
     "less_sure",
     "levels",
     "paired_changes",
@@ -157,16 +160,13 @@ def changes(
     """
     runs = [*baseline, new]
     values = {name: [run.log_of(weights) for run in runs] for name, weights in sums.items()}
-    told = {
-        name: _levels(
-            of_runs,
-            [
-                run.references if beside is None else np.column_stack([run.references, beside])
-                for run, beside in zip(runs, _others(values, name, apart=apart), strict=True)
-            ],
-        )
-        for name, of_runs in values.items()
-    }
+    others = _others(values) if apart and len(values) > _FEWEST_OTHERS else {}
+    told = {}
+    for name, of_runs in values.items():
+        references = [run.references for run in runs]
+        if name in others:
+            references = [np.column_stack(beside) for beside in zip(references, others[name], strict=True)]
+        told[name] = _levels(of_runs, references)
     number = len(baseline)
     understated = _understated(told)
     found = {}
@@ -177,8 +177,24 @@ def changes(
     return found
 
 
-def alike(found: Mapping[str, Change]) -> float:
-    """By what operations have changed alike, the median of them; 0 where they are few.
+def compared(
+    new: Timed, baseline: Sequence[Timed], figures: Mapping[str, Weights], operations: Mapping[str, Weights]
+) -> tuple[dict[str, Change], dict[str, Change], float]:
+    """Changes from the runs of the baseline to a new one: of figures, of operations, and what those have in common.
+
+    Args:
+        new: at least BLOCKS turns.
+        baseline: likewise, at least one run.
+        figures: weighted sums of latencies, by name.
+        operations: likewise; operations are compared with each other.
+    """
+    common = common_change(changes(new, baseline, operations))
+    of_operations = less_sure(changes(new, baseline, operations, apart=True), common, apart=True)
+    return less_sure(changes(new, baseline, figures), common), of_operations, common
+
+
+def common_change(found: Mapping[str, Change]) -> float:
+    """By what operations have changed alike, the median of their logarithms; 0 where they are few.
 
     Args:
         found: of every operation, not compared with each other.
@@ -191,22 +207,21 @@ def less_sure(found: Mapping[str, Change], by: float, *, apart: bool = False) ->
 
     Args:
         found: of figures, or of operations compared with each other.
-        by: what `alike` says.
+        by: what `common_change` says.
         apart: as of `changes`.
     """
     more = (_ALIKE_APART if apart else _ALIKE) * by
     return {name: replace(each, error=math.hypot(each.error, more)) for name, each in found.items()}
 
 
-def _others(values: Mapping[str, Sequence[Array]], name: str, *, apart: bool) -> list[Array] | list[None]:
-    """What the sums but one do in every turn of each run, the median of them; nothing where they are few."""
-    if not apart or len(values) <= _FEWEST_OTHERS:
-        return [None] * len(values[name])
-    usual = {each: float(np.nanmedian(np.concatenate(of_runs))) for each, of_runs in values.items() if each != name}
-    return [
-        np.asarray(np.nanmedian([values[each][run] - level for each, level in usual.items()], axis=0))
-        for run in range(len(values[name]))
-    ]
+def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, list[Array]]:
+    """What the other sums do in every turn of each run, the median of them, by name."""
+    usual = {name: float(np.nanmedian(np.concatenate(of_runs))) for name, of_runs in values.items()}
+    apart = {name: [run - usual[name] for run in of_runs] for name, of_runs in values.items()}
+    return {
+        name: [np.nanmedian(others, axis=0) for others in zip(*(apart[o] for o in apart if o != name), strict=True)]
+        for name in apart
+    }
 
 
 def levels(runs: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, tuple[Array, Array]]:
@@ -259,7 +274,7 @@ def profiled_changes(
     """
     found = {}
     apart = np.array([np.nanmedian(new.log_of({place: 1.0})) - math.log(before) for place, before in levels_s.items()])
-    profiled = max(PROFILED, 1.4826 * float(np.median(np.abs(apart - np.median(apart)))))
+    profiled = max(PROFILED, _spread(apart))
     for name, weights in sums.items():
         medians, variance = _levels([new.log_of(weights)], [new.references])
         before = math.log(sum(weight * levels_s[place] for place, weight in weights.items()))
@@ -298,11 +313,16 @@ def _coefficients(values: Sequence[Array], references: Sequence[Array]) -> Array
         root = np.sqrt(weights)
         coefficients, _ = nnls(x * root[:, None], y * root)
         rest = y - x @ coefficients
-        scale = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
+        scale = _spread(rest)
         weights = np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))
         if not scale:
             break
     return np.asarray(coefficients)
+
+
+def _spread(values: Array) -> float:
+    """Standard deviation as the median absolute one tells it of normal values."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _variance_of_median(values: Array) -> float:

@@ -286,18 +286,11 @@ def judged(
                 Outcome.DRIFT if fails else Outcome.PASSED,
             )
         )
+    may_drift = disturbed is None and (crowded is None or crowded < 0)
+    may_pass = disturbed is None and (crowded is None or crowded > 0) and not unmatched
     return Verdict(
         tuple(
-            _figure(
-                each,
-                figures[case_id(each)],
-                limit,
-                may_pass=not unmatched and (crowded is None or crowded > 0),
-                may_drift=crowded is None or crowded < 0,
-            )
-            if disturbed is None
-            else _figure(each, figures[case_id(each)], limit, may_pass=False, may_drift=False)
-            for each in exposures
+            _figure(each, figures[case_id(each)], limit, may_pass=may_pass, may_drift=may_drift) for each in exposures
         ),
         tuple(sorted(found, key=lambda each: -abs(each.worth))),
         tuple(unmatched),

@@ -11,7 +11,7 @@ from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.turn import Place
 from pytest_dooly.drift.change import PROFILED, Change
 from pytest_dooly.drift.found import Found
-from pytest_dooly.drift.verdict import CONFIDENCE, POWER, FigureVerdict, OperationVerdict, Outcome
+from pytest_dooly.drift.verdict import CONFIDENCE, POWER, FigureVerdict, OperationVerdict, Outcome, Verdict
 from pytest_dooly.report.text import format_latency
 
 __all__ = [
@@ -47,27 +47,26 @@ def headline(found: Found) -> str:
         named = ", ".join(f"{each.label} {_percent(each.change.relative)}" for each in verdict.drifted)
         because = f" because of {named}" if named else ""
         return f"{worst.exposure.name} {_within(worst.change)}{because}, {against}"
-    if found.outcome is Outcome.UNDECIDED and verdict.disturbed is not None:
+    if found.outcome is Outcome.UNDECIDED:
+        return _why_undecided(verdict, worst)
+    return f"no drift beyond {_plain(verdict.limit)} of TTFT or TPOT, {against}"
+
+
+def _why_undecided(verdict: Verdict, worst: FigureVerdict) -> str:
+    if verdict.disturbed is not None:
         return f"other processes had the processor for {verdict.disturbed:.0%} of the time, so that nothing can be said"
-    if found.outcome is Outcome.UNDECIDED and verdict.crowded is not None:
+    if verdict.crowded is not None:
+        more = "more" if verdict.crowded > 0 else "less"
         return (
-            f"other processes had {abs(verdict.crowded):.0%} of the processors {_more(verdict.crowded)} than at the "
+            f"other processes had {abs(verdict.crowded):.0%} of the processors {more} than at the "
             "baseline, so that TTFT and TPOT cannot be compared; no operation stands out"
         )
-    if found.outcome is Outcome.UNDECIDED and abs(verdict.alike) > verdict.limit:
+    if abs(verdict.alike) > verdict.limit:
         return (
             f"all operations take {_percent(verdict.alike)} alike, which a machine does as well as an engine; none "
             "stands out"
         )
-    if found.outcome is Outcome.UNDECIDED:
-        return (
-            f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
-        )
-    return f"no drift beyond {_plain(verdict.limit)} of TTFT or TPOT, {against}"
-
-
-def _more(share: float) -> str:
-    return "more" if share > 0 else "less"
+    return f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
 
 
 def remedy(found: Found) -> str:

@@ -83,20 +83,20 @@ class _Others:
 
     def share(self) -> float:
         """Over the last second or longer: the system counts in hundredths of one."""
-        now = self._read()
-        self._kept.append(now)
-        while len(self._kept) > 2 and now[0] - self._kept[1][0] >= _OTHERS_S:
+        self._kept.append(self._read())
+        while len(self._kept) > 2 and self._kept[-1][0] - self._kept[1][0] >= _OTHERS_S:
             self._kept.popleft()
-        wall_s, busy_s, processors = (later - earlier for later, earlier in zip(now, self._kept[0], strict=True))
-        return min(1.0, max(0.0, busy_s / processors)) if wall_s else 0.0
+        before, now = self._kept[0], self._kept[-1]
+        there_s, idle_s, own_s = (later - earlier for later, earlier in zip(now[1:], before[1:], strict=True))
+        return min(1.0, max(0.0, 1 - (idle_s + own_s) / there_s)) if there_s else 0.0
 
-    def _read(self) -> tuple[float, float, float]:
-        """Seconds of wall time, of processors that others had, and of processors there were."""
+    def _read(self) -> tuple[float, float, float, float]:
+        """The time, and seconds of processors so far: that there were, that were idle, that this process had."""
         now_s = time.perf_counter()
         every = psutil.cpu_times(percpu=True)
         mine = every if self._places is None else [every[place] for place in self._places if place < len(every)]
         idle_s = sum(each.idle + getattr(each, "iowait", 0.0) for each in mine)
-        return now_s, now_s * len(mine) - idle_s - time.process_time(), now_s * len(mine)
+        return now_s, now_s * len(mine), idle_s, time.process_time()
 
 
 class Turns:

@@ -12,8 +12,8 @@ from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.drift.change import (
     PROFILED,
     Timed,
-    alike,
     changes,
+    common_change,
     less_sure,
     levels,
     paired_changes,
@@ -177,15 +177,15 @@ def test_few_operations_have_no_others_to_be_compared_with() -> None:
     new, baseline = crowded_turns(7, crowd=0.12), [crowded_turns(1)]
     apart, together = changes(new, baseline, three, apart=True), changes(new, baseline, three)
     assert {name: each.log for name, each in apart.items()} == {name: each.log for name, each in together.items()}
-    assert alike(together) == 0.0
+    assert common_change(together) == 0.0
 
 
 def test_what_all_have_changed_by_alike_makes_no_figure_drift() -> None:
     baseline = [crowded_turns(seed) for seed in range(3)]
     new = crowded_turns(7, crowd=0.12)
     every = {"all": {place: 1.0 for weights in SIX.values() for place in weights}}
-    figures, common = changes(new, baseline, every), alike(changes(new, baseline, SIX))
+    figures, common = changes(new, baseline, every), common_change(changes(new, baseline, SIX))
     assert figures["all"].bound(0.01) > 0.05
     assert less_sure(figures, common)["all"].bound(0.01) < 0.03
-    one = alike(changes(crowded_turns(8, slower="op2"), baseline, SIX))
+    one = common_change(changes(crowded_turns(8, slower="op2"), baseline, SIX))
     assert abs(one) < 0.01
