@@ -67,9 +67,17 @@ class Solver:
     design: Array
 
     @classmethod
-    def of(cls, matrix: Array, num_knots: int) -> Solver:
-        """Ramps with knots at zero and at quantiles of each feature's values."""
+    def of(cls, matrix: Array, num_knots: int, *, first_apart: bool = False) -> Solver:
+        """Ramps with knots at zero and at quantiles of each feature's values.
+
+        Args:
+            matrix: features, shape (points, features).
+            num_knots: of each feature.
+            first_apart: whether the smallest value of the first feature has a ramp of its own to the next one.
+        """
         knots = tuple(_knots(column, num_knots) for column in matrix.T)
+        if first_apart:
+            knots = (np.union1d(knots[0], np.unique(matrix[:, 0])[:2]), *knots[1:])
         return cls(knots, _design(matrix, knots))
 
     def design_of(self, matrix: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import Signature
-from pytest_dooly.regress.ramps import EVERY_POINT, Solver, isotonic, ramps_of
+from pytest_dooly.regress.ramps import EVERY_POINT, MODEL_ERROR, Solver, isotonic, ramps_of
 
 __all__ = [
     "Candidate",
@@ -47,6 +47,9 @@ _POINTS_PER_NUMBER = 4
 """Measurements for each number that ramps over several features are fitted with."""
 
 _SIZES: FeatureSets = {"size": ("size",), "tiles": ("size", "tiles")}
+_APART = 3.0
+"""Standard deviations by which the smallest size is faster than the others lead to expect, where it is apart."""
+
 _EXPERTS: FeatureSets = {
     "experts": ("size", "activated"),
     "busiest expert": ("size", "activated", "busiest"),
@@ -172,7 +175,9 @@ def fit_best(data: Learning, candidates: Sequence[Candidate]) -> Fitted:
     if candidate.isotonic:
         knots, coefficients, intercept = isotonic(matrix[:, 0], data.latencies_s, data.weights)
     else:
-        knots, coefficients, intercept = Solver.of(matrix, candidate.num_knots).fit(data.latencies_s, data.weights)
+        apart = best is not None and _first_apart(data, best)
+        solver = Solver.of(matrix, candidate.num_knots, first_apart=apart)
+        knots, coefficients, intercept = solver.fit(data.latencies_s, data.weights)
     return Fitted(
         method=candidate.name,
         features=candidate.features,
@@ -227,6 +232,28 @@ def winner(trials: Sequence[Trial]) -> Trial:
         return trial.error - best.error <= float(more.std()) / math.sqrt(len(more))
 
     return next(trial for trial in trials if as_good(trial))
+
+
+def _first_apart(data: Learning, best: Trial) -> bool:
+    """Whether the smallest size is faster than what the others lead to expect, beyond their scatter and its noise.
+
+    One token may run in one thread where two run in several, or in a kernel of its own. The smallest size is in no fold,
+    so that no candidate wins by telling it.
+    """
+    matrix = data.matrix(best.candidate)
+    if not {*best.candidate.features} <= {"size", "tiles"} and matrix.shape[1] > 1:
+        return False  # of several features none orders the points
+    first = matrix[:, 0] == matrix[:, 0].min()
+    others = ~first
+    if others.sum() < _MIN_POINTS:
+        return False
+    solver = Solver.of(matrix[others], best.candidate.num_knots)
+    rows = solver.weights(data.latencies_s[others], data.weights[others])
+    expected_s = solver.design_of(matrix[first]) @ solver.solve(rows)
+    faster = float(np.log(expected_s / data.latencies_s[first]).min())
+    noise = MODEL_ERROR * math.sqrt(float((1 / data.weights[first] ** 2 - 1).max()))
+    scatter = 1.4826 * float(np.median(best.errors))
+    return faster > _APART * math.hypot(scatter, noise, MODEL_ERROR)
 
 
 def _predict_folds(candidate: Candidate, data: Learning, folds: Sequence[Fold]) -> Iterator[Array]:

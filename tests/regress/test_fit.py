@@ -54,6 +54,26 @@ def test_a_memory_bound_then_compute_bound_kernel_is_found() -> None:
     assert regressor.error < 0.1
 
 
+def test_one_token_that_runs_in_one_thread_is_told_from_two_that_run_in_several() -> None:
+    """silu_and_mul of 2,816 channels on two cores took 36 us for one token, 54 for two."""
+
+    def threaded(point: SweepPoint) -> float:
+        return 36e-6 if point.num_tokens == 1 else 53e-6 + (point.num_tokens or 0) * 0.5e-6
+
+    regressor = fitted(LINEAR, threaded, TOKENS)
+    points = [SweepPoint(num_tokens=tokens) for tokens in (1, 2, 3, 8, 100, 512)]
+    assert regressor.predict_s(points) == pytest.approx([threaded(point) for point in points], rel=0.02)
+
+
+def test_a_smallest_size_within_the_scatter_of_the_others_is_not_set_apart() -> None:
+    draw = random.Random(5)
+    outcomes = {point: measured((50e-6 + (point.num_tokens or 0) * 1e-6) * draw.gauss(1, 0.05)) for point in TOKENS}
+    first = SweepPoint(num_tokens=1)
+    expected_s = fit(LINEAR, outcomes).predict_s([first])[0]
+    outcomes[first] = measured(0.9 * expected_s)
+    assert fit(LINEAR, outcomes).predict_s([first])[0] == pytest.approx(expected_s, rel=0.05)
+
+
 def test_attention_of_unseen_mixtures_is_predicted_from_what_the_kernel_does() -> None:
     regressor = fitted(ATTENTION, attention, sweep(ATTENTION, LIMITS))
     draw = random.Random(7)
