@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Literal
 
@@ -219,16 +220,18 @@ def _flops_per_s(
 
 
 def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
-    """One model after the other; what a sweep always takes before what it may need, coarser grids first."""
+    """One model after the other; what a sweep always takes before what it may need, coarser grids first.
+
+    Within a sweep points and operations are mixed, the same way in every run: a machine is slower for seconds at a time,
+    and what is timed in one such spell would be all operations at one size, or one operation at all sizes.
+    """
     positions = {model.key: i for i, model in enumerate(models)}
 
     def key(case: Case) -> tuple[object, ...]:
         overhead = case.operation.signature.kind is OperationKind.OVERHEAD
-        point = case.point
-        tokens = point.num_tokens or point.num_reqs or (point.batch.num_tokens if point.batch else 0)
-        swept = ("num_tokens", "routing", "num_reqs", "batch").index(case.operation.signature.swept)
         if case.use in ("sweep", "held out"):
-            return positions[case.model.key], 0, overhead, swept, tokens, str(point)
-        return positions[case.model.key], 1, overhead, swept
+            return positions[case.model.key], 0, overhead, blake2b(case.id.encode(), digest_size=8).hexdigest()
+        swept = ("num_tokens", "routing", "num_reqs", "batch").index(case.operation.signature.swept)
+        return positions[case.model.key], 1, overhead, str(swept)
 
     return key
