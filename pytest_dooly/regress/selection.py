@@ -237,8 +237,8 @@ def winner(trials: Sequence[Trial]) -> Trial:
 def _first_apart(data: Learning, best: Trial) -> bool:
     """Whether the smallest size is faster than what the others lead to expect, beyond their scatter and its noise.
 
-    One token may run in one thread where two run in several, or in a kernel of its own. The smallest size is in no fold,
-    so that no candidate wins by telling it.
+    One token may run in one thread where two run in several, or in a kernel of its own. The smallest size is in no
+    fold, so that no candidate wins by telling it.
     """
     matrix = data.matrix(best.candidate)
     if not {*best.candidate.features} <= {"size", "tiles"} and matrix.shape[1] > 1:

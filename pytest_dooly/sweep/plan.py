@@ -222,8 +222,8 @@ def _flops_per_s(
 def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
     """One model after the other; what a sweep always takes before what it may need, coarser grids first.
 
-    Within a sweep points and operations are mixed, the same way in every run: a machine is slower for seconds at a time,
-    and what is timed in one such spell would be all operations at one size, or one operation at all sizes.
+    Within a sweep points and operations are mixed, the same way in every run: a machine is slower for seconds at a
+    time, and what is timed in one such spell would be all operations at one size, or one operation at all sizes.
     """
     positions = {model.key: i for i, model in enumerate(models)}
 
