@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.drift.change import Timed, compared
+from pytest_dooly.drift.change import Timed
+from pytest_dooly.drift.comparison import compared
 from pytest_dooly.drift.exposure import Exposure, kept_exposures
 from pytest_dooly.drift.verdict import Outcome, judged, sums_of
 from pytest_dooly.latency_db.db import LatencyDB
@@ -111,14 +112,14 @@ def _simulate(
     places = {place for each in spent for place in each.seconds if place in new.latencies_s}
     levels_s = {p: float(np.nanmedian(np.concatenate([run.latencies_s[p] for run in baseline]))) for p in places}
     figures, operations = sums_of(spent, levels_s)
-    of_figures, of_operations, _ = compared(new, baseline, figures, operations)
+    found = compared(new, baseline, figures, operations)
     raw = max(float(np.nanmedian(new.latencies_s[place])) / levels_s[place] - 1 for place in places)
     for limit in LIMITS:
         verdict = judged(
             model,
             spent,
-            of_figures,
-            of_operations,
+            found.figures,
+            found.operations,
             limit=limit,
             turns=len(new),
             spent_s=1.0,

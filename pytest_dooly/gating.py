@@ -24,10 +24,10 @@ from pytest_dooly.drift.change import (
     FEWEST_CALM,
     Change,
     Timed,
-    compared,
     paired_changes,
     profiled_changes,
 )
+from pytest_dooly.drift.comparison import Comparison, compared, seen_by
 from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
@@ -346,29 +346,32 @@ class Gate:
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
         told: _Tells | None = None
+        since: Sequence[tuple[Timed, frozenset[str]]] = ()
         if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
             told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
         elif olds:
             told = partial(paired_changes, new, runs[0])
+        elif self.baseline is not None and not alone:
+            since = [each for each in self.baseline.since if seen <= each[0].latencies_s.keys()]
         figures, operations = sums_of(spent, levels_s)
-        common = 0.0
         if told is not None:
-            of_figures, of_operations = told(figures), told(operations)
+            found = Comparison(told(figures), told(operations), 0.0)
         else:
-            of_figures, of_operations, common = compared(new, runs, figures, operations)
+            earlier = [seen_by(run, runs, operations, drifted=drifted) for run, drifted in since]
+            found = compared(new, runs, figures, operations, earlier)
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
         taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
         return judged(
             self.model,
             spent,
-            of_figures,
-            of_operations,
+            found.figures,
+            found.operations,
             limit=self._options.limit,
             unmatched=self._unmatched(places, seen),
             disturbed=taken_away if calm < FEWEST_CALM else None,
             crowded=None if olds else _crowded(new, runs),
-            alike=math.expm1(common),
+            alike=math.expm1(found.common),
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )

@@ -23,6 +23,9 @@ _MOST_RUNS = 5
 """Runs that a baseline is made of: the first and those that passed after it, so that they tell how far runs are apart
 when nothing has changed. No more, or a baseline would follow what creeps."""
 
+_MOST_SINCE = 12
+"""Other runs since then that are looked at: reading one takes a tenth of a second."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -31,6 +34,8 @@ class Baseline:
     Attributes:
         runs: of the gate, the oldest first; empty for latencies that were profiled.
         timed: turns of those.
+        since: turns of the latest other runs since it began, each with the operations that had drifted, by signature
+            key: they tell how unequally operations notice what slows all of them.
         environment: that it is true for.
         regressors: of that environment, by signature key; empty where none are kept of it.
     """
@@ -39,6 +44,7 @@ class Baseline:
     timed: tuple[Timed, ...]
     environment: Environment
     regressors: Mapping[str, Regressor]
+    since: tuple[tuple[Timed, frozenset[str]], ...] = ()
 
     def __str__(self) -> str:
         engine = f"{self.environment.engine} {self.environment.engine_version}, torch {self.environment.torch_version}"
@@ -70,11 +76,21 @@ def baseline_of(db: LatencyDB, series: str) -> Baseline | None:
     passed = [
         run
         for run in finished[first + 1 :]
-        if run.outcome == Outcome.PASSED and run.environment.key == begin.environment.key and _as_before(run)
+        if run.outcome == Outcome.PASSED and _is_alike(run, begin) and _as_before(run)
     ]
     runs = (begin, *passed[: _MOST_RUNS - 1])
     timed = tuple(Timed.of(db.gate_turns(run.key)) for run in runs)
-    return Baseline(runs, timed, begin.environment, regressors_of(db, begin.environment))
+    others = [run for run in finished[first + 1 :] if run not in runs and _is_alike(run, begin)][-_MOST_SINCE:]
+    since = tuple((Timed.of(db.gate_turns(run.key)), _drifted(run)) for run in others)
+    return Baseline(runs, timed, begin.environment, regressors_of(db, begin.environment), since)
+
+
+def _is_alike(run: GateRun, begin: GateRun) -> bool:
+    return run.environment.key == begin.environment.key and "operations" in run.document
+
+
+def _drifted(run: GateRun) -> frozenset[str]:
+    return frozenset(each["signature"] for each in run.document["operations"] if each["slower"])
 
 
 def _as_before(run: GateRun) -> bool:

@@ -25,11 +25,11 @@ __all__ = [
     "BLOCKS",
     "FEWEST_CALM",
     "PROFILED",
+    "UNEQUAL",
     "Change",
     "Timed",
     "changes",
     "common_change",
-    "compared",
     "less_sure",
     "levels",
     "paired_changes",
@@ -52,9 +52,12 @@ _FLOOR, _FLOOR_APART, _FLOOR_PAIRED = 0.003, 0.006, 0.0015
 linker did. Of runs apart: of figures, and of operations compared with each other, single ones of which llama-tiny's
 engine has up to 3 % faster or slower each time that it starts. Of processes that take turns."""
 
-_ALIKE, _ALIKE_APART = 0.5, 0.25
-"""Of what all operations have changed by alike, how much is taken for standard error: a machine does that as well as an
-engine, so that no figure drifts by it; and operations notice a machine unequally, by a quarter about."""
+_ALIKE = 0.5
+"""Of what all operations have changed by alike, how much is taken for standard error of a figure: a machine does that
+as well as an engine, so that no figure drifts by it."""
+
+UNEQUAL = 0.25
+"""Standard deviation over operations of how much each notices of what slows all of them down, the median being 1."""
 
 PROFILED = 0.1
 """Standard error, at least, beside the regressors' own of what was profiled: that is a mean of rounds, one operation at
@@ -166,7 +169,7 @@ def changes(
         references = [run.references for run in runs]
         if name in others:
             references = [np.column_stack(beside) for beside in zip(references, others[name], strict=True)]
-        told[name] = _levels(of_runs, references)
+        told[name] = _levels(of_runs, references, follows=name in others)
     number = len(baseline)
     understated = _understated(told)
     found = {}
@@ -175,22 +178,6 @@ def changes(
         error = math.sqrt(once * (1 + 1 / number))
         found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
     return found
-
-
-def compared(
-    new: Timed, baseline: Sequence[Timed], figures: Mapping[str, Weights], operations: Mapping[str, Weights]
-) -> tuple[dict[str, Change], dict[str, Change], float]:
-    """Changes from the runs of the baseline to a new one: of figures, of operations, and what those have in common.
-
-    Args:
-        new: at least BLOCKS turns.
-        baseline: likewise, at least one run.
-        figures: weighted sums of latencies, by name.
-        operations: likewise; operations are compared with each other.
-    """
-    common = common_change(changes(new, baseline, operations))
-    of_operations = less_sure(changes(new, baseline, operations, apart=True), common, apart=True)
-    return less_sure(changes(new, baseline, figures), common), of_operations, common
 
 
 def common_change(found: Mapping[str, Change]) -> float:
@@ -202,16 +189,14 @@ def common_change(found: Mapping[str, Change]) -> float:
     return 0.0 if len(found) <= _FEWEST_OTHERS else float(np.median([each.log for each in found.values()]))
 
 
-def less_sure(found: Mapping[str, Change], by: float, *, apart: bool = False) -> dict[str, Change]:
-    """The same changes, where all operations have changed alike.
+def less_sure(found: Mapping[str, Change], by: float) -> dict[str, Change]:
+    """Changes of figures, where all operations have changed alike.
 
     Args:
-        found: of figures, or of operations compared with each other.
+        found: of figures.
         by: what `common_change` says.
-        apart: as of `changes`.
     """
-    more = (_ALIKE_APART if apart else _ALIKE) * by
-    return {name: replace(each, error=math.hypot(each.error, more)) for name, each in found.items()}
+    return {name: replace(each, error=math.hypot(each.error, _ALIKE * by)) for name, each in found.items()}
 
 
 def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, list[Array]]:
@@ -283,35 +268,43 @@ def profiled_changes(
     return found
 
 
-def _levels(values: Sequence[Array], references: Sequence[Array], *, about: Array | None = None) -> tuple[Array, float]:
+def _levels(
+    values: Sequence[Array], references: Sequence[Array], *, about: Array | None = None, follows: bool = False
+) -> tuple[Array, float]:
     """What each run's values would be at one speed of the machine, their median; and the variance of such a one.
 
     Args:
         values: of each run, shape (turns,).
         references: of the same turns, shape (turns, references).
         about: that speed, shape (references,); None for the usual one of all runs.
+        follows: whether the last reference is what the other operations do.
     """
     kept = [np.isfinite(each) for each in values]
     values = [each[good] for each, good in zip(values, kept, strict=True)]
     references = [each[good] for each, good in zip(references, kept, strict=True)]
     usual = np.median(np.concatenate(references), axis=0) if about is None else about
-    coefficients = _coefficients(values, references)
+    coefficients = _coefficients(values, references, follows=follows)
     adjusted = [each - (beside - usual) @ coefficients for each, beside in zip(values, references, strict=True)]
     medians = np.array([np.median(each) for each in adjusted])
     return medians, float(np.mean([_variance_of_median(each) for each in adjusted]))
 
 
-def _coefficients(values: Sequence[Array], references: Sequence[Array]) -> Array:
-    """How values follow the references within their runs, shape (references,); none is negative."""
+def _coefficients(values: Sequence[Array], references: Sequence[Array], *, follows: bool) -> Array:
+    """How values follow the references within their runs, shape (references,); none is negative.
+
+    With `follows` the last coefficient is 1 give or take UNEQUAL where the runs do not tell: in a run without spells
+    nothing follows anything, and the next one may find the machine in another state.
+    """
     from scipy.optimize import nnls
 
     y = np.concatenate([each - np.median(each) for each in values])
     x = np.concatenate([each - np.median(each, axis=0) for each in references])
     weights = np.ones(len(y))
-    coefficients = np.zeros(x.shape[1])
+    coefficients, scale = np.zeros(x.shape[1]), _spread(y)
     for _ in range(_ITERATIONS):
         root = np.sqrt(weights)
-        coefficients, _ = nnls(x * root[:, None], y * root)
+        prior = np.eye(x.shape[1])[-1:] * (scale / UNEQUAL) if follows else np.empty((0, x.shape[1]))
+        coefficients, _ = nnls(np.vstack([x * root[:, None], prior]), np.concatenate([y * root, prior[:, -1]]))
         rest = y - x @ coefficients
         scale = _spread(rest)
         weights = np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))

@@ -188,7 +188,8 @@ class Verdict:
     def needed_turns(self) -> int | None:
         """How many turns would decide every undecided figure, noise and change staying as they are.
 
-        None where no number of turns does: the change is too near to the limit, or an operation has no counterpart.
+        None where no number of turns does: the change is too near to the limit, all operations have changed alike, or
+        one has no counterpart.
         """
         most = 0.0
         for figure in self.figures:
@@ -200,7 +201,8 @@ class Verdict:
             ratio = (figure.change.error / error) ** 2 if error else math.inf
             most = max(most, ratio)
         turns = math.ceil(most * self.turns) if most < _MOST_TIMES else None
-        return None if self.unmatched or self.disturbed is not None or self.crowded is not None else turns
+        hopeless = self.unmatched or abs(self.alike) > self.limit  # more of the same turns say no more of either
+        return None if hopeless or self.disturbed is not None or self.crowded is not None else turns
 
 
 _MOST_TIMES = 100.0
