@@ -11,7 +11,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.published_latency import PublishedLatency, PublishedTable, Source
 from pytest_dooly.core.signature import Signature
 
-DEVICE = Device("toy", "Toy GPU", 100, 1e10, 1e12, 1e14, 1e11)
+DEVICE = Device("toy", "Toy GPU", 100, 1e10, 1e12, 1e14, 1e13, 1e11)
 """10 GB at 1 TB/s, 100 TFLOP/s, 100 GB/s between GPUs."""
 
 

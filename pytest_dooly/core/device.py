@@ -28,6 +28,7 @@ class Device:
         memory_bytes: of the device, as CUDA reports it.
         memory_bytes_per_s: peak of that memory.
         flops_per_s: peak of bf16 matrix products without sparsity; 8-bit ones are twice as fast, 4-bit ones four times.
+        fp32_flops_per_s: peak of products in fp32, which no tensor core computes unless TF32 is allowed.
         link_bytes_per_s: to the other GPUs of a node, in one direction.
         compute_capability: major and minor, by which an engine chooses its kernels.
     """
@@ -38,20 +39,21 @@ class Device:
     memory_bytes: float
     memory_bytes_per_s: float
     flops_per_s: float
+    fp32_flops_per_s: float
     link_bytes_per_s: float
     compute_capability: tuple[int, int] = (9, 0)
 
 
 DEVICES: tuple[Device, ...] = (
-    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 300e9, (8, 0)),
-    Device("b200_sxm", "NVIDIA B200", 148, 178.35 * _GIB, 7.7e12, 2250e12, 900e9, (10, 0)),
-    Device("b300_sxm", "NVIDIA B300 SXM6 AC", 148, 267.9 * _GIB, 7.75e12, 2250e12, 900e9, (10, 3)),
-    Device("gb200", "NVIDIA GB200", 152, 184.3 * _GIB, 8e12, 2500e12, 900e9, (10, 0)),
-    Device("gb300", "NVIDIA GB300", 152, 276.8 * _GIB, 8e12, 2500e12, 900e9, (10, 3)),
-    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 450e9, (9, 0)),
-    Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 450e9, (9, 0)),
-    Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 32e9, (8, 9)),
-    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 32e9, (8, 9)),
+    Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 300e9, (8, 0)),
+    Device("b200_sxm", "NVIDIA B200", 148, 178.35 * _GIB, 7.7e12, 2250e12, 75e12, 900e9, (10, 0)),
+    Device("b300_sxm", "NVIDIA B300 SXM6 AC", 148, 267.9 * _GIB, 7.75e12, 2250e12, 75e12, 900e9, (10, 3)),
+    Device("gb200", "NVIDIA GB200", 152, 184.3 * _GIB, 8e12, 2500e12, 80e12, 900e9, (10, 0)),
+    Device("gb300", "NVIDIA GB300", 152, 276.8 * _GIB, 8e12, 2500e12, 80e12, 900e9, (10, 3)),
+    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 67e12, 450e9, (9, 0)),
+    Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 67e12, 450e9, (9, 0)),
+    Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 91.6e12, 32e9, (8, 9)),
+    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 82.6e12, 32e9, (8, 9)),
     Device(
         "rtx_pro_6000_server",
         "NVIDIA RTX PRO 6000 Blackwell Server Edition",
@@ -59,6 +61,7 @@ DEVICES: tuple[Device, ...] = (
         memory_bytes=101.97e9,
         memory_bytes_per_s=1.597e12,
         flops_per_s=503.8e12,
+        fp32_flops_per_s=120e12,
         link_bytes_per_s=64e9,
         compute_capability=(12, 0),
     ),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Batch, Routing, SweepPoint
+from pytest_dooly.core.device import device_named
 from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
@@ -68,6 +69,18 @@ def test_a_linear_is_bound_by_its_weights_and_then_by_its_operations() -> None:
     assert moved(linear(6144, 4096), "T1") == pytest.approx(2 * (4096 + 6144 * 4096 + 6144))
     assert computed(linear(6144, 4096), "T8192") == pytest.approx(2 * 8192 * 6144 * 4096)
     assert moved(LOGITS, "R2") == pytest.approx(2 * (2 * 4096 + 32064 * 4096 + 2 * 32064))
+
+
+def test_a_router_in_single_precision_runs_on_no_matrix_cores() -> None:
+    """MiniMax-M2.5's gate (`F.linear(x.float(), weight)` beyond 32 tokens): 12.9 GFLOP on an H200's 67 TFLOP/s."""
+    tensors = (("x", "bf16", ("num_tokens", 3072)), ("weight", "fp32", (256, 3072)))
+    gate = dataclasses.replace(linear(256, 3072), tensors=tensors)
+    products = 2 * 8192 * 256 * 3072
+    h200 = device_named("h200_sxm")
+    assert Estimate(gate, h200).predict_s([SweepPoint.parse("T8192")])[0] == pytest.approx(
+        LAUNCH_S + products / (PEAK_SHARE * 67e12)
+    )
+    assert computed(gate, "T8192") == pytest.approx(10 * products)
 
 
 def test_a_sampler_moves_single_precision_too() -> None:

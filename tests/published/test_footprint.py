@@ -79,7 +79,7 @@ def test_blocks_are_what_the_weights_leave() -> None:
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    small = Device("tiny", "Tiny GPU", 1, 1e8, 1e12, 1e14, 1e11)
+    small = Device("tiny", "Tiny GPU", 1, 1e8, 1e12, 1e14, 1e13, 1e11)
     with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
         kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
     with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):
