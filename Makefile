@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate arena economy study gpu-check clean
+.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate bench-tokeniser arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ bench-search: $(STAMP) ## 256 ways to serve llama3-70b under an SLO, from public
 
 bench-picks: $(STAMP) ## what predictions pick among published runs beside what these measured as best, into reports/search (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.picks
+
+bench-tokeniser: $(STAMP) ## what a token of a prompt takes a tokeniser on this machine (2 minutes)
+	$(BIN)/python -m benchmarks.tokeniser --write reports/public
 
 # Alone on the machine: what else runs there is noise. One thread, so that no thread waits for another.
 bench-gate: $(STAMP) ## the gate's false alarms and what it finds: 100 runs of llama-tiny, then 1,200 simulated, into reports/gate (40 minutes)

@@ -10,7 +10,8 @@ stretched to the stage's time (`ConstantLoadTimer`); the times of sending in the
 one shuffled order, over and over, each as long as the client counted them on average. A stage begins when all requests
 of the one before have ended. Gaps are drawn anew, with seed 0: where seats run out, p99 of TTFT hangs on them.
 
-Step times come from public tables of the GPU alone. One constant is fitted: what server and client add to a request,
+Step times come from public tables of the GPU alone, and each token of a prompt takes the tokeniser `TOKENISE_S`. One
+constant is fitted: what server and client add to a request besides,
 the sum of `Server.request_s` and `Server.token_s`. It shifts TTFT and end-to-end latency alike, so how it is divided
 between the two cannot be seen and need not be known. It is the median, over stages without failed requests, of the
 measured mean TTFT less the simulated one. Errors are given (a) without it, (b) with that of all stages, (c) with that
@@ -47,8 +48,9 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import TOKENISE_S
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.scheduling.clock import Simulated, run
+from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions
 from pytest_dooly.serving import serve
@@ -227,7 +229,8 @@ def predictions(runs: Iterable[Run], db: LatencyDB, folder: Path, kind: str) -> 
     for each in runs:
         step_times, limits = known(each.model, each.ranks)
         progress(f"simulating {each.model} {each.kind}")
-        simulated = run(each.traffic(kind), NativeScheduler(SchedulerOptions(limits, each.kv_blocks)), step_times)
+        scheduler = NativeScheduler(SchedulerOptions(limits, each.kv_blocks))
+        simulated = run(each.traffic(kind), scheduler, step_times, Server(tokenise_s=TOKENISE_S))
         served = overloaded(simulated)
         for stage, figures_s in zip(each.stages, figures(simulated), strict=True):
             yield Predicted(each, stage, figures_s, served)

@@ -25,7 +25,7 @@ from pytest_dooly.prediction.interval import is_mixture, typical_steps
 from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.basis import Foundation
-from pytest_dooly.published.estimate import SERVER_S
+from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, run
@@ -142,7 +142,7 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
         _traffic(each),
         NativeScheduler(options),
         served_model.times[overlapped],
-        Server.adding(SERVER_S, async_scheduling=overlapped),
+        Server.adding(SERVER_S, async_scheduling=overlapped, tokenise_s=TOKENISE_S),
     )
     centre = np.nanmedian if each.medians else np.nanmean
     tokens = sum(request.output_len for request in simulated.traffic.requests)

@@ -29,8 +29,10 @@ _GRID = (
 )
 """Options of serving of which a search takes several values each."""
 
-_MOST_MS = 3.6e6
-"""That a server may add to a request: an hour, beyond which a number is a mistake."""
+_TOKENISER = "that each token of a prompt takes the server's tokeniser"
+
+_MOST_ADDED = 3.6e6
+"""That a server may add: an hour to a request, beyond which a number is a mistake."""
 
 
 class _Whole(argparse.ArgumentParser):
@@ -84,7 +86,8 @@ def _simulate(commands: _Commands) -> None:
     how.add_argument("--scheduler", choices=["native", "vllm"], default="native", help="ours (default), or vLLM's own")
     how.add_argument("--replicas", type=_positive, default=1, help="engines behind a router (1)")
     how.add_argument("--router", choices=["round_robin", "least_outstanding", "prefix"], default="round_robin")
-    how.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2 with --device)")
+    how.add_argument("--server-ms", type=_added, help="that server and client add to each (8.2 with --device)")
+    how.add_argument("--token-us", type=_added, help=f"{_TOKENISER} (2.5 with --device)")
     how.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     simulate.add_argument("--slo", help="for the goodput, as in ttft:300ms,tpot:40ms,e2el:10s")
     simulate.add_argument("--out", metavar="FILE", help="every request, as .parquet or .csv")
@@ -116,7 +119,8 @@ def _search(commands: _Commands) -> None:
     asked.add_argument("--prefix-caching", nargs="+", action=_Distinct, choices=["on", "off"], default=["on"])
     asked.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share that the engine takes (0.92)")
     asked.add_argument("--no-async-scheduling", action="store_true", help="no step is scheduled while another runs")
-    asked.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (8.2)")
+    asked.add_argument("--server-ms", type=_added, help="that server and client add to each (8.2)")
+    asked.add_argument("--token-us", type=_added, help=f"{_TOKENISER} (2.5)")
     asked.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     how = search.add_argument_group("how it is searched")
     how.add_argument("--tolerance", type=_share, default=0.03, help="of each rate that is found (0.03)")
@@ -158,7 +162,7 @@ def _validate(commands: _Commands) -> None:
     traffic.add_argument("--rate", type=_positive_number, nargs="+", help="requests a second (three, of the capacity)")
     traffic.add_argument("--arrivals", default="poisson", help="as of simulate (poisson)")
     traffic.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts (4x8x256)")
-    traffic.add_argument("--server-ms", type=_milliseconds, help="that server and client add to each (found out)")
+    traffic.add_argument("--server-ms", type=_added, help="that server and client add to each (found out)")
     traffic.add_argument("--port", type=_port, default=0, help="of the server on loopback (any that is free)")
     validate.add_argument("--repeats", type=_positive, default=3, help="rounds over all, after a warm-up (3)")
     validate.add_argument("--no-in-situ", action="store_true", help="do not time operations alone and within a pass")
@@ -384,10 +388,10 @@ def _natural_number(text: str) -> float:
     return value
 
 
-def _milliseconds(text: str) -> float:
+def _added(text: str) -> float:
     value = _natural_number(text)
-    if value > _MOST_MS:
-        raise argparse.ArgumentTypeError(f"must be at most {_MOST_MS:,.0f}, an hour, got {text}")
+    if value > _MOST_ADDED:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_ADDED:,.0f}, got {text}")
     return value
 
 

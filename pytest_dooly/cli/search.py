@@ -15,7 +15,7 @@ from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError, TraceError, WorkerError
-from pytest_dooly.published.estimate import SERVER_S
+from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.search_report import format_explanation, format_search, save_search, search_document
 from pytest_dooly.searching.candidate import Grid
@@ -53,7 +53,8 @@ def search(arguments: argparse.Namespace) -> Answer:
             async_scheduling=not arguments.no_async_scheduling,
             gpu_memory_utilization=arguments.gpu_memory_utilization,
         )
-        question = Question(traffic, objective, engine, server_s, arguments.tolerance, arguments.routing)
+        tokenise_s = TOKENISE_S if arguments.token_us is None else arguments.token_us / 1e6
+        question = Question(traffic, objective, engine, server_s, tokenise_s, arguments.tolerance, arguments.routing)
         for name in grid.devices:  # says which are estimates, once the options are known to be right
             grounds_on(device_named(name), work.db)
         try:

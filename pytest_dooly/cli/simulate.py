@@ -16,6 +16,7 @@ from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.prediction.interval import Figure, Interval, intervals, is_mixture
 from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.estimate import TOKENISE_S
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.device_report import format_shares
 from pytest_dooly.report.figure import png_path
@@ -72,7 +73,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     )
     options = engine.options(model, None if device is None else device.name)
     server_ms = added_by_server_s(device) * 1e3 if arguments.server_ms is None else arguments.server_ms
-    server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling)
+    token_us = (0.0 if device is None else TOKENISE_S * 1e6) if arguments.token_us is None else arguments.token_us
+    server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling, tokenise_s=token_us / 1e6)
     deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()
     simulated = joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
@@ -86,6 +88,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
     document |= {"options": work.configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
+    document |= {"token_us": token_us}
     document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
     document |= simulation.summary(slo, search=search)
@@ -110,7 +113,7 @@ def _served(document: Mapping[str, Any]) -> str:
     return (
         f"tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
         f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens; a server adds "
-        f"{document['server_ms']:.3g} ms to a request"
+        f"{document['server_ms']:.3g} ms to a request and {document['token_us']:.3g} µs to a prompt's token"
     )
 
 

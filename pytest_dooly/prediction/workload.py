@@ -12,7 +12,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step import check_regressors, is_admission
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.estimate import SERVER_S
+from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.published.footprint import kv_blocks
 from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
@@ -90,7 +90,7 @@ def serve_workload(
 def predict_served(times: StepTimes, workload: Workload, device: Device) -> WorkloadPrediction:
     """TTFT and TPOT of a workload at an idle server: async scheduling, and the KV blocks that the device has room for.
 
-    The server adds `SERVER_S` to each request.
+    The server adds `SERVER_S` to each request, and `TOKENISE_S` for each token of its prompt.
 
     Where the device has no room for the model, they are those that it would have with memory for all.
 
@@ -107,7 +107,8 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
         options = SchedulerOptions(limits, kv_blocks(times.model, device))
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))
-    return predict_workload(times, workload, options=options, server=Server.adding(SERVER_S, async_scheduling=True))
+    server = Server.adding(SERVER_S, async_scheduling=True, tokenise_s=TOKENISE_S)
+    return predict_workload(times, workload, options=options, server=server)
 
 
 def in_process(times: StepTimes, workload: Workload) -> Server:

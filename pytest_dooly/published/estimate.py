@@ -20,7 +20,7 @@ from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.sweep.roofline import bytes_of, bytes_sent, flops, window_of
 
-__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "SERVER_S", "STEP_S", "Estimate"]
+__all__ = ["ADMISSION_S", "LAUNCH_S", "MEMORY_SHARE", "PEAK_SHARE", "SERVER_S", "STEP_S", "TOKENISE_S", "Estimate"]
 
 Array = npt.NDArray[np.float64]
 
@@ -39,8 +39,13 @@ H100s (`make arena`; 1.6 ms). With asynchronous scheduling it shows only where t
 is assumed.
 """
 
+TOKENISE_S = 2.5e-6
+"""What each token of a prompt takes the server's tokeniser: the median over prose and what benchmarks draw at random,
+of Hugging Face's byte-level BPE with 128,000 tokens in one thread (`make bench-tokeniser`; 2.0 to 3.3 µs on an AMD EPYC
+of 2025). It is measured, and fitted to no run."""
+
 SERVER_S = 8.2e-3
-"""What a server and its client add to a request: reading and tokenising it, HTTP, the first answer's way back.
+"""What a server and its client add to a request besides: reading it, HTTP, the first answer's way back.
 
 The median over 20 stages of four models that vLLM 0.15.1 served on an H100 (`make bench-traffic`; 7.5 to 9.7 ms with
 one of the models left out).

@@ -53,7 +53,8 @@ class Server:
         async_scheduling: whether two steps are under way at once.
         admission_s: seconds that the engine itself is kept by each request before its next step, where client and
             engine are one process; the request's clock begins with its own.
-        in_turn: whether the server takes requests in one after the other, each for request_s.
+        in_turn: whether the server takes requests in one after the other, each for as long as it takes.
+        tokenise_s: seconds that each token of a prompt takes besides `request_s`, before it arrives at the engine.
     """
 
     request_s: float = 0.0
@@ -61,12 +62,23 @@ class Server:
     async_scheduling: bool = True
     admission_s: float = 0.0
     in_turn: bool = False
+    tokenise_s: float = 0.0
 
     @classmethod
-    def adding(cls, server_s: float, *, async_scheduling: bool) -> Server:
-        """A server of one process: it takes a request in, one after the other, for most of what it adds to each."""
+    def adding(cls, server_s: float, *, async_scheduling: bool, tokenise_s: float = 0.0) -> Server:
+        """A server of one process: it takes a request in, one after the other, for most of what it adds to each.
+
+        Args:
+            server_s: that server and client add to a request.
+            async_scheduling: as of a Server.
+            tokenise_s: likewise.
+        """
         request_s = _WAY_IN * server_s
-        return cls(request_s, server_s - request_s, async_scheduling, in_turn=True)
+        return cls(request_s, server_s - request_s, async_scheduling, in_turn=True, tokenise_s=tokenise_s)
+
+    def taking_in_s(self, prompt_len: int) -> float:
+        """Seconds from a request's sending to its arrival at the engine, where none is before it."""
+        return self.request_s + self.tokenise_s * prompt_len
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +275,7 @@ class _Run:
             heapq.heappop(self._due)
             self._sent_s[place] = at_s
             begin_s = max(at_s, self._taken_in_s) if self._server.in_turn else at_s
-            self._taken_in_s = begin_s + self._server.request_s
+            self._taken_in_s = begin_s + self._server.taking_in_s(self._traffic.requests[place].prompt_len)
             self._arriving.append((self._taken_in_s, place))
 
     def _next_s(self) -> float:

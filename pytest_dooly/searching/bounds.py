@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.traffic import Traffic
-from pytest_dooly.scheduling.clock import StepLatency
+from pytest_dooly.scheduling.clock import Server, StepLatency
 from pytest_dooly.scheduling.scheduler import Decodes, Scheduled, SchedulerOptions
 from pytest_dooly.searching.objective import Latency
 
@@ -22,7 +22,7 @@ _SLACK = 1.25
 
 
 def unloaded(
-    traffic: Traffic, times: StepLatency, options: SchedulerOptions, server_s: float
+    traffic: Traffic, times: StepLatency, options: SchedulerOptions, server: Server
 ) -> Mapping[Latency, Array]:
     """TTFT, TPOT and latency of each request that meets no other, in seconds, each of shape (requests,).
 
@@ -32,7 +32,7 @@ def unloaded(
         traffic: whose requests they are.
         times: of the steps.
         options: how the engine schedules.
-        server_s: that server and client add to a request.
+        server: between client and engine.
     """
     known: dict[tuple[int, int, int], tuple[float, float]] = {}
     rows = []
@@ -41,7 +41,8 @@ def unloaded(
         if asked not in known:
             context_len = prompt_len + request.output_len // 2
             step_s = times.step_s(Scheduled([0], [1], [context_len], [])) if request.output_len > 1 else math.nan
-            known[asked] = server_s + _prefill_s(times, new, prompt_len, options.limits.max_num_tokens), step_s
+            added_s = server.taking_in_s(prompt_len) + server.token_s
+            known[asked] = added_s + _prefill_s(times, new, prompt_len, options.limits.max_num_tokens), step_s
         rows.append(known[asked])
     ttft_s, tpot_s = np.array(rows, dtype=np.float64).T
     further = np.array([request.output_len - 1 for request in traffic.requests])

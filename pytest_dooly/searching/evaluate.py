@@ -64,6 +64,7 @@ class Question:
         objective: that a rate must meet.
         engine: how each engine schedules; prefix caching is the candidate's.
         server_s: that server and client add to a request.
+        tokenise_s: that each token of a prompt takes the server.
         tolerance: by which a rate that meets the objective and one that does not may differ, 0.03 for 3 %.
         routing: how a mixture's router spreads tokens over experts.
     """
@@ -72,6 +73,7 @@ class Question:
     objective: Objective
     engine: Engine = dataclasses.field(default_factory=Engine)
     server_s: float = 0.0
+    tokenise_s: float = 0.0
     tolerance: float = 0.03
     routing: RoutingDistribution = TRAINED
 
@@ -187,7 +189,9 @@ class _Evaluation:
     def __init__(self, question: Question, trial: Trial, options: SchedulerOptions, ready: _Ready) -> None:
         self._question, self._trial, self._options, self._ready = question, trial, options, ready
         self._objective = question.objective
-        self._server = Server.adding(question.server_s, async_scheduling=options.async_scheduling)
+        self._server = Server.adding(
+            question.server_s, async_scheduling=options.async_scheduling, tokenise_s=question.tokenise_s
+        )
         self._even = self._alone = (1.0,) * len(self._objective.bounds)
 
     def outcome(self) -> Outcome:
@@ -197,7 +201,7 @@ class _Evaluation:
             tokens=float(np.mean([request.prompt_len + request.output_len for request in traffic.requests])),
             output_tokens=float(np.mean([request.output_len for request in traffic.requests])),
         )
-        alone = self._objective.ratios_of(unloaded(traffic, times, self._options, self._question.server_s))
+        alone = self._objective.ratios_of(unloaded(traffic, times, self._options, self._server))
         if max(alone) > 1:
             names = [
                 f"{bound.name} {ratio * bound.bound_s * 1e3:.3g} ms"

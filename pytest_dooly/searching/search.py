@@ -14,7 +14,7 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import traced_for
-from pytest_dooly.published.estimate import SERVER_S
+from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.searching.candidate import Grid
 from pytest_dooly.searching.chooser import chooser_for
 from pytest_dooly.searching.cost import bill_of, check_prices
@@ -54,6 +54,7 @@ def search(
     options: ServingOptions | None = None,
     engine: Engine | None = None,
     server_s: float = SERVER_S,
+    tokenise_s: float = TOKENISE_S,
     routing: str | RoutingDistribution = TRAINED,
     progress: Callable[[Finished], None] = lambda _: None,
 ) -> Search:
@@ -80,6 +81,7 @@ def search(
         options: of serving, that are the same for all.
         engine: how each engine schedules.
         server_s: seconds that server and client add to a request.
+        tokenise_s: seconds that each token of a prompt takes the server's tokeniser.
         routing: how a mixture's router spreads tokens over experts.
         progress: called after each candidate.
 
@@ -106,6 +108,7 @@ def search(
         Objective.parse(slo) if isinstance(slo, str) else slo,
         engine or Engine(),
         server_s,
+        tokenise_s,
         tolerance,
         RoutingDistribution.parse(routing) if isinstance(routing, str) else routing,
     )

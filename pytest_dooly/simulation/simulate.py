@@ -22,7 +22,7 @@ from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.interval import Figure, typical_steps
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.estimate import SERVER_S
+from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks
 from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
@@ -163,7 +163,8 @@ def simulate(
         device: as in `predict`.
         routing: as in `predict`.
         engine: how each engine schedules.
-        server: what lies between clients and engines; None for what `added_by_server_s` says.
+        server: what lies between clients and engines; None for what `added_by_server_s` says and, on a named device,
+            `TOKENISE_S`.
         replicas: number of engines.
         router: how requests are spread over them.
 
@@ -175,7 +176,11 @@ def simulate(
     with LatencyDB.open(Path(db), create=False) as opened:
         served, models = known(opened, model, options, device=device, environment=environment)
     engine = engine or Engine()
-    server = server or Server.adding(added_by_server_s(device), async_scheduling=engine.async_scheduling)
+    server = server or Server.adding(
+        added_by_server_s(device),
+        async_scheduling=engine.async_scheduling,
+        tokenise_s=0.0 if device is None else TOKENISE_S,
+    )
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
     times = StepTimes(served, models, routing=spread, overlapped=overlapped)

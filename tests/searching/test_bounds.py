@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,8 @@ from pytest_dooly.searching.goodput import Curve
 from pytest_dooly.searching.objective import Objective
 from pytest_dooly.simulation.deployment import Deployment
 from tests.searching.samples import traffic
+
+SERVER = Server.adding(0.01, async_scheduling=True, tokenise_s=1e-5)
 
 OPTIONS = SchedulerOptions(Limits(max_num_tokens=64, max_num_seqs=8, max_model_len=512), 400, block_size=4)
 
@@ -42,8 +45,8 @@ def test_no_request_is_faster_than_alone(asked: list[tuple[int, int, int]], gap_
         for place, (prompt, output, group) in enumerate(asked)
     ]
     options = SchedulerOptions(OPTIONS.limits, 400, block_size=4, prefix_caching=caching)
-    load = run(Traffic(requests), NativeScheduler(options), Linear(), Server.adding(0.01, async_scheduling=True))
-    alone = unloaded(load.traffic, Linear(), options, 0.01)
+    load = run(Traffic(requests), NativeScheduler(options), Linear(), SERVER)
+    alone = unloaded(load.traffic, Linear(), options, SERVER)
     assert (alone["ttft"] <= load.ttft_s * 1.001).all()
     assert (np.nan_to_num(alone["tpot"]) <= np.nan_to_num(load.tpot_s) * 1.001).all()
     assert (alone["e2el"] <= load.latency_s * 1.001).all()
@@ -51,8 +54,8 @@ def test_no_request_is_faster_than_alone(asked: list[tuple[int, int, int]], gap_
 
 def test_alone_is_what_a_simulation_says_of_requests_that_meet_none() -> None:
     sparse = traffic(8, 200, 20).stretched(100.0)
-    load = run(sparse, NativeScheduler(OPTIONS), Linear(), Server.adding(0.01, async_scheduling=False))
-    alone = unloaded(sparse, Linear(), OPTIONS, 0.01)
+    load = run(sparse, NativeScheduler(OPTIONS), Linear(), dataclasses.replace(SERVER, async_scheduling=False))
+    alone = unloaded(sparse, Linear(), OPTIONS, SERVER)
     assert alone["ttft"] == pytest.approx(load.ttft_s, rel=1e-3)
     assert alone["tpot"] == pytest.approx(load.tpot_s, rel=1e-2)
 
