@@ -58,10 +58,10 @@ def test_the_longer_a_prompt_the_longer_it_is_tokenised() -> None:
     apart = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(100.0, 10, 1)])
     longer_s = served(apart, Server(1.0, tokenise_s=0.1)).ttft_s - served(apart).ttft_s
     assert longer_s == pytest.approx([3.0, 2.0])
-    # Of two that come at once the second waits for both, and then for the first one's step.
-    together = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(0.0, 200, 1)])
-    in_turn = served(together, Server(1.0, tokenise_s=0.1, in_turn=True))
-    assert in_turn.scheduled_s == pytest.approx([3.0, 3.0 + 21.0])
+    # Of two that come at once the second waits for the first one too.
+    together = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(0.0, 40, 1)])
+    in_turn = served(together, Server(1.0, tokenise_s=1.0, in_turn=True))
+    assert in_turn.scheduled_s == pytest.approx([21.0, 21.0 + 41.0])
 
 
 @pytest.mark.parametrize("server_s", [0.0, 0.008])
