@@ -3,7 +3,7 @@
 `benchmarks/hosts_llmservingsim.py` starts it. Router, scheduler, KV cache, trace generator and output are its own.
 ASTRA-Sim is C++ that reads a converted trace; on one rank it waits for each layer in turn, and moves its clock on
 by a millisecond where there is nothing to run (`EventQueue::add_current_time` of astra-network-analytical). So does
-this, from the trace as it is written; the 40 bytes that ASTRA-Sim fetches from the host's memory take no time here.
+this, from the trace as it is written; what ASTRA-Sim fetches from the host's memory, some bytes, takes no time here.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class PromptsFirst:
 
     def schedule(self) -> Scheduled | None:
         """Prompts in the order of arrival while the step has room; the last one may get a part of it."""
-        budget, places, queries, contexts, sampling = self._limits.max_num_tokens, [], [], [], []
+        budget, places, queries = self._limits.max_num_tokens, list[int](), list[int]()
+        contexts, sampling = list[int](), list[int]()
         while self._waiting and budget and len(self._running) + len(places) < self._limits.max_num_seqs:
             place = self._waiting[0]
             left = self._requests[place].prompt_len - self._computed[place]
