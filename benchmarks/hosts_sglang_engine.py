@@ -14,7 +14,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from pytest_dooly.hosts.sglang import run_scheduler_process
+from pytest_dooly.hosts.sglang.predictor import run_scheduler_process
 
 
 def without_processor(*args: Any, **kwargs: Any) -> Any:

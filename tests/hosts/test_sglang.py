@@ -76,8 +76,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Any:
         package, _, last = name.rpartition(".")
         if package:
             setattr(sys.modules[package], last, module)
-    monkeypatch.delitem(sys.modules, "pytest_dooly.hosts.sglang", raising=False)
-    adapter = importlib.import_module("pytest_dooly.hosts.sglang")
+    monkeypatch.delitem(sys.modules, "pytest_dooly.hosts.sglang.predictor", raising=False)
+    adapter = importlib.import_module("pytest_dooly.hosts.sglang.predictor")
     adapter.register()
     adapter.register()
     return ConfigManager
@@ -119,7 +119,7 @@ def test_a_process_that_the_simulator_starts_knows_it(manager: Any, db: Path) ->
     manager.raw = {"predictor": {"name": "dooly", "db": str(db)}}
     del manager.knows_dooly
     manager.get_inference_time_predictor = classmethod(lambda cls, *_: "theirs")  # as a new process has it
-    predictor = sys.modules["pytest_dooly.hosts.sglang"].run_scheduler_process(*served())
+    predictor = sys.modules["pytest_dooly.hosts.sglang.predictor"].run_scheduler_process(*served())
     assert type(predictor).__name__ == "DoolyTimePredictor"
 
 
@@ -129,7 +129,7 @@ def test_its_server_starts_such_a_process(manager: Any, monkeypatch: pytest.Monk
     importlib.import_module("pytest_dooly.hosts.sglang.__main__").main()
     assert started == ["sglang_simulator.simulation.sglang.launch_server"]
     bootstrap = sys.modules["sglang_simulator.simulation.sglang.hook_bootstrap"]
-    ours = sys.modules["pytest_dooly.hosts.sglang"].run_scheduler_process
+    ours = sys.modules["pytest_dooly.hosts.sglang.predictor"].run_scheduler_process
     assert bootstrap.run_simulator_scheduler_process is ours
 
 
@@ -142,17 +142,17 @@ def test_what_it_cannot_predict_is_one_message(manager: Any, db: Path) -> None:
 
 
 def test_where_it_is_missing_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "pytest_dooly.hosts.sglang", raising=False)
+    monkeypatch.delitem(sys.modules, "pytest_dooly.hosts.sglang.predictor", raising=False)
     monkeypatch.setitem(sys.modules, "sglang_simulator", None)
     with pytest.raises(MissingExtraError, match="SGLang Simulator cannot be imported .*install tools/sglang-simulator"):
-        importlib.import_module("pytest_dooly.hosts.sglang")
+        importlib.import_module("pytest_dooly.hosts.sglang.predictor")
     with pytest.raises(SystemExit, match="error: SGLang Simulator cannot be imported"):
         importlib.import_module("pytest_dooly.hosts.sglang.__main__").main()
 
 
 ENGINE = """
 import asyncio, json, sys
-from pytest_dooly.hosts.sglang import run_scheduler_process
+from pytest_dooly.hosts.sglang.predictor import run_scheduler_process
 from sglang_simulator.compat import apply_simulator_server_args
 from sglang_simulator.simulation.sglang.engine import SGLangSimulationEngine
 

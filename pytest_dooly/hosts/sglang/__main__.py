@@ -16,7 +16,7 @@ __all__ = ["main"]
 def main() -> None:
     """Runs the server; what goes wrong on our side is one message and exit status 1."""
     try:
-        from pytest_dooly.hosts.sglang import run_scheduler_process
+        from pytest_dooly.hosts.sglang.predictor import run_scheduler_process
     except DoolyError as error:
         sys.exit(f"error: {error}")
     from sglang_simulator.simulation.sglang import hook_bootstrap
