@@ -1,32 +1,38 @@
-"""LLMServingSim's own reader on our bundle, beside our own step times, for the same requests.
+"""LLMServingSim on our bundle, beside our own simulation of the same requests.
 
 Run as `python -m benchmarks.hosts_llmservingsim --clone DIR [--db FILE] [--write DIR]`. DIR is a clone of
 casys-kaist/LLMServingSim at 5daddb2. Llama-3-8B on an H100 serves the 300 requests of ShareGPT at 10 a second that lie
-there, in our own scheduler: once with a step's time as `serving/core/trace_generator.py` finds it in our bundle (its
-reader, its architecture, its interpolation, its sum over layers), once with our step times. ASTRA-Sim, which it hands
-these times to, is not run: on one rank it adds them up.
+there, without and with prefix caching: in LLMServingSim's own loop with what stands in for ASTRA-Sim
+(`benchmarks/hosts_llmservingsim_loop.py`), and in our own scheduler, once with a step's time as
+`serving/core/trace_generator.py` finds it in our bundle (its reader, its architecture, its interpolation, its sum over
+layers), so that its scheduler can be told from its form, and once with our step times.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts import HEAD, told
+from benchmarks.hosts import HEAD, Served, told
 from benchmarks.hosts_dynamo import ours
 from benchmarks.public import write
-from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.core.configuration import ServingOptions, aliases
+from pytest_dooly.core.device import device_named
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.step_times import Shape, StepTimes
+from pytest_dooly.scheduling.scheduler import SchedulerOptions
 from pytest_dooly.simulation.simulate import Engine
 
 MODEL, DEVICE, ARCHITECTURE = "llama3", "h100_sxm", "llama"
@@ -68,6 +74,38 @@ class ByLLMServingSim:
         return int(self._theirs._lookup_attention(self._tables, 1, chunk, before, step.num_decodes, mean))
 
 
+def in_llmservingsim(folder: Path, trace: Path, options: SchedulerOptions) -> Served:
+    """Its own loop from its start to its last file, in a folder with its code and our bundle."""
+    instance = {"model_name": MODEL, "hardware": DEVICE, "num_npus": 1, "tp_size": 1, "pd_type": None}
+    memory = {"mem_size": device_named(DEVICE).memory_bytes / 2**30, "mem_bw": 3350, "mem_latency": 0}
+    host = {"mem_size": 512, "mem_bw": 256, "mem_latency": 0}
+    node = {"num_instances": 1, "cpu_mem": host, "instances": [{**instance, "npu_mem": memory}]}
+    cluster = {"num_nodes": 1, "link_bw": 16, "link_latency": 20000, "nodes": [node]}
+    files = {
+        "configs/cluster/one.json": json.dumps(cluster),
+        f"configs/model/{MODEL}.json": (aliases()[MODEL] / "config.json").read_text(encoding="utf-8"),
+        "astra-sim/inputs/system/system.json": "{}",
+        "trace.jsonl": trace.read_text(encoding="utf-8"),
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.hosts_llmservingsim_loop"]
+    command += ["--cluster-config", "configs/cluster/one.json"]
+    command += ["--dataset", "trace.jsonl", "--output", "out.csv"]
+    command += [f"--{'' if options.prefix_caching else 'no-'}enable-prefix-caching"]
+    limits = options.limits
+    command += ["--max-num-seqs", str(limits.max_num_seqs), "--max-num-batched-tokens", str(limits.max_num_tokens)]
+    environment, before, start = {**os.environ, "PYTHONPATH": str(Path.cwd())}, os.times(), time.perf_counter()
+    subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    after, wall_s = os.times(), time.perf_counter() - start
+    (found,) = folder.rglob("out.csv")
+    rows = list(csv.DictReader(found.read_text(encoding="utf-8").splitlines()))
+    ttft_s, tpot_s = ([1e-9 * float(row[name]) for row in rows] for name in ("TTFT", "TPOT"))
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return Served("LLMServingSim with our bundle", ttft_s, tpot_s, wall_s, cpu_s)
+
+
 def steps_apart(theirs: ByLLMServingSim, exact: StepTimes) -> str:
     """A few steps one by one."""
     lines = ["| step | LLMServingSim's reader | our step times |", "| --- | ---: | ---: |"]
@@ -98,7 +136,7 @@ class _Step:
 
 
 def main() -> None:
-    """One table of a load, and one of steps."""
+    """Two tables of a load, and one of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clone", required=True, type=Path, metavar="DIR", help="of LLMServingSim")
     parser.add_argument("--db", type=Path, default=Path(".dooly/latency.db"), help="with tables of an H100")
@@ -115,29 +153,28 @@ def main() -> None:
         with LatencyDB.open(asked.db) as db:
             model, models = known(db, MODEL, ServingOptions(), device=DEVICE)
         exact, theirs = StepTimes(model, models, overlapped=True), ByLLMServingSim(folder, 32)
-        options = Engine(prefix_caching=False, async_scheduling=False).options(model, DEVICE)
-        trace = asked.clone / WORKLOAD
-        runs = [
-            ours("our scheduler, LLMServingSim's reader", theirs, options, trace, 1),
-            ours("our scheduler, our step times", exact, options, trace, 1),
-        ]
-        apart = steps_apart(theirs, exact)
-    found = [served for served, _, _ in runs]
-    lines = [
-        f"{MODEL} on one {DEVICE}: {len(found[0].ttft_s)} requests, milliseconds",
-        "",
-        HEAD,
-        *(each.row for each in found),
-        "",
-        told(found),
-        "",
-        apart,
-        "",
-    ]
+        trace, lines = asked.clone / WORKLOAD, []
+        for caching in (False, True):
+            options = Engine(prefix_caching=caching, async_scheduling=False).options(model, DEVICE)
+            runs = [
+                ours("our scheduler, LLMServingSim's reader", theirs, options, trace, 1),
+                ours("our scheduler, our step times", exact, options, trace, 1),
+            ]
+            found = [in_llmservingsim(folder, trace, options), *(served for served, _, _ in runs)]
+            lines += [
+                f"{MODEL} on one {DEVICE}: {len(found[0].ttft_s)} requests, {runs[0][2]:.1%} cached, milliseconds",
+                "",
+                HEAD,
+                *(each.row for each in found),
+                "",
+                told(found),
+                "",
+            ]
+        lines += [steps_apart(theirs, exact), ""]
     text = "\n".join(lines)
     sys.stdout.write(text)
     if asked.write is not None:
-        write(Path(asked.write) / "hosts_llmservingsim.md", "LLMServingSim's reader on our bundle", __doc__, text)
+        write(Path(asked.write) / "hosts_llmservingsim.md", "LLMServingSim on our bundle", __doc__, text)
 
 
 if __name__ == "__main__":
