@@ -342,7 +342,12 @@ class Gate:
         """What has changed; with `alone`, on nothing but the noise of the turns."""
         new, places = Timed.of(turns), {place for each in spent for place in each.seconds}
         profiled = self._is_first and not alone and self.baseline is not None
-        runs = [Timed.of(olds)] if olds else [new] if self._is_first or self.baseline is None else self.baseline.timed
+        runs: Sequence[Timed] = [new]
+        if olds:
+            new, old = Timed.of_pairs(turns, olds)
+            runs = [old]
+        elif self.baseline is not None and not self._is_first:
+            runs = self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
         told: _Tells | None = None

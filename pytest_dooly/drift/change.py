@@ -92,7 +92,18 @@ class Timed:
     def of(cls, turns: Sequence[Turn]) -> Self:
         """The same as arrays; what a turn lacks is not a number. Where enough turns are calm, those alone."""
         calm = [turn for turn in turns if turn.is_calm]
-        turns = calm if len(calm) >= FEWEST_CALM else turns
+        return cls._of(calm if len(calm) >= FEWEST_CALM else turns)
+
+    @classmethod
+    def of_pairs(cls, new: Sequence[Turn], old: Sequence[Turn]) -> tuple[Self, Self]:
+        """Turns of two engines that took them by turns, beside each other: where enough pairs are calm, those alone."""
+        pairs = list(zip(new, old, strict=True))
+        calm = [pair for pair in pairs if all(turn.is_calm for turn in pair)]
+        of_new, of_old = zip(*(calm if len(calm) >= FEWEST_CALM else pairs), strict=True)
+        return cls._of(of_new), cls._of(of_old)
+
+    @classmethod
+    def _of(cls, turns: Sequence[Turn]) -> Self:
         names = sorted(turns[0].references_s)
         places = {text: Place.parse(text) for turn in turns for text in turn.latencies_s}
         return cls(

@@ -87,6 +87,17 @@ def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
     assert abs(found["rotary"].relative) < 0.002
 
 
+def test_engines_that_take_turns_are_compared_where_both_were_calm() -> None:
+    """Processes that disturb one of both now and then: 24 calm turns of one engine, 23 of the other."""
+    new, old = turns(1, 40), turns(2, 40)
+    disturbed = [replace(turn, held=0.5) for turn in new[:8]] + new[8:], old[:6] + [replace(old[6], held=0.5)] + old[7:]
+    both = Timed.of_pairs(*disturbed)
+    assert [len(each) for each in both] == [32, 32]
+    assert paired_changes(*both, SUMS).keys() == SUMS.keys()
+    crowd = [replace(turn, held=0.5) for turn in new[:30]] + new[30:]
+    assert [len(each) for each in Timed.of_pairs(crowd, old)] == [40, 40]
+
+
 def test_profiled_latencies_are_much_less_sure() -> None:
     sums = {"rotary": SUMS["rotary"]}
     found = profiled_changes(run(1), LATENCIES_S, {"rotary": 0.1}, sums)["rotary"]
