@@ -44,10 +44,10 @@ TOKENISE_S = 2.5e-6
 of Hugging Face's byte-level BPE with 128,000 tokens in one thread (`make bench-tokeniser`; 2.0 to 3.3 µs on an AMD EPYC
 of 2025). It is measured, and fitted to no run."""
 
-SERVER_S = 8.2e-3
+SERVER_S = 6.1e-3
 """What a server and its client add to a request besides: reading it, HTTP, the first answer's way back.
 
-The median over 20 stages of four models that vLLM 0.15.1 served on an H100 (`make bench-traffic`; 7.5 to 9.7 ms with
+The median over 20 stages of four models that vLLM 0.15.1 served on an H100 (`make bench-traffic`; 5.3 to 7.4 ms with
 one of the models left out).
 """
 
