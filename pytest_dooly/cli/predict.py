@@ -68,7 +68,7 @@ def _step_on(
 ) -> Answer:
     """A step on another GPU, with what each operation's figure rests on."""
     models = {key: each.model for key, each in founded.items()}
-    step = predict_step(model, models, arguments.batch, routing=arguments.routing)
+    step = predict_step(model, models, arguments.batch, routing=arguments.routing, overlapped=True)
     warn(step.out_of_range)
     document = _step_document(step)
     bases = bases_at(model, founded, arguments.batch, routing=arguments.routing)

@@ -110,7 +110,7 @@ def predict(
     else:
         asked = Batch.parse(batch) if isinstance(batch, str) else batch
         assert asked is not None
-        prediction = predict_step(served, models, asked, routing=spread)
+        prediction = predict_step(served, models, asked, routing=spread, overlapped=device is not None)
     for line in prediction.out_of_range:
         warnings.warn(line, OutOfRangeWarning, stacklevel=2)
     return prediction

@@ -63,6 +63,7 @@ def predict_step(
     batch: Batch,
     *,
     routing: RoutingDistribution = TRAINED,
+    overlapped: bool = False,
 ) -> StepPrediction:
     """Latency of one engine step, operation by operation.
 
@@ -74,6 +75,8 @@ def predict_step(
         regressors: by signature key.
         batch: what the step works on.
         routing: how a mixture's router spreads tokens over experts.
+        overlapped: whether the engine's process prepares a step while the device works on the one before, so that what
+            it does counts as far as the device is done earlier.
 
     Raises:
         ConfigurationError: the routing has another number of experts than the model.
@@ -91,14 +94,25 @@ def predict_step(
         line = regressor.out_of_range(work)
         if line is not None:
             out_of_range.append(f"{signature.label}: {line}")
-    launched_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_launch(o, regressors))
-    forward_s = sum(each.latency_s for each, o in zip(latencies, operations, strict=True) if is_in_forward(o))
-    exposed = max(0.0, 1 - forward_s / launched_s) if launched_s else 0.0
-    latencies = [
-        replace(each, latency_s=exposed * each.latency_s) if is_launch(operation, regressors) else each
-        for each, operation in zip(latencies, operations, strict=True)
-    ]
+    launches = [is_launch(operation, regressors) for operation in operations]
+    latencies = _beyond(latencies, launches, [is_in_forward(operation) for operation in operations])
+    if overlapped:
+        hosts = [is_hosts(operation) for operation in operations]
+        latencies = _beyond(latencies, hosts, [not each for each in hosts])
     return StepPrediction(batch, tuple(latencies), tuple(out_of_range))
+
+
+def _beyond(
+    latencies: Sequence[OperationLatency], hidden: Sequence[bool], behind: Sequence[bool]
+) -> list[OperationLatency]:
+    """The same, where some operations run beside others and count as far as they take longer than those."""
+    hidden_s = sum(each.latency_s for each, is_hidden in zip(latencies, hidden, strict=True) if is_hidden)
+    behind_s = sum(each.latency_s for each, is_behind in zip(latencies, behind, strict=True) if is_behind)
+    exposed = max(0.0, 1 - behind_s / hidden_s) if hidden_s else 0.0
+    return [
+        replace(each, latency_s=exposed * each.latency_s) if is_hidden else each
+        for each, is_hidden in zip(latencies, hidden, strict=True)
+    ]
 
 
 def step_operations(model: ServedModel) -> list[ModelOperation]:

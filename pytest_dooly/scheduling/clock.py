@@ -27,9 +27,9 @@ Array = npt.NDArray[np.float64]
 _WAY_IN = 0.95
 """Share of what a server adds to a request, besides tokenising it, that it takes to read it and hand it on.
 
-By that a server keeps up with 163 requests of 128 tokens a second where it adds 6.1 ms and 2.5 µs a token. Of published runs that sent a thousand short
-requests at once, the fastest had all served after 6.1 s, 161 a second (984 of 128 tokens, Qwen3-235B-A22B FP8 on four
-H100s, `make arena`).
+By that a server keeps up with 163 requests of 128 tokens a second where it adds 6.1 ms and 2.5 µs a token. Of published
+runs that sent a thousand short requests at once, the fastest had all served after 6.1 s, 161 a second (984 of 128
+tokens, Qwen3-235B-A22B FP8 on four H100s, `make arena`).
 """
 
 _STEPS_BETWEEN = 1000

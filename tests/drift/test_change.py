@@ -90,8 +90,9 @@ def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
 def test_engines_that_take_turns_are_compared_where_both_were_calm() -> None:
     """Processes that disturb one of both now and then: 24 calm turns of one engine, 23 of the other."""
     new, old = turns(1, 40), turns(2, 40)
-    disturbed = [replace(turn, held=0.5) for turn in new[:8]] + new[8:], old[:6] + [replace(old[6], held=0.5)] + old[7:]
-    both = Timed.of_pairs(*disturbed)
+    new[:8] = [replace(turn, held=0.5) for turn in new[:8]]
+    old[6] = replace(old[6], held=0.5)
+    both = Timed.of_pairs(new, old)
     assert [len(each) for each in both] == [32, 32]
     assert paired_changes(*both, SUMS).keys() == SUMS.keys()
     crowd = [replace(turn, held=0.5) for turn in new[:30]] + new[30:]

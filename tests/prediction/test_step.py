@@ -16,12 +16,14 @@ from pytest_dooly.prediction.step import predict_step, step_operations
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.regress.regressor import Regressor
+from pytest_dooly.scheduling.scheduler import Scheduled
 from pytest_dooly.sweep.grid import sweep
 from tests.samples import (
     ADMISSION,
     LIMITS,
     LINEAR,
     MIXTURE,
+    STEP,
     TOKENS,
     fitted,
     model_and_regressors,
@@ -64,6 +66,19 @@ def test_launches_hide_behind_the_forward_pass_as_far_as_it_reaches(launch_s: fl
         predict_workload(StepTimes(*each), workload).ttft_s for each in (launching(launch_s), model_and_regressors())
     ]
     assert ttfts[0] - ttfts[1] == pytest.approx(max(0, 3 * launch_s - linears_s - per_request_s), rel=1e-2)
+
+
+@pytest.mark.parametrize("step_s", [1e-6, 5e-3])
+def test_what_the_host_prepares_beside_the_device_counts_as_far_as_it_takes_longer(step_s: float) -> None:
+    """As a back end has it."""
+    model, regressors = model_and_regressors()
+    regressors[STEP.key] = fitted(STEP, lambda _: step_s, sweep(STEP, LIMITS))
+    batch = Batch.parse("2x1+32")
+    device_s = sum(each.latency_s for each in predict_step(model, regressors, batch).operations if each.label != "step")
+    beside = predict_step(model, regressors, batch, overlapped=True)
+    assert beside.latency_s == pytest.approx(max(device_s, step_s), rel=1e-6)
+    times = StepTimes(model, regressors, overlapped=True)
+    assert beside.latency_s == pytest.approx(times.step_s(Scheduled([0, 1], [1, 1], [32, 32], [])), rel=0.02)
 
 
 def test_a_missing_regressor_is_named_with_what_to_run() -> None:
