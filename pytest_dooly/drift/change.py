@@ -25,6 +25,7 @@ __all__ = [
     "BLOCKS",
     "FEWEST_CALM",
     "PROFILED",
+    "TAILS",
     "UNEQUAL",
     "Change",
     "Timed",
@@ -58,6 +59,10 @@ as well as an engine, so that no figure drifts by it."""
 
 UNEQUAL = 0.25
 """Standard deviation over operations of how much each notices of what slows all of them down, the median being 1."""
+
+TAILS = 4.0
+"""Degrees of freedom of both: now and then an operation notices a machine three or four times as much as the others, as
+llama-tiny's step does, which is the interpreter's work where the others are kernels'."""
 
 PROFILED = 0.1
 """Standard error, at least, beside the regressors' own of what was profiled: that is a mean of rounds, one operation at
@@ -136,6 +141,19 @@ class Change:
     error: float
     freedom: float
 
+    def less_sure(self, error: float, freedom: float) -> Self:
+        """The same with another error beside its own, whose freedom is of both (Satterthwaite 1946).
+
+        Args:
+            error: standard error that is independent of its own.
+            freedom: degrees of freedom of that.
+        """
+        if not error:
+            return self
+        both = self.error**2 + error**2
+        told = both**2 / (self.error**4 / self.freedom + error**4 / freedom)
+        return replace(self, error=math.sqrt(both), freedom=told)
+
     @property
     def relative(self) -> float:
         """0.05 for 5 % slower."""
@@ -207,7 +225,7 @@ def less_sure(found: Mapping[str, Change], by: float) -> dict[str, Change]:
         found: of figures.
         by: what `common_change` says.
     """
-    return {name: replace(each, error=math.hypot(each.error, _ALIKE * by)) for name, each in found.items()}
+    return {name: each.less_sure(_ALIKE * by, TAILS) for name, each in found.items()}
 
 
 def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, list[Array]]:

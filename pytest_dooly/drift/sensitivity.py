@@ -9,14 +9,13 @@ with Huber's weights).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.drift.change import UNEQUAL, Change
+from pytest_dooly.drift.change import TAILS, UNEQUAL, Change
 
 __all__ = ["Earlier", "Slope", "at_one_state", "slopes"]
 
@@ -46,10 +45,12 @@ class Slope:
     Attributes:
         value: 0 where it notices as much as the others, in the median.
         error: standard error.
+        freedom: degrees of freedom of that.
     """
 
     value: float = 0.0
     error: float = UNEQUAL
+    freedom: float = TAILS
 
 
 def slopes(earlier: Sequence[Earlier], names: Iterable[str]) -> dict[str, Slope]:
@@ -75,10 +76,8 @@ def at_one_state(found: Mapping[str, Change], common: float, slopes: Mapping[str
         slopes: by name.
     """
     return {
-        name: replace(
-            change,
-            log=change.log - slopes[name].value * common,
-            error=math.hypot(change.error, slopes[name].error * common),
+        name: replace(change, log=change.log - slopes[name].value * common).less_sure(
+            abs(slopes[name].error * common), slopes[name].freedom
         )
         for name, change in found.items()
     }
@@ -93,4 +92,4 @@ def _slope(common: Array, apart: Array, errors: Array) -> Slope:
         value = float((weights * common * apart / errors**2).sum()) / told
         off = np.abs(apart - value * common) / errors
         weights = np.minimum(1.0, _TUNING / np.maximum(off, 1e-12))
-    return Slope(value, told**-0.5)
+    return Slope(value, told**-0.5, TAILS * told * UNEQUAL**2)
