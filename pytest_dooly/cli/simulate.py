@@ -49,7 +49,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     slo = None if arguments.slo is None else Slo.parse(arguments.slo)
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
-    with opened(arguments) as work:
+    with opened(arguments, [] if device is None else [device]) as work:
         model = work.served(device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
         rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
