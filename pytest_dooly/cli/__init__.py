@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return complain("interrupted", FAILED)
         text = json.dumps(answer.document, indent=2) if arguments.json else "\n".join(answer.lines)
         out.write(text + "\n")
-    return answer.status
+    return complain(answer.complaint, answer.status) if answer.complaint else answer.status
 
 
 @contextlib.contextmanager

@@ -23,11 +23,13 @@ class Answer:
         document: for --json.
         lines: for people.
         status: that the program exits with.
+        complaint: for standard error, once that is printed; empty for none.
     """
 
     document: Any
     lines: Sequence[str]
     status: int = OK
+    complaint: str = ""
 
 
 def progress(line: str) -> None:

@@ -14,7 +14,10 @@ from pytest_dooly.errors import ConfigurationError
 if TYPE_CHECKING:
     from pytest_dooly.core.routing import RoutingDistribution
 
-__all__ = ["parser", "serving_flags"]
+__all__ = ["DB", "parser", "serving_flags"]
+
+DB = ".dooly/latency.db"
+"""Latency DB where nobody names another."""
 
 _Commands = Any
 """What argparse makes of `add_subparsers`, a class that it keeps to itself."""
@@ -33,6 +36,8 @@ _TOKENISER = "that each token of a prompt takes the server's tokeniser"
 
 _MOST_ADDED = 3.6e6
 """That a server may add: an hour to a request, beyond which a number is a mistake."""
+
+_EXECUTION = "eager, or cuda_graph to replay graphs (eager here, cuda_graph on a GPU that is named)"
 
 
 class _Whole(argparse.ArgumentParser):
@@ -64,6 +69,7 @@ def _predict(commands: _Commands) -> None:
     asked.add_argument("--batch", type=_batch, help="one step: [NUMx]QUERY_LEN[+CONTEXT_LEN], comma-separated")
     asked.add_argument("--prompt", type=_positive, help="tokens of each prompt of a workload")
     _workload_options(predict)
+    predict.set_defaults(output=None, concurrency=None)  # so that it shows whether they stand beside --batch
     predict.add_argument(
         "--regressor", metavar="NAME", help="scikit-learn estimator to fit in place of ours: package.module:Class"
     )
@@ -123,7 +129,7 @@ def _search(commands: _Commands) -> None:
     asked.add_argument("--token-us", type=_added, help=f"{_TOKENISER} (2.5)")
     asked.add_argument("--routing", type=_routing, default="trained", help="how tokens spread over experts (trained)")
     how = search.add_argument_group("how it is searched")
-    how.add_argument("--tolerance", type=_share, default=0.03, help="of each rate that is found (0.03)")
+    how.add_argument("--tolerance", type=_tolerance, default=0.03, help="of each rate that is found (0.03)")
     how.add_argument("--trials", type=_positive, default=400, help="most candidates; of a larger grid Optuna's (400)")
     how.add_argument("--jobs", type=_positive, help="processes (one a core)")
     how.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster in place of processes here, as in auto")
@@ -270,7 +276,9 @@ def _serving_options(command: Any, *, device: str | None, repeated: Sequence[str
     command.add_argument("--engine", default="vllm", help="serving engine: vllm (default) or fake")
     for field in dataclasses.fields(ServingOptions):
         how = _REPEATED if field.name in repeated else {}
-        about = device if device is not None and field.name == "device" else field.metadata["help"]
+        about = field.metadata["help"]
+        if device is not None:
+            about = {"device": device, "execution": _EXECUTION}.get(field.name, about)
         command.add_argument(f"--{field.metadata['flag']}", dest=field.name, **how, help=about)
 
 
@@ -305,7 +313,7 @@ def _workload_options(command: argparse.ArgumentParser) -> None:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--db", default=".dooly/latency.db", metavar="FILE", help="latency DB (.dooly/latency.db)")
+    command.add_argument("--db", default=DB, metavar="FILE", help=f"latency DB ({DB})")
     _json(command)
 
 
@@ -345,6 +353,17 @@ def _share(text: str) -> float:
     value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be a share between 0 and 1, as in 0.05, got {text}")
+    return value
+
+
+def _tolerance(text: str) -> float:
+    from pytest_dooly.searching.evaluate import check_tolerance  # numpy, which `dooly --help` does without
+
+    value = _number(text)
+    try:
+        check_tolerance(value)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return value
 
 

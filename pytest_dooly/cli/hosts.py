@@ -21,6 +21,9 @@ from pytest_dooly.regress.regressor import LatencyModel
 
 __all__ = ["export_for"]
 
+_FILES = {"dynamo": "step_times.npz", "llm-d": "latencies.yaml"}
+"""What a simulator reads that takes one file, as it is called in a directory."""
+
 
 def export_for(arguments: argparse.Namespace) -> Answer:
     """A model on a GPU, as the simulator that is named reads it."""
@@ -31,17 +34,20 @@ def export_for(arguments: argparse.Namespace) -> Answer:
     device = other_gpu(arguments)
     if device is None:
         raise ConfigurationError("name the GPU, as in --device h100_sxm")
-    with opened(arguments) as work:
+    out = _directory(arguments.out) if arguments.host not in _FILES else _file(arguments.out, _FILES[arguments.host])
+    with opened(arguments, [device]) as work:
         model = work.served(device=device)
         models = {key: each.model for key, each in grounds_on(device, work.db).of(model).items()}
     if arguments.host == "llmservingsim":
-        return _bundle(arguments, work, device, model, models)
+        return _bundle(out, work, device, model, models)
     backend = Backend(StepTimes(model, models, routing=arguments.routing, overlapped=True))
-    return _tables(arguments, backend) if arguments.host == "dynamo" else _numbers(arguments, backend, device)
+    if arguments.host == "dynamo":
+        return _tables(out, backend)
+    return _numbers(arguments, out, backend, device)
 
 
 def _bundle(
-    arguments: argparse.Namespace,
+    out: Path,
     work: Opened,
     device: Device,
     model: ServedModel,
@@ -52,7 +58,7 @@ def _bundle(
     written = write_bundle(
         model,
         models,
-        Path(arguments.out),
+        out,
         name=configuration.name if configuration.directory is None else configuration.slug,
         device=device,
         ranks=configuration.options.tensor_parallel_size,
@@ -67,10 +73,9 @@ def _bundle(
     return Answer(document, lines)
 
 
-def _tables(arguments: argparse.Namespace, backend: Backend) -> Answer:
+def _tables(path: Path, backend: Backend) -> Answer:
     """Step times of Dynamo's mocker."""
     tables = step_tables(backend)
-    path = _file(arguments.out, "step_times.npz")
     tables.write(path)
     points = {name: list(array.shape) for name, array in tables.arrays.items()}
     lines = [
@@ -80,15 +85,31 @@ def _tables(arguments: argparse.Namespace, backend: Backend) -> Answer:
     return Answer({"file": str(path), "arrays": points, "mixed": dataclasses.asdict(tables.mixed)}, lines)
 
 
-def _numbers(arguments: argparse.Namespace, backend: Backend, device: Device) -> Answer:
+def _numbers(arguments: argparse.Namespace, path: Path, backend: Backend, device: Device) -> Answer:
     """Numbers of llm-d-inference-sim."""
     numbers = fitted(backend, device, prompt_len=arguments.prompt, output_len=arguments.output)
-    path = _file(arguments.out, "latencies.yaml")
     numbers.write(path)
     return Answer({"file": str(path), **dataclasses.asdict(numbers)}, [str(path), *numbers.lines])
 
 
 def _file(out: str, name: str) -> Path:
     """The file that is meant: of that name in a directory."""
+    path, suffix = Path(out), Path(name).suffix
+    return path if path.suffix == suffix and not path.is_dir() else _directory(out, suffix) / name
+
+
+def _directory(out: str, suffix: str = "") -> Path:
+    """The directory that is meant.
+
+    Args:
+        out: as it was named.
+        suffix: of the one kind of file that may be named in its place; empty for none.
+
+    Raises:
+        ConfigurationError: it is a file, or named like one.
+    """
     path = Path(out)
-    return path if path.suffix == Path(name).suffix and not path.is_dir() else path / name
+    if path.is_file() or (path.suffix[1:].isalpha() and not path.is_dir()):  # `v1.2` is a directory, `a.txt` none
+        wanted = f"a file that ends in {suffix}, or a directory" if suffix else "a directory"
+        raise ConfigurationError(f"--out {out}: name {wanted}")
+    return path

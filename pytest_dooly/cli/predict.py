@@ -16,10 +16,11 @@ from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.interval import Interval, is_mixture
 from pytest_dooly.prediction.shares import bases_at, shares_of
-from pytest_dooly.prediction.step import StepPrediction, predict_step
+from pytest_dooly.prediction.step import StepPrediction, check_lengths, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.published.basis import Foundation
+from pytest_dooly.published.footprint import footprint_of_batch
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.report.device_report import format_footprint, format_founded_step, format_shares
@@ -28,24 +29,40 @@ from pytest_dooly.report.text import format_step
 
 __all__ = ["predict"]
 
+_OUTPUT_LEN = 64
+"""Tokens that a request generates where nobody says."""
+
 
 def predict(arguments: argparse.Namespace) -> Answer:
     """What the batch or the workload takes, operation by operation or as a whole."""
-    workload = None
-    if arguments.batch is None:
-        workload = Workload(arguments.prompt, arguments.output, arguments.concurrency, arguments.requests)
+    workload = _workload(arguments)
     device = other_gpu(arguments)
     if device is None:
         return _here(arguments, workload)
     if arguments.regressor is not None:
         raise ConfigurationError(f"--regressor is fitted to what is measured here: drop --device {device.name}")
-    with opened(arguments) as work:
+    with opened(arguments, [device]) as work:
         model = work.served(device=device)
         founded = grounds_on(device, work.db).of(model)
     if workload is None:
         return _step_on(device, arguments, model, founded)
     ranks = work.configuration.options.tensor_parallel_size
     return _workload_on(device, arguments, model, founded, workload=workload, ranks=ranks)
+
+
+def _workload(arguments: argparse.Namespace) -> Workload | None:
+    """What is asked of a workload; None where a batch is.
+
+    Raises:
+        ConfigurationError: options of a workload stand beside a batch.
+    """
+    if arguments.batch is None:
+        output_len = _OUTPUT_LEN if arguments.output is None else arguments.output
+        return Workload(arguments.prompt, output_len, arguments.concurrency or 1, arguments.requests)
+    for name in ("output", "concurrency", "requests"):
+        if getattr(arguments, name) is not None:
+            raise ConfigurationError(f"--{name} goes with --prompt: a --batch is one step, which says it all")
+    return None
 
 
 def _here(arguments: argparse.Namespace, workload: Workload | None) -> Answer:
@@ -55,6 +72,7 @@ def _here(arguments: argparse.Namespace, workload: Workload | None) -> Answer:
         model = work.served()
         models = latency_models(model, work.db, work.environment, estimator=estimator, progress=progress)
     if workload is None:
+        check_lengths(model, arguments.batch)
         step = predict_step(model, models, arguments.batch, routing=arguments.routing)
         warn(step.out_of_range)
         return Answer(_step_document(step), [format_step(step)])
@@ -67,6 +85,7 @@ def _step_on(
     device: Device, arguments: argparse.Namespace, model: ServedModel, founded: Mapping[str, Foundation]
 ) -> Answer:
     """A step on another GPU, with what each operation's figure rests on."""
+    check_lengths(model, arguments.batch)
     models = {key: each.model for key, each in founded.items()}
     step = predict_step(model, models, arguments.batch, routing=arguments.routing, overlapped=True)
     warn(step.out_of_range)
@@ -79,7 +98,9 @@ def _step_on(
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
     document["latency_interval_s"] = list(dataclasses.astuple(within))
-    return Answer(document, [format_founded_step(step, bases, within)])
+    held = footprint_of_batch(model, device, arguments.batch)
+    document["memory"] = {**dataclasses.asdict(held), "fits": held.fits}
+    return Answer(document, [format_founded_step(step, bases, within), format_footprint(held)])
 
 
 def _workload_on(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_dooly.cli.answer import OK, UNMET, Answer, progress
+from pytest_dooly.cli.answer import OK, UNMET, WRONG_USAGE, Answer, progress
 from pytest_dooly.cli.opening import Opened, grounds_on, opened
 from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.core.configuration import ServingOptions, resolve
@@ -42,7 +42,8 @@ def search(arguments: argparse.Namespace) -> Answer:
     prices = {} if arguments.price is None else parse_prices(arguments.price)
     grid = _grid(arguments)
     check_prices(prices, grid.devices)
-    with opened(_first(arguments, grid)) as work:
+    gpus = [device_named(name) for name in grid.devices]
+    with opened(_first(arguments, grid), gpus) as work:
         traced = _traced(work, grid)
         longest = min(each.model.limits.max_model_len for each in traced)
         traffic = traffic_of(arguments, _rates(arguments), longest)
@@ -55,8 +56,8 @@ def search(arguments: argparse.Namespace) -> Answer:
         )
         tokenise_s = TOKENISE_S if arguments.token_us is None else arguments.token_us / 1e6
         question = Question(traffic, objective, engine, server_s, tokenise_s, arguments.tolerance, arguments.routing)
-        for name in grid.devices:  # says which are estimates, once the options are known to be right
-            grounds_on(device_named(name), work.db)
+        for gpu in gpus:  # says which are estimates, once the options are known to be right
+            grounds_on(gpu, work.db)
         try:
             found = searched(
                 grid,
@@ -73,14 +74,21 @@ def search(arguments: argparse.Namespace) -> Answer:
             )
         except KeyboardInterrupt:
             raise WorkerError("interrupted: run the same again to go on; what is finished is kept") from None
+        options = dataclasses.replace(found.options, attention_backend=work.attention_backend)
+        found = dataclasses.replace(found, options=options)
     if png is not None:
         save_search(found, png)
     status = OK if found.ranked else UNMET
-    if arguments.explain is None:
-        return Answer(search_document(found), [format_search(found, top=arguments.top)], status)
-    if not 1 <= arguments.explain <= len(found.ranked):
-        raise ConfigurationError(f"--explain {arguments.explain}: name a line from 1 to {len(found.ranked)}")
-    ranked = found.ranked[arguments.explain - 1]
+    table = Answer(search_document(found), [format_search(found, top=arguments.top)], status)
+    line: int | None = arguments.explain
+    if line is None:
+        return table
+    if not found.ranked:
+        return dataclasses.replace(table, complaint=f"--explain {line}: there is no candidate to explain")
+    if line > len(found.ranked):
+        lines = "there is line 1 alone" if len(found.ranked) == 1 else f"name a line from 1 to {len(found.ranked)}"
+        return dataclasses.replace(table, status=WRONG_USAGE, complaint=f"--explain {line}: {lines}")
+    ranked = found.ranked[line - 1]
     return Answer(ranked.to_json(), [format_explanation(ranked, objective)], status)
 
 

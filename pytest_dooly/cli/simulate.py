@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
@@ -27,12 +26,11 @@ from pytest_dooly.simulation.arrivals import Arrivals
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.simulate import (
     Engine,
-    Simulation,
     added_by_server_s,
     joined,
     means_s,
+    simulation_of,
     steps_of,
-    stretched,
 )
 from pytest_dooly.simulation.summary import Slo
 
@@ -51,7 +49,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     slo = None if arguments.slo is None else Slo.parse(arguments.slo)
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
-    with opened(arguments) as work:
+    with opened(arguments, [] if device is None else [device]) as work:
         model = work.served(device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
         rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
@@ -79,7 +77,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     begin_s = time.perf_counter()
     simulated = joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))
     search = time.perf_counter() - begin_s < _PATIENCE_S
-    simulation = Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
+    simulation = simulation_of(deployment, traffic, simulated, times.out_of_range())
     warn(simulation.out_of_range)
     title = f"{model.name} {'here' if device is None else f'on {device.name}'}"
     if png is not None:
@@ -146,7 +144,7 @@ def _verdict(document: dict[str, Any]) -> list[str]:
     found = (
         "no slower rate was searched for, since a simulation takes too long here"
         if rate is None
-        else f"with the same requests at {rate:.3g}/s the queue would not grow"
+        else f"the same requests would be kept up with at about {rate:.3g}/s"
     )
     return [
         "",

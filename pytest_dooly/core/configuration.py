@@ -167,6 +167,11 @@ def resolve(name: str, options: ServingOptions | None = None) -> ModelConfigurat
     directory = aliases().get(name)
     if directory is None and name and Path(name).is_dir():
         directory = Path(name)
+    if directory is None and _is_hub_id(name) and Path(name).parent.is_dir():  # no hub needs to be asked for minutes
+        raise UnknownModelError(
+            f"there is no directory {name!r}: name one that holds config.json, one of {', '.join(aliases())}, or a hub "
+            "id (organisation/model) whose first part is no directory here"
+        )
     if directory is None and not _is_hub_id(name):
         raise UnknownModelError(
             f"unknown model {name!r}: name one of {', '.join(aliases())}, a directory that holds config.json, "

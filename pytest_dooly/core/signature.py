@@ -22,6 +22,7 @@ __all__ = [
     "Signature",
     "SweptSymbol",
     "TensorIdentity",
+    "attending_by",
     "dtype_bytes",
     "fixed_size",
     "model_operations",
@@ -158,6 +159,24 @@ class ServedModel:
     architecture: str
     limits: Limits
     operations: tuple[ModelOperation, ...]
+
+
+def attending_by(model: ServedModel, backend: str) -> ServedModel:
+    """The model with attention by another backend than that of its trace, under a key of its own.
+
+    Args:
+        model: as traced.
+        backend: by the engine's name of it.
+    """
+    operations = tuple(dataclasses.replace(each, signature=_by(each.signature, backend)) for each in model.operations)
+    return dataclasses.replace(model, key=content_hash([model.key, backend]), operations=operations)
+
+
+def _by(signature: Signature, backend: str) -> Signature:
+    if signature.name != "attention":
+        return signature
+    attributes = tuple((name, backend if name == "backend" else value) for name, value in signature.attributes)
+    return dataclasses.replace(signature, attributes=attributes)
 
 
 def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:

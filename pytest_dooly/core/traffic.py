@@ -95,9 +95,43 @@ class Traffic:
         requests = [r if r.follows is not None else replace(r, arrival_s=factor * r.arrival_s) for r in self.requests]
         return replace(self, requests=requests, rates=tuple(rate / factor for rate in self.rates))
 
+    def repeated(self, times: int) -> Traffic:
+        """The same requests so many times, one time after the other, at the same rate.
+
+        Each time they are those of others: what prompts have in common they have in common with those of their own
+        time, so that prefixes are found cached as often as among the requests themselves.
+
+        Args:
+            times: at least 1.
+        """
+        number = len(self.requests)
+        last_s = max(request.arrival_s for request in self.requests if request.follows is None)
+        named = [identity for request in self.requests for identity, _ in request.segments]
+        named += [request.output for request in self.requests if request.output is not None]
+        new = 1 + max(named, default=0) - min(named, default=0)
+        requests = [
+            _later(request, turn * last_s, turn * number, turn * new)
+            for turn in range(times)
+            for request in self.requests
+        ]
+        return replace(self, requests=requests)
+
     def capped(self, concurrency: int | None) -> Traffic:
         """The same requests with at most so many under way at once."""
         return replace(self, concurrency=concurrency)
+
+
+def _later(request: TrafficRequest, by_s: float, places: int, identities: int) -> TrafficRequest:
+    """The request so much later, behind so many others, with identities that are so much larger."""
+    if not places:
+        return request
+    return replace(
+        request,
+        arrival_s=request.arrival_s + (by_s if request.follows is None else 0.0),
+        segments=tuple((identity + identities, tokens) for identity, tokens in request.segments),
+        output=None if request.output is None else request.output + identities,
+        follows=None if request.follows is None else request.follows + places,
+    )
 
 
 def _check(place: int, request: TrafficRequest) -> None:

@@ -36,6 +36,11 @@ class Tables:
         self._path = path
         self._db = db
 
+    @property
+    def path(self) -> Path:
+        """Of the file, as it was named."""
+        return self._path
+
     def signatures(self) -> dict[str, Signature]:
         """Every signature by its key, in the order of first recording."""
         rows = self._rows("SELECT key, document FROM signature ORDER BY rowid")

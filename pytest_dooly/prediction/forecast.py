@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
-from pytest_dooly.core.device import Device, device_named, served_on
+from pytest_dooly.core.device import Device, device_named, device_of, served_on
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel, served_key
@@ -19,7 +19,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError, DocumentError, MissingMeasurements, OutOfRangeWarning
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.findings import OPTIONS
-from pytest_dooly.prediction.step import StepPrediction, predict_step
+from pytest_dooly.prediction.step import StepPrediction, check_lengths, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served, predict_workload
 from pytest_dooly.published.grounds import Grounds, latency_models
@@ -84,8 +84,8 @@ def predict(
         StepPrediction for a batch, WorkloadPrediction for a workload.
 
     Raises:
-        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, the device
-            is unknown, or there is no such regressor.
+        ConfigurationError: not exactly one of batch and workload is given, it or the routing cannot be read, a request
+            is longer than max_model_len, the device is unknown, or there is no such regressor.
         DatabaseError: there is no latency DB, or it cannot be read.
         MissingMeasurements: the DB lacks the model or some of its operations, or has it in several environments or with
             several options.
@@ -110,6 +110,7 @@ def predict(
     else:
         asked = Batch.parse(batch) if isinstance(batch, str) else batch
         assert asked is not None
+        check_lengths(served, asked)
         prediction = predict_step(served, models, asked, routing=spread, overlapped=device is not None)
     for line in prediction.out_of_range:
         warnings.warn(line, OutOfRangeWarning, stacklevel=2)
@@ -184,7 +185,19 @@ def _profiled(
         named = "; ".join(sorted({str(each) for each, _ in found}))
         raise MissingMeasurements(f"the latency DB has {name!r} in several environments, name one: {named}")
     each, model = found[0]
-    return model, latency_models(model, db, each, estimator=estimator)
+    models = latency_models(model, db, each, estimator=estimator)
+    if not models and (gpus := _published_gpus(db)):
+        raise MissingMeasurements(
+            f"nothing of {name!r} is measured in {each}: name a GPU that others have published latencies of, as in "
+            f"device={gpus[0]!r} (the latency DB has {', '.join(gpus)}), or run pytest --dooly-model={name}"
+        )
+    return model, models
+
+
+def _published_gpus(db: LatencyDB) -> list[str]:
+    """Names of the GPUs that others have published latencies of."""
+    published = [each.device for each in db.environments() if db.published_counts(each)]
+    return list(dict.fromkeys(device.name for device in map(device_of, published) if device is not None))
 
 
 def _estimator(regressor: Any) -> ForeignEstimator | None:

@@ -13,11 +13,11 @@ from pytest_dooly.core.operation import ADMISSION, LAUNCH, STEP, OperationKind
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
 from pytest_dooly.core.work import Work, features_of
-from pytest_dooly.errors import MissingMeasurements
+from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.published.graphs import LayerLaunches
 from pytest_dooly.regress.regressor import LatencyModel
 
-__all__ = ["OperationLatency", "StepPrediction", "predict_step", "predict_steps", "step_operations"]
+__all__ = ["OperationLatency", "StepPrediction", "check_lengths", "predict_step", "predict_steps", "step_operations"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,20 @@ class StepPrediction:
     def latency_s(self) -> float:
         """Latency of the whole step, in seconds."""
         return sum(operation.latency_s for operation in self.operations)
+
+
+def check_lengths(model: ServedModel, batch: Batch) -> None:
+    """Checks that the model takes requests as long as those of a batch.
+
+    Raises:
+        ConfigurationError: one is longer than max_model_len.
+    """
+    longest = max((request for request, _ in batch.groups), key=lambda request: request.seq_len)
+    if longest.seq_len > model.limits.max_model_len:
+        raise ConfigurationError(
+            f"a request of {longest.context_len} + {longest.query_len} tokens exceeds max_model_len "
+            f"{model.limits.max_model_len}"
+        )
 
 
 def predict_step(

@@ -7,14 +7,15 @@ twice where they are one tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "kv_blocks", "working_bytes"]
+__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "footprint_of_batch", "kv_blocks", "working_bytes"]
 
 ENGINE_SHARE = 0.92
 """Of the memory, that vLLM takes unless told otherwise: `gpu_memory_utilization`, 0.9 before 0.21.0."""
@@ -64,6 +65,18 @@ def footprint(model: ServedModel, device: Device, *, num_reqs: int, seq_len: int
         weights_bytes += operation.multiplicity * weights
         cache_bytes += operation.multiplicity * cached * num_reqs
     return Footprint(weights_bytes, cache_bytes, ENGINE_SHARE * device.memory_bytes)
+
+
+def footprint_of_batch(model: ServedModel, device: Device, batch: Batch) -> Footprint:
+    """What a rank of a model holds in a device's memory once the requests of a step are served.
+
+    Args:
+        model: one rank of it.
+        device: that serves the rank.
+        batch: of the step.
+    """
+    each = [footprint(model, device, num_reqs=number, seq_len=request.seq_len) for request, number in batch.groups]
+    return replace(each[0], cache_bytes=sum(held.cache_bytes for held in each))
 
 
 def working_bytes(model: ServedModel) -> float:

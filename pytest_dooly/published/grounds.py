@@ -207,6 +207,11 @@ class Grounds:
         return next(((where, keys) for where, _, keys in found), None)
 
     @property
+    def attention_backends(self) -> tuple[str, ...]:
+        """By which attention is known of the device, in alphabetical order."""
+        return tuple(sorted({family.backend for _, family in self._rows if family.backend is not None}))
+
+    @property
     def has_latencies(self) -> bool:
         """Whether anything is known of the device."""
         return bool(self._rows)

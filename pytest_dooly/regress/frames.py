@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.regress.stored import regressors_of
 
@@ -31,6 +32,8 @@ def frame(db: str | Path | LatencyDB = ".dooly/latency.db", kind: FrameKind = "m
         ConfigurationError: there is no such kind.
         DatabaseError: there is no latency DB, or it cannot be read.
     """
+    if kind not in get_args(FrameKind):
+        raise ConfigurationError(f"no frame of {kind!r}: name one of {', '.join(get_args(FrameKind))}")
     if not isinstance(db, LatencyDB):
         with LatencyDB.open(Path(db), create=False) as opened:
             return frame(opened, kind)

@@ -104,7 +104,7 @@ def _line(ranked: Ranked, axes: Sequence[str], *, priced: bool) -> list[str]:
         f"{'*' if ranked.on_front else ''}{'=' if ranked.equal and ranked.number > 1 else ''}{ranked.number}",
         *(_cell(outcome.candidate, axis) for axis in axes),
         cost,
-        f"{'' if outcome.limit else '≤'}{outcome.rate:.3g}",
+        f"{'≤' if outcome.at_most else ''}{outcome.rate:.3g}",
         f"{outcome.low:.3g}–{outcome.high:.3g}",
         str(bill.gpus),
         format_latency(outcome.ttft_s),
@@ -137,7 +137,7 @@ def _notes(search: Search) -> list[str]:
     lines = [
         f"{what[0].upper()}{what[1:]}, {'at the goodput' if search.required is None else 'for the required rate'}.",
         f"req/s is the goodput: the highest rate of one replica that meets the SLO, to {search.tolerance:.0%}; "
-        "≤ where none that was tried misses it.",
+        "≤ where it may be less: none that is kept up with misses it, or the requests are too few.",
         "Nine of ten measured goodputs should lie between the two figures. TTFT and TPOT are means at that rate.",
         f"= not told from the first by their intervals ({equal}); * no other is both cheaper and has a smaller TPOT.",
     ]
@@ -222,7 +222,7 @@ def format_explanation(ranked: Ranked, objective: Objective) -> str:
     lines.append(f"where {outcome.offered:.3g} requests/s arrive it serves {outcome.rate:.3g} and meets the SLO: {met}")
     limit = outcome.limit
     if limit is None:
-        return "\n".join([*lines, "no rate that was tried misses it"])
+        return "\n".join([*lines, "no rate that was tried misses it", _keeps_up(outcome)])
     missed = "the queue grows" if limit.bound == "queue" else f"{limit.bound} is {limit.ratio:.2f} times its bound"
     lines += [f"at {limit.rate:.3g} requests/s {missed}; of {_OF.get(limit.bound[:4], 'the time to first token')}:", ""]
     lines += [f"  {each.share:6.1%}  {each.name}" for each in limit.causes]
@@ -230,9 +230,13 @@ def format_explanation(ranked: Ranked, objective: Objective) -> str:
         "",
         f"{limit.num_decodes:.0f} decodes in a step in the mean; {limit.used_blocks:.0%} of KV blocks held at most; "
         f"{counted(limit.preemptions, 'preemption')} of {counted(limit.num_requests, 'request')}",
-        f"if it never waited, the best batch would come to about {outcome.bound:.3g} requests/s",
+        _keeps_up(outcome),
     ]
     return "\n".join(lines)
+
+
+def _keeps_up(outcome: Outcome) -> str:
+    return f"it keeps up with about {outcome.bound:.3g} requests/s at most, however long requests may wait"
 
 
 _OF = {"tpot": "the time between tokens", "e2el": "the latency"}

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import Device, device_named, serving_limits
 from pytest_dooly.core.document import Document
 from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["AXES", "Candidate", "Grid", "Place", "Trial"]
 
@@ -94,7 +94,12 @@ class Trial:
     @property
     def served(self) -> ServedModel:
         """One rank of the model with the candidate's own limits."""
-        limits = Limits(self.candidate.max_num_tokens, self.candidate.max_num_seqs, self.place.max_model_len)
+        limits = dataclasses.replace(
+            self.place.model.limits,
+            max_num_tokens=self.candidate.max_num_tokens,
+            max_num_seqs=self.candidate.max_num_seqs,
+            max_model_len=self.place.max_model_len,
+        )
         return dataclasses.replace(self.place.model, limits=limits)
 
 
@@ -121,6 +126,11 @@ class Grid:
     max_num_seqs: Sequence[int | None] = (None,)
     max_num_tokens: Sequence[int | None] = (None,)
     prefix_caching: Sequence[bool] = (True,)
+
+    def __post_init__(self) -> None:
+        for axis in dataclasses.fields(self):
+            if not getattr(self, axis.name):
+                raise ConfigurationError(f"a search needs at least one of {axis.name}, got none")
 
     def options(self, base: ServingOptions) -> Iterator[tuple[str, ServingOptions]]:
         """Each model with the options of each of its traces.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,8 +33,9 @@ from pytest_dooly.searching.objective import Objective
 from pytest_dooly.searching.outcome import Outcome
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.simulate import Engine, means_s, steps_of
+from pytest_dooly.simulation.sustained import full_rate
 
-__all__ = ["Evaluator", "Question"]
+__all__ = ["Evaluator", "Question", "check_tolerance"]
 
 _BEGIN = 0.7
 """Share of the bound on the rate that a search begins at."""
@@ -51,8 +52,16 @@ _ENDS_TOLERANCE = 3.0
 _PLACES = 16
 """Of which step times are kept at once, about a megabyte each."""
 
-_FEW = 4
-"""Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end."""
+_FEW, _ENOUGH, _LONGEST = 4, 5, 4
+"""Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end; up to
+which it is repeated then; and how often at most, so that a search takes twice as long and not ten times."""
+
+_NEARBY = 0.9
+"""Share of a rate that few requests meet at which more of them are looked at next."""
+
+_MANY, _NEAR = 20, 0.5
+"""Requests for each that is under way, from which on a queue shows that grows by a twentieth of the rate; and the share
+of the most rate above which a queue is to be feared."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,17 @@ class Question:
                 f"a queue that grows shows in {_FEWEST} requests at least, and in hundreds well: got "
                 f"{len(self.traffic.requests)}, name more --requests"
             )
-        if not 0.001 <= self.tolerance <= 0.5:
-            raise ConfigurationError(f"tolerance must be a share from 0.001 to 0.5, got {self.tolerance:g}")
+        check_tolerance(self.tolerance)
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Checks that rates can be told apart by a tolerance, and still be called the highest.
+
+    Raises:
+        ConfigurationError: it is too small or too large.
+    """
+    if not 0.001 <= tolerance <= 0.5:
+        raise ConfigurationError(f"tolerance must be a share from 0.001 to 0.5, got {tolerance:g}")
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,7 @@ class _Evaluation:
 
     def __init__(self, question: Question, trial: Trial, options: SchedulerOptions, ready: _Ready) -> None:
         self._question, self._trial, self._options, self._ready = question, trial, options, ready
-        self._objective = question.objective
+        self._objective, self._traffic = question.objective, question.traffic
         self._server = Server.adding(
             question.server_s, async_scheduling=options.async_scheduling, tokenise_s=question.tokenise_s
         )
@@ -212,15 +230,43 @@ class _Evaluation:
             return dataclasses.replace(base, excluded=reason, ratios=alone)
         self._alone = alone
         tpot_s = min((b.bound_s for b in self._objective.bounds if b.latency == "tpot"), default=math.inf)
-        bound = most_rate(traffic, times, self._options, tpot_s)
-        most = _BEYOND * most_rate(traffic, times, self._options)
-        curve = Curve(lambda rate: self._simulated(rate, times), self._objective, most=most)
-        found = curve.highest(_BEGIN * bound, self._even, self._question.tolerance)
-        base = dataclasses.replace(base, bound=bound)
-        return self._told(base, found, curve)
+        best = most_rate(traffic, times, self._options)
+        begin = _BEGIN * most_rate(traffic, times, self._options, tpot_s)
+        curve = self._curve(traffic, _BEYOND * best)
+        short = curve.highest(begin, self._even, self._question.tolerance)
+        if short.met is None or not (_few(short.met, traffic) or _unsure(short.met, traffic, best)):
+            return self._told(dataclasses.replace(base, bound=best), short, curve)
+        full = full_rate(Deployment(times, self._options, self._server), traffic)
+        base = dataclasses.replace(base, bound=full)
+        if short.met.rate <= full and not _few(short.met, traffic):
+            return self._told(base, short, curve)
+        # What few requests miss more of them miss too: what is met is what they do not show.
+        self._traffic = traffic.repeated(min(math.ceil(_ENOUGH * short.met.at_once / len(traffic.requests)), _LONGEST))
+        missed = [] if short.missed is None or short.missed.rate > full else [short.missed]
+        longer = self._curve(self._traffic, full, missed)
+        begin = min(short.met.rate, full)
+        if longer.at(begin).worst(self._even) > 1:
+            longer.at(_NEARBY * begin)
+        found = longer.highest(begin, self._even, self._question.tolerance)
+        beyond = found.missed or longer.at(_BEYOND * full)
+        return self._told(base, found, longer, shorter=curve, missed=beyond)
 
-    def _told(self, base: Outcome, found: Range, curve: Curve) -> Outcome:
-        """What a search has found, with the interval around it and what limits it."""
+    def _curve(self, traffic: Traffic, most: float, known: Sequence[Load] = ()) -> Curve:
+        times = self._ready.times
+        return Curve(lambda rate: self._simulated(traffic, rate, times), self._objective, most=most, known=known)
+
+    def _told(
+        self, base: Outcome, found: Range, curve: Curve, *, shorter: Curve | None = None, missed: Load | None = None
+    ) -> Outcome:
+        """What a search has found, with the interval around it and what limits it.
+
+        Args:
+            base: of the candidate.
+            found: the highest rate that meets the objective.
+            curve: that it was found on.
+            shorter: the curve of fewer requests that says how wide the interval is; None where there is none.
+            missed: load that says what limits the candidate; None for the one that was found.
+        """
         model, founded = self._ready.times.model, self._ready.founded
         shown = found.met or found.missed
         assert shown is not None
@@ -231,48 +277,56 @@ class _Evaluation:
             )
             for figure, batch in steps.items()
         }
-        low, high = self._ends(curve, shown.rate, shares) if found.met else (0.0, 0.0)
-        limit = None if found.missed is None else self._limit(found.missed)
+        low, high = self._ends(shorter or curve, found.met, base.bound, shares) if found.met else (0.0, 0.0)
+        missed = missed or found.missed
+        limit = None if missed is None or missed.worst(self._even) <= 1 else self._limit(missed)
         means = means_s(shown.simulated)
         rate = found.met.served if found.met else 0.0
         if found.missed is None:  # a short run does not show what the engine cannot keep up with
             rate = min(rate, base.bound)
+        few = found.met is not None and _few(found.met, self._traffic)
         return dataclasses.replace(
             base,
             rate=rate,
             offered=shown.rate,
             low=min(low, rate),
             high=max(high, rate),
+            bound=max(base.bound, rate),
             ratios=shown.ratios,
             ttft_s=means["ttft"],
             tpot_s=means.get("tpot", 0.0),
             estimated=shares["tpot"].by_kind["estimate"],
             limit=limit,
-            remark=_remark(found, shown.simulated),
-            simulations=curve.simulations + (limit is not None),
+            remark=_remark(found, few=few),
+            at_most=few or found.missed is None,
+            simulations=curve.simulations + (shorter.simulations if shorter else 0) + (limit is not None),
         )
 
-    def _ends(self, curve: Curve, rate: float, shares: Mapping[Figure, Shares]) -> tuple[float, float]:
+    def _ends(self, curve: Curve, met: Load, bound: float, shares: Mapping[Figure, Shares]) -> tuple[float, float]:
         """Goodput where every step takes as long, and as short, as the interval allows.
 
         Where all times of an engine are f times as long, what arrives f times as slowly has f times its latencies: the
         same simulations do, with bounds and rates divided by f. The factor is that of TPOT; a bound of TTFT is divided
-        by its own, which is that of its interval.
+        by its own, which is that of its interval. Where the rate was found with more requests than the curve's, both
+        ends are as far from it as from the curve's own, and what is kept up with at most bounds the upper one.
         """
         mixture = is_mixture(self._ready.times.model)
         factors = {figure: math.exp(log_width(figure, of, mixture=mixture)) for figure, of in shares.items()}
         slow = tuple(factors["ttft" if b.latency == "ttft" else "tpot"] for b in self._objective.bounds)
         tolerance = _ENDS_TOLERANCE * self._question.tolerance
+        own = curve.highest(met.rate, self._even, self._question.tolerance).met or met
         possible = all(ratio * factor <= 1 for ratio, factor in zip(self._alone, slow, strict=True))
-        slower = curve.highest(rate / 2, tuple(1 / factor for factor in slow), tolerance).met if possible else None
-        faster = curve.highest(rate, slow, tolerance).met
-        low = slower.served / factors["tpot"] if slower else 0.0
-        return low, faster.served * factors["tpot"] if faster else 0.0
+        slower = curve.highest(own.rate / 2, tuple(1 / factor for factor in slow), tolerance).met if possible else None
+        faster = curve.highest(own.rate, slow, tolerance).met
+        share = met.served / own.served
+        low = share * slower.served / factors["tpot"] if slower else 0.0
+        high = min(share * faster.served, max(bound, met.served)) * factors["tpot"] if faster else 0.0
+        return low, high
 
     def _limit(self, missed: Load) -> Limit:
         """What the load shows that misses the objective."""
         watched = Watched(self._ready.times)
-        simulated = self._simulated(missed.rate, watched)
+        simulated = self._simulated(self._traffic, missed.rate, watched)
         bounds = self._objective.bounds
         worst = max(range(len(bounds)), key=lambda place: missed.ratios[place])
         times, trial = self._ready.times, self._trial
@@ -288,18 +342,28 @@ class _Evaluation:
             of_step=causes_of_step(times.model, times.models, trial.place.device, batch, self._question.routing),
         )
 
-    def _simulated(self, rate: float, times: StepLatency) -> Simulated:
-        traffic = self._question.traffic
+    def _simulated(self, traffic: Traffic, rate: float, times: StepLatency) -> Simulated:
         deployment = Deployment(times, self._options, self._server)
         (simulated,) = deployment.simulate(traffic.stretched(traffic.offered_rate / rate))
         return simulated
 
 
-def _remark(found: Range, simulated: Simulated) -> str:
+def _few(load: Load, traffic: Traffic) -> bool:
+    """Whether a run of the traffic is mostly its beginning and end."""
+    return _FEW * load.at_once > len(traffic.requests)
+
+
+def _unsure(load: Load, traffic: Traffic, most: float) -> bool:
+    """Whether a queue may grow so slowly that the traffic does not show it."""
+    return _MANY * load.at_once > len(traffic.requests) and load.rate > _NEAR * most
+
+
+def _remark(found: Range, *, few: bool) -> str:
     """What is to be known of the figures."""
-    under_way = float(simulated.latency_s.sum() / (simulated.last_s.max() - simulated.sent_s.min()))
-    if found.met and _FEW * under_way > len(simulated.sent_s):
+    if few:
         return "so many requests are under way that a run is mostly its beginning and end: name more --requests"
     return (
-        "" if found.missed else "no rate that was tried misses the SLO: req/s is what the engine keeps up with at most"
+        ""
+        if found.missed
+        else "no rate that the engine keeps up with misses the SLO: req/s is about the most that it does"
     )

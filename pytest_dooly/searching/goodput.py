@@ -7,7 +7,7 @@ rates is the rate alone (common random numbers), so that latencies nearly always
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pytest_dooly.scheduling.clock import Simulated
@@ -49,6 +49,11 @@ class Load:
     queue_grows: bool
     simulated: Simulated
 
+    @property
+    def at_once(self) -> float:
+        """Requests under way in the mean, once as many end as arrive."""
+        return self.rate * float(self.simulated.latency_s.mean())
+
     def worst(self, slack: tuple[float, ...]) -> float:
         """By what factor the objective is missed; at most 1 where it is met.
 
@@ -75,21 +80,30 @@ class Range:
 class Curve:
     """Loads by rate, each simulated once, whatever they are compared with."""
 
-    def __init__(self, simulate: Callable[[float], Simulated], objective: Objective, *, most: float = math.inf) -> None:
+    def __init__(
+        self,
+        simulate: Callable[[float], Simulated],
+        objective: Objective,
+        *,
+        most: float = math.inf,
+        known: Iterable[Load] = (),
+    ) -> None:
         """Nothing is simulated yet.
 
         Args:
             simulate: the same requests at a rate.
             objective: that they are compared with.
             most: rate beyond which none is tried: a short run does not show that an engine cannot keep up with it.
+            known: loads that need not be simulated again.
         """
         self._simulate, self._objective, self._most = simulate, objective, most
-        self._loads: dict[float, Load] = {}
+        self._loads = {load.rate: load for load in known}
+        self._given = len(self._loads)
 
     @property
     def simulations(self) -> int:
         """How many there were."""
-        return len(self._loads)
+        return len(self._loads) - self._given
 
     def at(self, rate: float) -> Load:
         """What a rate comes to."""

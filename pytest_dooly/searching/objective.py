@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from pytest_dooly.core.document import Document
+from pytest_dooly.core.duration import DURATION, duration_s
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.scheduling.clock import Simulated
 
@@ -17,7 +18,7 @@ __all__ = ["Bound", "Latency", "Objective"]
 
 Latency = Literal["ttft", "tpot", "e2el"]
 
-_BOUND = re.compile(r"(ttft|tpot|e2el)(?:_(mean|p\d{1,2}(?:\.\d+)?))?:(\d+(?:\.\d+)?|\.\d+)(ms|s)")
+_BOUND = re.compile(rf"(ttft|tpot|e2el)(?:_(mean|p\d{{1,2}}(?:\.\d+)?))?:({DURATION})")
 
 _TAIL = 99.0
 """Percentile that is meant where none is named."""
@@ -75,8 +76,8 @@ class Objective(Document):
         for part in text.split(","):
             match = _BOUND.fullmatch(part.strip())
             percentile = _percentile(match[2]) if match else 0.0
-            bound_s = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0) if match else 0.0
-            if match is None or percentile == 0 or bound_s == 0:
+            bound_s = duration_s(match[3]) if match else None
+            if match is None or percentile == 0 or bound_s is None:
                 raise ConfigurationError(
                     f"cannot read {part.strip()!r} of the SLO: write it as ttft_p99:500ms,tpot_p90:40ms,e2el_mean:10s "
                     "(ttft, tpot or e2el; mean or a percentile; ms or s)"

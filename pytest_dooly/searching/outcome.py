@@ -22,16 +22,18 @@ class Outcome(Document):
         offered: requests per second that arrived where that many were served, which figures are of.
         low: the same where steps take as long as the interval around TPOT allows.
         high: the same where they are as short.
-        bound: requests per second that the best batch comes to if it never waits; what the search began at.
+        bound: requests per second that a replica keeps up with at most: what it serves with room for no more requests,
+            or what the best batch comes to if it never waits, where the rate is far from that.
         ratios: each bound's statistic as a multiple of the bound, at that rate, or at the lowest that was tried.
         ttft_s: mean at that rate.
         tpot_s: mean at that rate; 0 where no request has one.
         tokens: mean of a request, prompt and output.
         output_tokens: mean of a request.
         estimated: share of a decode step that is an estimate.
-        limit: what keeps the rate from being higher; None where no rate that was tried misses the objective, so that
-            the rate is at most what the engine keeps up with.
+        limit: what keeps the rate from being higher; None where no rate that was tried misses the objective.
         remark: what is to be known of the figures; empty for nothing.
+        at_most: whether the true rate may be lower: no rate that was tried misses the objective, so that it is what the
+            engine keeps up with, or the requests are too few to show what they come to in the long run.
         simulations: how many there were.
         spent_s: seconds that it took, its share of the step times not counted.
     """
@@ -51,6 +53,7 @@ class Outcome(Document):
     estimated: float = 0.0
     limit: Limit | None = None
     remark: str = ""
+    at_most: bool = False
     simulations: int = 0
     spent_s: float = 0.0
 

@@ -184,6 +184,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {axis: getattr(outcome.candidate, axis) for axis in AXES}
     row |= {
         "goodput": outcome.rate,
+        "at_most": outcome.at_most,
         "goodput_low": outcome.low,
         "goodput_high": outcome.high,
         "ttft_s": outcome.ttft_s,

@@ -37,7 +37,7 @@ def search(
     traffic: Traffic,
     slo: str | Objective,
     *,
-    devices: Sequence[str],
+    devices: str | Sequence[str],
     tensor_parallel_sizes: Sequence[int] = (1,),
     expert_parallel_sizes: Sequence[int] = (1,),
     kv_cache_dtypes: Sequence[str | None] = (None,),
@@ -64,7 +64,7 @@ def search(
         models: names that they were profiled or planned by, with every size asked for.
         traffic: with times of arrival, which are stretched to any rate; a few hundred requests or more.
         slo: as in `ttft_p99:500ms,tpot_p90:40ms`.
-        devices: names of GPUs, as in `h100_sxm`.
+        devices: names of GPUs, as in `h100_sxm`, or one.
         tensor_parallel_sizes: GPUs of a replica.
         expert_parallel_sizes: 1, or as many as GPUs.
         kv_cache_dtypes: None for the model's own.
@@ -95,7 +95,7 @@ def search(
     names = [models] if isinstance(models, str) else list(models)
     grid = Grid(
         names,
-        devices,
+        [devices] if isinstance(devices, str) else devices,
         tensor_parallel_sizes,
         expert_parallel_sizes,
         kv_cache_dtypes,

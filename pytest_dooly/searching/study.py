@@ -26,7 +26,7 @@ from pytest_dooly.searching.workers import Workers
 
 __all__ = ["Finished", "Traced", "known_outcomes", "run", "trials_of"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Of outcomes: raised when the same candidate would come to another one for a reason of ours."""
 
 
@@ -78,7 +78,13 @@ def trials_of(grid: Grid, traced: Sequence[Traced], question: Question, db: Late
             candidates = alone.candidates(each.name, each.options, each.model.limits.max_model_len)
             place = _place(each, device, [(c.max_num_tokens, c.max_num_seqs) for c in candidates], question)
             for candidate in candidates:
-                own = [candidate.to_json(), each.model.key, place.max_model_len, rests_on[device]]
+                own = [
+                    candidate.to_json(),
+                    each.model.key,
+                    place.max_model_len,
+                    each.options.max_captured,
+                    rests_on[device],
+                ]
                 trials.append(Trial(candidate, place, content_hash([_FORMAT, FEATURES_VERSION, asked, *own])))
     return trials
 
@@ -156,6 +162,7 @@ def _place(traced: Traced, device: str, limits: Sequence[tuple[int, int]], quest
         max(usual.max_num_tokens, *(tokens for tokens, _ in limits)),
         max(usual.max_num_seqs, *(seqs for _, seqs in limits)),
         longest,
+        traced.options.max_captured,
     )
     return Place(dataclasses.replace(traced.model, limits=widest), device_named(device), max_model_len)
 

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Protocol
 
+from pytest_dooly.core.child_process import end_with_parent
 from pytest_dooly.errors import WorkerError
 from pytest_dooly.searching.candidate import Trial
 from pytest_dooly.searching.evaluate import Evaluator, Question
@@ -117,6 +118,7 @@ _evaluator: Evaluator | None = None
 
 def _begin(db: Path, question: Question) -> None:
     global _evaluator
+    end_with_parent()
     _evaluator = Evaluator(db, question)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,12 +29,12 @@ from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.simulation.deployment import Deployment, Router
 from pytest_dooly.simulation.summary import Slo, overloaded, summary
-from pytest_dooly.simulation.sustained import sustainable_rate
+from pytest_dooly.simulation.sustained import full_rate, sustainable_rate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "added_by_server_s", "joined", "means_s", "simulate", "steps_of", "stretched"]
+__all__ = ["Engine", "Simulation", "added_by_server_s", "joined", "means_s", "simulate", "simulation_of", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,13 @@ class Simulation:
         simulated: every request.
         out_of_range: one line for each operation that was asked outside of its known range.
         again: simulates the same requests at so many times their times.
+        most: requests per second that are served with room for no more, found when it is asked for.
     """
 
     simulated: Simulated
     out_of_range: tuple[str, ...] = ()
     again: Callable[[float], Simulated] | None = None
+    most: Callable[[], float] | None = None
 
     def summary(self, slo: Slo | str | None = None, *, search: bool = False) -> dict[str, Any]:
         """By the keys of `vllm bench serve --save-result`; where rates change, each under `stages` as well.
@@ -121,7 +124,10 @@ class Simulation:
 
     def sustainable_rate(self) -> float | None:
         """Requests per second that the same traffic may come at; None where it is kept up with as it is."""
-        return None if self.again is None else sustainable_rate(self.simulated, self.again)
+        if self.again is None or overloaded(self.simulated) is None:
+            return None
+        most = math.inf if self.most is None else self.most()
+        return sustainable_rate(self.simulated, self.again, most)
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -169,10 +175,15 @@ def simulate(
         router: how requests are spread over them.
 
     Raises:
-        ConfigurationError: a request is longer than max_model_len, or something named is unknown or does not fit.
+        ConfigurationError: a request is longer than max_model_len, or something named is unknown, does not fit or is of
+            another kind.
         DatabaseError: there is no latency DB, or it cannot be read.
         MissingMeasurements: as in `predict`.
     """
+    _expect(traffic, Traffic, "traffic")
+    _expect(options, ServingOptions, "options")
+    _expect(engine, Engine, "engine")
+    _expect(server, Server, "server")
     with LatencyDB.open(Path(db), create=False) as opened:
         served, models = known(opened, model, options, device=device, environment=environment)
     engine = engine or Engine()
@@ -186,10 +197,35 @@ def simulate(
     times = StepTimes(served, models, routing=spread, overlapped=overlapped)
     deployment = Deployment(times, engine.options(served, device), server, replicas, router)
     simulated = joined(deployment.simulate(traffic))
-    return Simulation(simulated, times.out_of_range(), partial(stretched, deployment, traffic))
+    return simulation_of(deployment, traffic, simulated, times.out_of_range())
 
 
-def stretched(deployment: Deployment, traffic: Traffic, factor: float) -> Simulated:
+def _expect(value: object, kind: type, name: str) -> None:
+    """Refuses what is neither None nor of a kind.
+
+    Raises:
+        ConfigurationError: it is something else; says what is wanted.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__module__}.{kind.__qualname__}, got {value!r}")
+
+
+def simulation_of(
+    deployment: Deployment, traffic: Traffic, simulated: Simulated, out_of_range: tuple[str, ...]
+) -> Simulation:
+    """What a deployment has made of a traffic, with what finds the rate that it keeps up with.
+
+    Args:
+        deployment: that was asked.
+        traffic: as it came.
+        simulated: every request.
+        out_of_range: as of a `Simulation`.
+    """
+    again, most = partial(_again, deployment, traffic), partial(full_rate, deployment, traffic)
+    return Simulation(simulated, out_of_range, again, most)
+
+
+def _again(deployment: Deployment, traffic: Traffic, factor: float) -> Simulated:
     """The traffic on a deployment, at so many times its times."""
     return joined(deployment.simulate(traffic.stretched(factor)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_dooly.core.duration import duration_s
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.scheduling.clock import Simulated
 
@@ -23,8 +24,6 @@ _GROWTH, _QUEUED, _FEWEST = 1.5, 5.0, 20
 """How much longer the last quarter waits than the second, and than those that wait least, where a queue grows; requests
 from which on that is looked at. Under a steady load both quarters are alike; where a queue grows evenly, their ratio
 is 2.3."""
-
-_UNITS = {"ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Slo:
 
     @classmethod
     def parse(cls, text: str) -> Slo:
-        """Bounds written as `ttft:300ms,tpot:40ms,e2el:10s`.
+        """Bounds written as `ttft:300ms,tpot:40ms,e2el:10s`, each with its unit.
 
         Raises:
             ConfigurationError: a bound cannot be read; names it.
@@ -51,15 +50,11 @@ class Slo:
         bounds: dict[str, float] = {}
         for part in text.split(","):
             name, _, value = part.strip().partition(":")
-            unit = "ms" if value.endswith("ms") else "s"
-            try:
-                seconds = float(value.removesuffix(unit)) * _UNITS[unit]
-            except ValueError:
-                seconds = -1.0
-            if name not in ("ttft", "tpot", "e2el") or not 0 < seconds < float("inf"):
+            seconds = duration_s(value)
+            if name not in ("ttft", "tpot", "e2el") or seconds is None:
                 why = "; it bounds each request, where dooly search bounds statistics" if "_" in name else ""
                 raise ConfigurationError(
-                    f"cannot read {part!r} of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s{why}"
+                    f"cannot read {part!r} of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s (ms or s){why}"
                 )
             if f"{name}_s" in bounds:
                 raise ConfigurationError(f"the SLO {text!r} bounds {name} twice: name one bound of each")

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from pytest_dooly.core.child_process import end_with_parent
 from pytest_dooly.errors import WorkerError
 
 __all__ = ["in_own_process"]
@@ -25,7 +26,7 @@ def in_own_process(call: Callable[..., Result], *arguments: object) -> Result:
     Raises:
         WorkerError: the process was ended before it was done.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent) as own:
         try:
             return own.submit(call, *arguments).result()
         except BrokenProcessPool as error:

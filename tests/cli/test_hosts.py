@@ -83,3 +83,20 @@ def test_what_is_missing_is_said(
 ) -> None:
     assert cli.main(["export", *command]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [
+        ("dynamo", "a file that ends in .npz, or a directory"),
+        ("llm-d", "a file that ends in .yaml, or a directory"),
+        ("llmservingsim", "a directory"),
+    ],
+)
+def test_a_file_of_another_kind_is_no_directory(
+    place: Path, host: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["export", "--for", host, "model", "--device=h200_sxm", "--engine=fake", "--max-model-len=32"]
+    assert cli.main([*asked, "--out=step.txt"]) == 2
+    assert f"--out step.txt: name {wanted}" in capsys.readouterr().err
+    assert not Path("step.txt").exists()

@@ -59,6 +59,7 @@ def test_wrong_usage_exits_2(
         ["predict", "model", "--prompt=1.5"],
         ["import", "nonsense", "--system", "h200_sxm"],
         ["search", "model", "--device=h200_sxm", "--out=8"],
+        ["search", "model", "--device=h200_sxm", "--slo=ttft:1s", "--prompt=8", "--tolerance=0.7"],
     ],
 )
 def test_a_line_that_cannot_be_parsed_exits_2(arguments: list[str]) -> None:

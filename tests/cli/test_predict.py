@@ -10,7 +10,11 @@ import pytest
 
 from pytest_dooly import cli
 from pytest_dooly.engine.fake import _FakeSession
+from pytest_dooly.latency_db.db import LatencyDB
 from tests.cli import SMALL
+from tests.published.test_grounds import attended
+from tests.test_profiling import linears
+from tests.traced import table
 
 
 @pytest.mark.parametrize("asked", [["predict", "--batch=1+8"], ["validate"], ["validate", "--prompt", "8"]])
@@ -64,7 +68,7 @@ def test_predict_with_anybody_s_estimator(profiled: Path, capsys: pytest.Capture
 
 
 def test_a_request_out_of_range_is_answered_with_a_warning(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["predict", "model", "--batch=4000", "--json", *SMALL]) == 0
+    assert cli.main(["predict", "model", "--batch=200x20", "--json", *SMALL]) == 0
     streams = capsys.readouterr()
     assert json.loads(streams.out)["out_of_range"]
     assert "OutOfRangeWarning: linear-64x96-fp32: size 4,000 is outside of the measured 1 to 16" in streams.err
@@ -107,7 +111,7 @@ def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: p
     assert 0 < document["tpot_s"] <= document["ttft_s"] < document["duration_s"]
     assert document["expected_error"] > 0
     assert document["memory"]["fits"]
-    assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=4000", *SMALL]) == 0
+    assert cli.main(["predict", "model", "--device=h200_sxm", "--batch=200x20", *SMALL]) == 0
     assert "OutOfRangeWarning: linear-64x96-fp32: num_tokens 4,000 is outside of the published 1 to 1,024" in (
         capsys.readouterr().err
     )
@@ -131,3 +135,73 @@ def test_a_gpu_of_which_nothing_is_known_is_estimated_and_warned_of(
     assert estimated in streams.out
     warning = "nothing of NVIDIA A100-SXM4-80GB is in the latency DB: every figure is an estimate; run dooly import"
     assert [warning in line for line in streams.err.splitlines()].count(True) == 1
+
+
+@pytest.mark.parametrize("device", [[], ["--device=h200_sxm"]])
+def test_a_request_that_is_too_long_is_refused_as_a_step_too(
+    profiled: Path, device: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "model", "--batch=2x1+8,1+32", *device, *SMALL]) == 2
+    assert "a request of 32 + 1 tokens exceeds max_model_len 32" in capsys.readouterr().err
+    assert cli.main(["predict", "model", "--batch=2x1+31", *device, *SMALL]) == 0
+
+
+@pytest.mark.parametrize("option", ["--output=8", "--concurrency=1", "--requests=4"])
+def test_a_step_takes_no_options_of_a_workload(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=1+8", option]) == 2
+    name = option.partition("=")[0]
+    assert f"{name} goes with --prompt: a --batch is one step" in capsys.readouterr().err
+
+
+def test_a_step_says_what_it_takes_of_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "model", "--device=l40s", "--batch=2x1+8", *SMALL]
+    assert cli.main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["fits"]
+    assert cli.main(asked) == 0
+    assert "of 44 GB that the engine takes" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_latency_db_that_is_named_must_be_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "model", "--batch=1+8", "--device=l40s", "--db=nosuch.db", *SMALL]) == 1
+    assert (
+        "there is no latency DB at nosuch.db: name one that there is, or make it with dooly import aiconfigurator "
+        "--system l40s --db nosuch.db or pytest --dooly-model=model --dooly-db=nosuch.db"
+    ) in capsys.readouterr().err
+    assert not Path("nosuch.db").exists()
+    LatencyDB.open(Path("empty.db")).close()
+    assert cli.main(["predict", "model", "--batch=1+8", "--device=l40s", "--db=empty.db", *SMALL]) == 0
+    assert "run dooly import aiconfigurator --system l40s --db empty.db" in capsys.readouterr().err
+
+
+def test_a_named_gpu_replays_graphs_unless_it_is_to_run_eagerly(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def captured(*options: str) -> int | None:
+        load = ["--rate=1", "--requests=4", "--prompt=8", "--output=2", "--kv-blocks=50"]
+        assert cli.main(["simulate", "model", "--device=l40s", "--json", *load, *options, *SMALL]) == 0
+        most: int | None = json.loads(capsys.readouterr().out)["max_captured"]
+        return most
+
+    assert captured() is captured("--execution=cuda_graph") is None  # vLLM's default
+    assert captured("--execution=eager") == captured("--max-cudagraph-capture-size=0") == 0
+    asked = ["predict", "model", "--batch=1+8", "--device=l40s", *SMALL]
+    assert cli.main([*asked, "--execution=eager", "--max-cudagraph-capture-size=8"]) == 2
+    assert "--execution eager contradicts --max-cudagraph-capture-size 8: name one" in capsys.readouterr().err
+    assert cli.main([*asked, "--execution=cuda_graph", "--max-cudagraph-capture-size=0"]) == 2
+    assert cli.main([*asked, "--execution=lazy"]) == 2
+    assert "unknown execution 'lazy'" in capsys.readouterr().err
+
+
+def test_a_named_gpu_has_the_attention_backends_that_something_is_known_of(
+    published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["predict", "model", "--batch=1+8", "--device=h200_sxm", "--attention-backend=FLASHINFER", *SMALL]
+    assert cli.main(asked) == 2
+    message = "nothing is known of attention by FLASHINFER on NVIDIA H200: "
+    assert f"{message}leave --attention-backend out" in capsys.readouterr().err
+    with LatencyDB.open(Path(".dooly/latency.db")) as db:
+        h200 = next(iter(linears([(96, 64)]).rows))
+        db.publish(table(attended("prefill") | attended("decode"), file="attention", environment=h200))
+    assert cli.main(asked) == 2
+    assert f"{message}name FLASH_ATTN, or none" in capsys.readouterr().err
+    assert cli.main([*asked, "--attention-backend=FLASH_ATTN"]) == 0

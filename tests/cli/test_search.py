@@ -64,12 +64,16 @@ def test_what_limits_a_candidate(place: Path, capsys: pytest.CaptureFixture[str]
     assert text.startswith("2: model on ")
     assert "and meets the SLO: ttft_p99" in text
     assert cli.main([*ASKED, "--explain=9"]) == 2
-    assert "name a line from 1 to 4" in capsys.readouterr().err
+    streams = capsys.readouterr()
+    assert streams.out.startswith("4 of 4 candidates")  # found is found
+    assert streams.err.endswith("dooly: --explain 9: name a line from 1 to 4\n")
 
 
 def test_an_slo_that_nothing_meets(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*ASKED, "--slo=tpot:0.001ms"]) == 3
-    text = capsys.readouterr().out
+    assert cli.main([*ASKED, "--slo=tpot:0.001ms", "--explain=1"]) == 3
+    streams = capsys.readouterr()
+    assert streams.err.endswith("dooly: --explain 1: there is no candidate to explain\n")
+    text = streams.out
     assert text.splitlines()[0].endswith(" s, 0 simulated")
     assert "no candidate meets the SLO; the nearest is model on" in text
     assert "times its bound where a request meets no other" in text

@@ -59,6 +59,14 @@ def test_a_hub_id_is_left_to_the_engine() -> None:
     assert configuration.slug == "organisation--model"
 
 
+def test_a_directory_that_is_not_there_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("cfg/none").directory is None
+    (tmp_path / "cfg").mkdir()
+    with pytest.raises(UnknownModelError, match="there is no directory 'cfg/none': name one that holds config.json"):
+        resolve("cfg/none")
+
+
 @pytest.mark.parametrize(
     "name", ["llama33", "/nowhere/model", "a/b/c", "./model", "../model", "organisation/", "/m", ""]
 )

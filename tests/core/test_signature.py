@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.operation import Operation, OperationKind, TensorSpec, Trace
-from pytest_dooly.core.signature import Attribute, Signature, model_operations, signature_of
+from pytest_dooly.core.signature import Attribute, Signature, attending_by, model_operations, signature_of
+from tests.samples import served, uses
+from tests.traced import NORM, attention
 
 hidden_size, intermediate_size, num_tokens, num_reqs = sympy.symbols(
     "hidden_size intermediate_size num_tokens num_reqs", integer=True, positive=True
@@ -162,3 +164,12 @@ def test_a_label_of_experts_counts_them() -> None:
         "num_tokens",
     )
     assert experts.label == "fused_moe-8e2-64x96-bf16"
+
+
+def test_attention_by_another_backend_is_another_operation_of_another_model() -> None:
+    model = served(uses(attention(32, 8, 128)), uses(NORM))
+    other = attending_by(model, "FLASHINFER")
+    assert dict(other.operations[0].signature.attributes)["backend"] == "FLASHINFER"
+    assert other.operations[1] == model.operations[1]
+    assert other.key != model.key
+    assert attending_by(model, "FLASH_ATTN").key != other.key

@@ -29,6 +29,7 @@ from pytest_dooly.prediction.forecast import known, predict
 from pytest_dooly.prediction.step import StepPrediction
 from pytest_dooly.prediction.workload import WorkloadPrediction
 from tests.samples import ADMISSION, ENVIRONMENT, LINEAR, model_and_regressors, served, uses
+from tests.test_profiling import linears
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_predict_reads_a_db_alone(db: Path) -> None:
 def test_predict_warns_out_of_range(db: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        predict("small", batch="2000", db=db)
+        predict("small", batch="20x100", db=db)
     assert {warning.category for warning in caught} == {OutOfRangeWarning}
     assert "linear-64x128-bf16: size 2,000 is outside of the measured 1 to 512" in [str(w.message) for w in caught]
     with warnings.catch_warnings():
@@ -73,6 +74,8 @@ def test_predict_refuses_what_it_cannot_answer(db: Path, tmp_path: Path) -> None
         predict("small", db=db)  # type: ignore[call-overload]
     with pytest.raises(MissingMeasurements, match=r"no model 'big', only small: run pytest --dooly-model=big"):
         predict("big", batch="1", db=db)
+    with pytest.raises(ConfigurationError, match=r"a request of 200000 \+ 1 tokens exceeds max_model_len"):
+        predict("small", batch="8x1+4,1+200000", db=db)
     with pytest.raises(DatabaseError, match="no latency DB"):
         predict("small", batch="1", db=tmp_path / "none.db")
 
@@ -194,3 +197,17 @@ def test_a_device_brings_its_limits_where_the_options_name_none(tmp_path: Path) 
     assert num_seqs(few) == num_seqs(few, few, kept=False) == 4
     assert num_seqs(few, kept=False) == model.limits.max_num_seqs  # nobody knows what was named
     assert num_seqs(ServingOptions()) == 1024
+
+
+def test_where_others_alone_have_measured_their_gpus_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    model, _ = model_and_regressors()
+    with LatencyDB.open(path) as opened:
+        opened.save_model(model, ENVIRONMENT)
+        with pytest.raises(MissingMeasurements, match="has no regressor for"):
+            predict("small", batch="1", db=path)
+        opened.publish(linears([(96, 64)]))
+    with pytest.raises(
+        MissingMeasurements, match=r"name a GPU .* as in device='h200_sxm' \(the latency DB has h200_sxm"
+    ):
+        predict("small", batch="1", db=path)

@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
+from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, kv_blocks, working_bytes
+from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, footprint_of_batch, kv_blocks, working_bytes
 from tests.samples import served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -30,6 +31,14 @@ def test_keys_and_values_count_for_every_token_of_every_request() -> None:
     a_token = 2 * 2 * (2 * 64)  # keys and values of two bytes
     assert held(uses(attention(8, 2, 64), 4), num_reqs=3, seq_len=256) == (0, 4 * 3 * 256 * a_token)
     assert held(uses(attention(8, 2, 64)), seq_len=257) == (0, 257 * a_token)
+
+
+def test_requests_of_a_step_are_counted_each_with_its_own_length() -> None:
+    model = served(uses(attention(8, 2, 64)), uses(linear(100, 10)))
+    found = footprint_of_batch(model, DEVICE, Batch.parse("2x1+99,50"))
+    both = [footprint(model, DEVICE, num_reqs=2, seq_len=100), footprint(model, DEVICE, num_reqs=1, seq_len=50)]
+    assert found.weights_bytes == both[0].weights_bytes
+    assert found.cache_bytes == sum(each.cache_bytes for each in both)
 
 
 def test_a_window_keeps_no_more_than_it_sees() -> None:

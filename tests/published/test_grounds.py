@@ -214,6 +214,7 @@ def test_attention_of_a_cpu_trace_rests_on_the_backend_of_the_gpu(db: LatencyDB)
     prompts_s, decodes_s, both_s = founded.model.predict_s(points)
     assert both_s == pytest.approx(prompts_s + decodes_s)
     assert Grounds(db, DEVICE).foundation(attention(32, 8, 128, backend="OTHER"), LIMITS).basis.kind == "estimate"
+    assert Grounds(db, DEVICE).attention_backends == ("FLASH_ATTN",)
 
 
 def test_attention_of_which_one_phase_is_published_is_estimated(db: LatencyDB) -> None:

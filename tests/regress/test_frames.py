@@ -59,7 +59,9 @@ def test_a_path_does_as_well_and_the_other_kinds_are_the_latency_db_s(db: Latenc
     assert len(pytest_dooly.frame(path, "predictions")) == len(frame(str(path), "predictions")) == 19
     assert len(frame(path)) == len(db.frame()) == 21
     assert len(frame(path, "published")) == len(db.frame("published")) == 1
-    with pytest.raises(ConfigurationError, match="no frame of 'luck'"):
+    with pytest.raises(
+        ConfigurationError, match="no frame of 'luck': name one of measurements, published, predictions"
+    ):
         frame(db, cast("Any", "luck"))
     with pytest.raises(DatabaseError, match="there is no latency DB"):
         frame(tmp_path / "none.db")

@@ -21,13 +21,14 @@ def search(*outcomes: Outcome, priced: bool = True) -> Search:
 
 
 def test_a_table_with_what_differs_alone() -> None:
-    best, near = outcome(4.0, limit=LIMIT), outcome(3.9, 0.03, of=candidate(seqs=8))
-    far = outcome(0.5, 0.01, of=candidate("l40s", seqs=8), estimated=1.0, remark="name more --requests")
+    best, near = outcome(4.0, limit=LIMIT), outcome(3.9, 0.03, of=candidate(seqs=8), at_most=True)
+    few = {"limit": LIMIT, "at_most": True, "remark": "name more --requests"}
+    far = outcome(0.5, 0.01, of=candidate("l40s", seqs=8), estimated=1.0, **few)
     lines = format_search(search(best, near, far)).splitlines()
     assert lines[2].split()[:5] == ["#", "device", "seqs", "cost/Mtok", "req/s"]
     assert [line.split()[0] for line in lines[3:6]] == ["*1", "=2", "*3"]
     assert any(line.endswith("tpot_p90: weight reads 60%") for line in lines)
-    assert ["≤" in line for line in lines[3:6]] == [False, True, True]  # what no rate was seen to limit
+    assert ["≤" in line for line in lines[3:6]] == [False, True, True]  # whether or not a limit is known
     assert any(line.startswith("Steps on l40s are mostly estimates") for line in lines)
     assert any(line.endswith(": name more --requests") for line in lines)
     assert sum(line.startswith(("1: vllm serve", "2: vllm serve", "3: vllm serve")) for line in lines) == 2
@@ -57,7 +58,8 @@ def test_why_a_candidate_is_as_it_is() -> None:
     assert "31 decodes in a step in the mean; 50% of KV blocks held at most; 2 preemptions of 150 requests" in text
     queue = dataclasses.replace(ranked, outcome=outcome(limit=dataclasses.replace(LIMIT, bound="queue")))
     assert "the queue grows; of the time to first token" in format_explanation(queue, SLO)
-    assert "no rate that was tried misses it" in format_explanation(search(outcome()).ranked[0], SLO)
+    unlimited = format_explanation(search(outcome(bound=4.2)).ranked[0], SLO)
+    assert "no rate that was tried misses it\nit keeps up with about 4.2 requests/s at most" in unlimited
 
 
 def test_a_document_has_every_candidate_and_its_command() -> None:

@@ -50,9 +50,11 @@ def grid(devices: Sequence[str] = ("h200_sxm",), **axes: Sequence[object]) -> Gr
     return Grid(["small"], devices, **axes)  # type: ignore[arg-type]
 
 
-def trials(db: Path, asked: Question, of: Grid, model: ServedModel = MODEL) -> list[Trial]:
+def trials(
+    db: Path, asked: Question, of: Grid, model: ServedModel = MODEL, options: ServingOptions | None = None
+) -> list[Trial]:
     with LatencyDB.open(db) as opened:
-        return trials_of(of, [Traced("small", ServingOptions(), model)], asked, opened)
+        return trials_of(of, [Traced("small", options or ServingOptions(), model)], asked, opened)
 
 
 def candidate(device: str = "h200_sxm", ranks: int = 1, seqs: int = 64, tokens: int = 2048) -> Candidate:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.searching.evaluate import Evaluator, Question
@@ -134,3 +135,25 @@ def test_questions_that_make_no_sense(tolerance: float) -> None:
     loop = SyntheticTraffic(AT_ONCE, PromptAndOutput(Lengths.fixed(8), Lengths.fixed(8)), concurrency=2)
     with pytest.raises(ConfigurationError, match="no closed loop"):
         Question(loop.draw(num_requests=4), SLO)
+
+
+@pytest.mark.parametrize("slo", ["ttft_p99:500ms", "tpot_p90:14ms"])
+def test_few_requests_say_no_more_than_many(db: Path, slo: str) -> None:
+    """A run of few has ended before its queue has grown, and half of it has less under way than the rest."""
+    few, many = (
+        evaluated(db, question(Objective.parse(slo), traffic=traffic(number, 512, 128)))[0] for number in (150, 3000)
+    )
+    assert 0.9 * many.rate < few.rate < 1.08 * many.rate
+    assert few.low <= few.rate <= few.high
+    assert few.rate <= few.bound
+    assert max(few.rate, many.rate) < 1.02 * min(few.bound, many.bound)
+
+
+def test_graphs_that_are_not_captured_are_not_replayed(db: Path) -> None:
+    asked = question()
+    captured, none = (
+        next(iter(trials(db, asked, grid(), options=ServingOptions(max_captured=most)))) for most in (None, 0)
+    )
+    assert captured.key != none.key
+    assert none.served.limits.captured_tokens == none.place.model.limits.captured_tokens == 0
+    assert captured.served.limits.captured_tokens > 0

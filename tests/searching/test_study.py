@@ -162,7 +162,9 @@ def test_the_public_function_reads_the_latency_db_alone(db: Path, monkeypatch: p
     with pytest.raises(ConfigurationError, match="unknown device 'tpu'"):
         monkeypatch.setattr("pytest_dooly.searching.search.traced_for", lambda *_: MODEL)
         pytest_dooly.search("small", traffic(), "ttft:1s", devices=["tpu"], db=db)
-    found = pytest_dooly.search("small", traffic(), "tpot:15ms", devices=["h200_sxm"], db=db, jobs=1)
+    with pytest.raises(ConfigurationError, match="at least one of devices, got none"):
+        pytest_dooly.search("small", traffic(), "ttft:1s", devices=[], db=db)
+    found = pytest_dooly.search("small", traffic(), "tpot:15ms", devices="h200_sxm", db=db, jobs=1)
     assert found.best is not None
     assert len(found.frame()) == 1
 

@@ -76,7 +76,7 @@ def test_one_token_each_has_no_tpot_and_misses_none() -> None:
     assert document["request_goodput"] == pytest.approx(2 / 1.2)
 
 
-@pytest.mark.parametrize("text", ["", "ttft", "ttft:", "ttft:fast", "ttft:-1ms", "latency:3s", "ttft:inf"])
+@pytest.mark.parametrize("text", ["", "ttft", "ttft:", "ttft:fast", "ttft:-1ms", "latency:3s", "ttft:inf", "ttft:300"])
 def test_a_bound_that_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(ConfigurationError, match="of the SLO: write it as ttft:300ms,tpot:40ms,e2el:10s"):
         Slo.parse(text)
