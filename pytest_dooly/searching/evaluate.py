@@ -52,16 +52,16 @@ _ENDS_TOLERANCE = 3.0
 _PLACES = 16
 """Of which step times are kept at once, about a megabyte each."""
 
-_FEW, _ENOUGH, _LONGEST = 4, 5, 4
-"""Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end; up to
-which it is repeated then; and how often at most, so that a search takes twice as long and not ten times."""
+_FEW, _LONGEST = 4, 4
+"""Requests of the traffic for each that is under way, below which a run consists mostly of its beginning and end; how
+often it is repeated at most, so that a search takes twice as long and not ten times."""
 
 _NEARBY = 0.9
 """Share of a rate that few requests meet at which more of them are looked at next."""
 
 _MANY, _NEAR = 20, 0.5
-"""Requests for each that is under way, from which on a queue shows that grows by a twentieth of the rate; and the share
-of the most rate above which a queue is to be feared."""
+"""Requests for each that is under way, from which on a queue shows that grows by a twentieth of the rate, and up to
+which the traffic is repeated; the share of the most rate above which a queue is to be feared."""
 
 
 @dataclass(frozen=True)
@@ -238,10 +238,8 @@ class _Evaluation:
             return self._told(dataclasses.replace(base, bound=best), short, curve)
         full = full_rate(Deployment(times, self._options, self._server), traffic)
         base = dataclasses.replace(base, bound=full)
-        if short.met.rate <= full and not _few(short.met, traffic):
-            return self._told(base, short, curve)
         # What few requests miss more of them miss too: what is met is what they do not show.
-        self._traffic = traffic.repeated(min(math.ceil(_ENOUGH * short.met.at_once / len(traffic.requests)), _LONGEST))
+        self._traffic = traffic.repeated(min(math.ceil(_MANY * short.met.at_once / len(traffic.requests)), _LONGEST))
         missed = [] if short.missed is None or short.missed.rate > full else [short.missed]
         longer = self._curve(self._traffic, full, missed)
         begin = min(short.met.rate, full)

@@ -63,7 +63,7 @@ def served_rate(simulated: Simulated) -> float:
 def full_rate(deployment: Deployment, traffic: Traffic) -> float:
     """Requests per second that are served where there is room for no more: no higher rate is kept up with for long.
 
-    As many as fit at their full length are under way, the first of them at every stage of their output, and one comes
+    As many as fit half-way through their output are under way, the first of them at every stage of it, and one comes
     whenever one ends; the second as many are counted as they are admitted. One simulation says so, where a queue that
     grows slowly takes tens of thousands of requests to show.
 
@@ -85,8 +85,8 @@ def full_rate(deployment: Deployment, traffic: Traffic) -> float:
 
 
 def _room(deployment: Deployment, traffic: Traffic) -> int:
-    """Requests of full length that seats and KV blocks hold at once, whatever they share."""
+    """Requests half-way through their output that seats and KV blocks hold at once, whatever they share."""
     options = deployment.options
-    tokens = float(np.mean([request.prompt_len + request.output_len for request in traffic.requests]))
+    tokens = float(np.mean([request.prompt_len + request.output_len / 2 for request in traffic.requests]))
     held = (options.num_blocks - 1) * options.block_size / tokens
     return max(int(min(options.limits.max_num_seqs, held, _MOST_AT_ONCE)), 2)
