@@ -314,6 +314,20 @@ class Gate:
         """Whether nothing that the gate itself has timed is there to compare with."""
         return self.baseline is None or not (self.baseline.runs or self._options.against)
 
+    def _told(self, *, turned: bool) -> str:
+        """What this run was compared with, for people."""
+        baseline = self.baseline
+        assert baseline is not None
+        if not turned:
+            return str(baseline)
+        known = baseline.environment
+        return f"{known.engine} {known.engine_version}, torch {known.torch_version}, which took turns with this one"
+
+    @property
+    def _has_own(self) -> bool:
+        """Whether the latency DB has a baseline already, which no run compared with another file takes the place of."""
+        return self._options.baseline is not None and baseline_of(self._db, self._series) is not None
+
     def _judge(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> Found:
         verdict = self._verdict(spent, turns, olds)
         outcome = verdict.outcome()
@@ -321,12 +335,12 @@ class Gate:
             outcome = Outcome.ACCEPTED
         elif verdict.disturbed is not None:
             outcome = Outcome.UNDECIDED
-        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT):
+        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT and not self._has_own):
             outcome = Outcome.BASELINE
         return Found(
             model=self.model.name,
             environment=self._environment,
-            baseline=None if self.baseline is None else str(self.baseline),
+            baseline=None if self.baseline is None else self._told(turned=bool(olds)),
             before=None if self.baseline is None else self.baseline.environment,
             verdict=verdict,
             outcome=outcome,

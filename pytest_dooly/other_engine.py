@@ -107,9 +107,14 @@ class OtherEngine(AbstractContextManager["OtherEngine"]):
                 f"the engine of {self._python} has ended; it needs what pytest-dooly needs "
                 f"(pip install pytest-dooly there), and its last lines are:\n{self._process.last_lines()}"
             )
-        document: dict[str, Any] = json.loads(answer)
+        try:
+            document: dict[str, Any] = json.loads(answer)
+        except ValueError:
+            document = {}
         if "error" in document:
             raise EngineError(f"the engine of {self._python}: {document['error']}")
+        if not document or document.keys() == question.keys():
+            raise EngineError(f"{self._python} answers as no engine does ({answer[:60]}): name a Python interpreter")
         return document
 
 

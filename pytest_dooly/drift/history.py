@@ -23,6 +23,9 @@ _PENALTY = 3.0
 """Of a change point, in units of the noise's variance and of the logarithm of the number of runs: the same as the
 modified BIC's leading term (Zhang and Siegmund 2007)."""
 
+_FEWEST_RUNS = 5
+"""From which on runs tell how far they are apart where nothing has changed."""
+
 
 @dataclass(frozen=True)
 class ChangePoint:
@@ -128,13 +131,19 @@ def _at_level(seconds: dict[Place, float], run: Timed) -> dict[Place, float]:
 
 
 def _points(logs: Array, errors: Array) -> tuple[ChangePoint, ...]:
-    """Where the level changes: optimal partitioning, PELT (Killick et al. 2012), of what is in units of its noise."""
+    """Where the level changes: optimal partitioning, PELT (Killick et al. 2012), of what is in units of its noise.
+
+    Noise is what the turns of a run say of it, or what runs that follow each other differ by where that is more; of
+    fewer runs nobody knows.
+    """
     known = np.flatnonzero(np.isfinite(logs))
-    if len(known) < 2:
+    if len(known) < _FEWEST_RUNS:
         return ()
     import ruptures
 
-    values, noise = logs[known], float(np.nanmedian(errors[known]))
+    values = logs[known]
+    between = 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
+    noise = max(float(np.nanmedian(errors[known])), between)
     search = ruptures.Pelt(model="l2", min_size=1, jump=1).fit(values[:, None] / noise)
     ends = search.predict(pen=_PENALTY * math.log(len(known)))
     bounds = [0, *ends]

@@ -30,8 +30,9 @@ def read_measurements(path: Path) -> dict[Environment, dict[str, dict[SweepPoint
     read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_csv
     try:
         table = read(path)
-        own = table[table["source"].isna() & table["reason"].isna() & ~table["held_out"].astype(bool)]
         names = [field.name for field in dataclasses.fields(Environment)]
+        own = table[table["source"].isna() & table["reason"].isna() & ~table["held_out"].astype(bool)]
+        own = own.astype({name: str for name in names if name != "device_count"})  # a CSV's "1" is a version
         found: dict[Environment, dict[str, dict[SweepPoint, Measurement]]] = {}
         for values, rows in own.groupby(names, sort=False):
             environment = Environment(**dict(zip(names, values, strict=True)))

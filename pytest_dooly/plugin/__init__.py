@@ -10,7 +10,7 @@ import pytest
 from pytest_dooly.plugin import hookspecs, suites
 from pytest_dooly.plugin.distribution import accelerators, session_plugin
 from pytest_dooly.plugin.fixtures import dooly_time
-from pytest_dooly.plugin.gate import GATE, GatePlugin
+from pytest_dooly.plugin.gate import GATE, GatePlugin, check_gate_options
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin, profiling
 from pytest_dooly.plugin.settings import add_options, setting, usage_errors, write
 
@@ -60,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for kind in KINDS:
         config.addinivalue_line("markers", f"dooly_{kind}: operations of this kind, timed by pytest-dooly")
     suites.register(config)
+    check_gate_options(config)
     if not setting(config, "model"):
         if setting(config, "gate"):
             raise pytest.UsageError("--dooly-gate needs to know what is served: name it with --dooly-model")

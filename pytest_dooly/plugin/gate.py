@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_dooly.drift.found import Found
     from pytest_dooly.gating import Gate, GateOptions
 
-__all__ = ["BROKEN", "DRIFT", "GATE", "UNDECIDED", "DriftCase", "GatePlugin", "add_gate_options"]
+__all__ = ["BROKEN", "DRIFT", "GATE", "UNDECIDED", "DriftCase", "GatePlugin", "add_gate_options", "check_gate_options"]
 
 GATE = "dooly-gate"
 
@@ -29,6 +29,10 @@ DRIFT, UNDECIDED, BROKEN = 10, 11, 12
 
 _COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA")
 """Environment variables in which GitHub and GitLab name the commit."""
+
+
+_OPTIONS = ("workload", "gate-limit", "gate-budget", "baseline", "against", "accept", "gate-json")
+"""That say how the gate does what it does."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ def add_gate_options(add: Callable[..., None]) -> None:
     add("against", "interpreter with another engine, or patched code, that takes turns with this one", metavar="PYTHON")
     add("accept", "make this run the baseline, for a reason that is kept", metavar="WHY")
     add("gate-json", "write what the gate has found as JSON", metavar="FILE")
+
+
+def check_gate_options(config: pytest.Config) -> None:
+    """Refuses options of the gate on a command line without it: they would do nothing, and nobody would be told.
+
+    Raises:
+        pytest.UsageError: there is one.
+    """
+    if setting(config, "gate"):
+        return
+    given = [flag for flag in _OPTIONS if config.getoption(f"dooly_{flag.replace('-', '_')}") is not None]
+    if given:
+        raise pytest.UsageError(f"--dooly-{given[0]} is an option of the gate: add --dooly-gate, or drop it")
 
 
 class GatePlugin:
@@ -221,6 +238,13 @@ class GatePlugin:
 
         baseline, against = setting(self._config, "baseline"), setting(self._config, "against")
         accepted = setting(self._config, "accept")
+        if against is not None and not against.strip():
+            raise ConfigurationError("--dooly-against names no interpreter: name one whose engine is to take turns")
+        if against is not None and baseline is not None:
+            raise ConfigurationError("--dooly-against compares with the engine that takes turns: drop --dooly-baseline")
+        asked = setting(self._config, "gate-json")
+        if asked and (self._config.rootpath / asked).is_dir():
+            raise ConfigurationError(f"--dooly-gate-json={asked} is a directory: name a file in it")
         if accepted is not None and not accepted.strip():
             raise ConfigurationError("--dooly-accept takes the reason why the baseline moves, in words")
         limit, minutes = percent(self._config, "gate-limit", 3), number(self._config, "gate-budget", float, 5.0)

@@ -63,8 +63,8 @@ def _why_undecided(verdict: Verdict, worst: FigureVerdict) -> str:
         )
     if abs(verdict.alike) > verdict.limit:
         return (
-            f"all operations take {_percent(verdict.alike)} alike, which a machine does as well as an engine; none "
-            "stands out"
+            f"all operations have changed by {_percent(verdict.alike)} alike, which a machine does as well as an "
+            "engine; none stands out"
         )
     return f"the noise is too large to say whether {worst.exposure.name} is over the limit of {_plain(verdict.limit)}"
 
@@ -98,7 +98,7 @@ def remedy(found: Found) -> str:
         )
     if abs(verdict.alike) > verdict.limit:
         return (
-            "Run it again: a machine that is in another state takes longer for everything. If it stays so, "
+            "Run it again: a machine in another state is slower, or faster, at everything. If it stays so, "
             "--dooly-against with the interpreter of before lets both engines take turns, and tells which it is."
         )
     if verdict.unmatched:

@@ -101,24 +101,28 @@ class PredictedModel:
                 off_s += latency.latency_s * model.error
         return off_s / known_s if known_s else 0.0
 
-    def workload(self, workload: Workload) -> WorkloadPrediction:
+    def workload(self, workload: str | Workload) -> WorkloadPrediction:
         """Mean TTFT and TPOT of a workload at an idle engine.
 
+        Args:
+            workload: a Workload, or as text (`512+64x8`).
+
         Raises:
-            ConfigurationError: a request would be longer than max_model_len.
+            ConfigurationError: a request would be longer than max_model_len, or the text is no workload.
 
         Warns:
             OutOfRangeWarning: as in `step_s`.
         """
-        prediction = predict_workload(self.times, workload)
+        asked = Workload.parse(workload) if isinstance(workload, str) else workload
+        prediction = predict_workload(self.times, asked)
         self._warn(prediction.out_of_range)
         return prediction
 
-    def ttft_s(self, workload: Workload) -> float:
+    def ttft_s(self, workload: str | Workload) -> float:
         """Seconds to the first token, the mean over the requests; raises and warns as `workload`."""
         return self.workload(workload).ttft_s
 
-    def tpot_s(self, workload: Workload) -> float | None:
+    def tpot_s(self, workload: str | Workload) -> float | None:
         """Seconds of each further token, the mean over the requests; None where each generates one token."""
         return self.workload(workload).tpot_s
 

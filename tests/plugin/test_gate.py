@@ -22,6 +22,7 @@ from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.latency_db.export import export
 from pytest_dooly.plugin.gate import BROKEN, DRIFT, UNDECIDED
 from pytest_dooly.regress.stored import regressors_of
 from pytest_dooly.report import gate_report as _gate_report  # noqa: F401 - loaded once, not by each inner session
@@ -163,6 +164,14 @@ def test_a_first_run_is_the_baseline_and_a_slowdown_fails_by_name(
         assert [run.outcome for run in db.gate_runs()] == ["baseline", "passed", "drift"]
 
 
+@pytest.mark.parametrize("option", ["--dooly-accept=why", "--dooly-against=python", "--dooly-workload=8+8"])
+def test_an_option_of_the_gate_without_it_is_not_taken_in_silence(pytester: pytest.Pytester, option: str) -> None:
+    pytester.makepyfile("def test_own(): pass")
+    result = pytester.runpytest_inprocess(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{option.partition('=')[0]} is an option of the gate: add --dooly-gate, or drop it"])
+
+
 def test_a_gate_is_not_forgotten_beside_tests_that_are_named(
     pytester: pytest.Pytester, place: Path, machine: Machine
 ) -> None:
@@ -286,9 +295,26 @@ def test_a_baseline_in_a_file(pytester: pytest.Pytester, place: Path, machine: M
     assert (place / "base.db").read_bytes() == before
 
 
+def test_a_run_beside_an_export_is_no_baseline_where_there_is_one(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        export(db, place / "out.csv")
+    begun(pytester)
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        before = [run.key for run in db.gate_runs() if run.is_baseline]
+    out = gate(pytester, "--dooly-baseline=out.csv").stdout.str()
+    assert "engine_version" not in out  # nothing but the text of a CSV differs
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert [run.key for run in db.gate_runs() if run.is_baseline] == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("--dooly-gate-json=.",), "--dooly-gate-json=. is a directory: name a file in it"),
+        (("--dooly-against= ",), "--dooly-against names no interpreter: *"),
+        (("--dooly-against=python", "--dooly-baseline=none.db"), "--dooly-against compares with the engine * drop *"),
         (("--dooly-workload=lots",), "cannot read 'lots' as a workload: write PROMPT+OUTPUT[[]xCONCURRENCY*"),
         (("--dooly-baseline=none.db",), "there is no latency DB at *none.db: name another file"),
         (("--dooly-baseline=none.parquet",), "cannot read *none.parquet as an export of a latency DB *"),

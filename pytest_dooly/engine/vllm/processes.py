@@ -79,7 +79,8 @@ class OwnProcess:
             self._process.wait()
             for stream in (self._process.stdin, self._process.stdout):
                 assert stream is not None
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # what it was last told and never read
+                    stream.close()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
