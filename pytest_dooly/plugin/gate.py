@@ -18,6 +18,7 @@ from pytest_dooly.plugin.settings import number, percent, progress, setting, sui
 
 if TYPE_CHECKING:
     from pytest_dooly.drift.found import Found
+    from pytest_dooly.drift.verdict import Outcome
     from pytest_dooly.gating import Gate, GateOptions
 
 __all__ = ["BROKEN", "DRIFT", "GATE", "UNDECIDED", "DriftCase", "GatePlugin", "add_gate_options", "check_gate_options"]
@@ -162,7 +163,7 @@ class GatePlugin:
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not self._others_failed:
             session.exitstatus = self._status(found) or session.exitstatus
         for key, each in found.items():
-            self._tell(self._gates[key], each)
+            self._tell(self._gates[key], each, each.outcome_over(frozenset(self._selected.get(key, ()))))
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -198,12 +199,14 @@ class GatePlugin:
         statuses = ((Outcome.DRIFT, DRIFT), (Outcome.UNDECIDED, UNDECIDED))
         return next((status for outcome, status in statuses if outcome in outcomes), 0)
 
-    def _tell(self, gate: Gate, found: Found) -> None:
+    def _tell(self, gate: Gate, found: Found, of_selected: Outcome) -> None:
         from pytest_dooly.report.gate_report import gate_annotations, gate_document, gate_lines, gate_summary
 
         self._lines += gate_lines(found)
         self._lines.append(f"gate's summary: {self._summarise(gate, gate_summary(found))}")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
+        if of_selected is not found.outcome:
+            self._lines.append(f"of the cases that were selected: {of_selected}, and the exit status is theirs")
+        elif os.environ.get("GITHUB_ACTIONS") == "true":
             self._lines += gate_annotations(found)
         self._write_json(gate, gate_document(found))
 

@@ -183,10 +183,16 @@ def test_a_gate_is_not_forgotten_beside_tests_that_are_named(
     assert gate(pytester, "test_own.py", "-k", f"own or {LINEAR}").ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_selections_judge_what_they_select(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+def test_selections_judge_what_they_select(
+    pytester: pytest.Pytester, place: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun(pytester)
     machine.slower[LINEAR] = SLOWER
-    assert gate(pytester, "-k", "embedding").ret == 0
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    embedding = gate(pytester, "-k", "embedding")
+    assert embedding.ret == 0
+    embedding.stdout.fnmatch_lines(["of the cases that were selected: passed, and the exit status is theirs"])
+    assert "::error" not in embedding.stdout.str()
     stopped = gate(pytester, "-x", "-k", f"tpot or {LINEAR} or rms_norm")
     assert stopped.ret == DRIFT
     assert stopped.parseoutcomes()["failed"] == 1
