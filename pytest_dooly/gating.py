@@ -30,6 +30,7 @@ from pytest_dooly.drift.change import (
 from pytest_dooly.drift.comparison import Comparison, compared, seen_by
 from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
+from pytest_dooly.drift.sensitivity import Earlier
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
 from pytest_dooly.errors import ConfigurationError, DoolyError, reason_of
 from pytest_dooly.latency_db.db import LatencyDB
@@ -130,6 +131,7 @@ class Gate:
         self.found: Found | None = None
         self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
         self._progress, self._taking = progress, taking or self._here
+        self._learnt: dict[frozenset[Place], Sequence[Earlier]] = {}
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
         self.workloads = tuple(options.workloads or standard_workloads(model.limits))
@@ -318,15 +320,13 @@ class Gate:
         """What this run was compared with, for people."""
         baseline = self.baseline
         assert baseline is not None
-        if not turned:
-            return str(baseline)
-        known = baseline.environment
-        return f"{known.engine} {known.engine_version}, torch {known.torch_version}, which took turns with this one"
+        return f"{baseline.engine}, which took turns with this one" if turned else str(baseline)
 
     @property
     def _has_own(self) -> bool:
         """Whether the latency DB has a baseline already, which no run compared with another file takes the place of."""
-        return self._options.baseline is not None and baseline_of(self._db, self._series) is not None
+        named = self._options.baseline is not None
+        return named and any(run.is_baseline for run in self._db.gate_runs(self._series))
 
     def _judge(self, spent: Sequence[Exposure], turns: Sequence[Turn], olds: Sequence[Turn]) -> Found:
         verdict = self._verdict(spent, turns, olds)
@@ -365,20 +365,16 @@ class Gate:
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
         told: _Tells | None = None
-        since: Sequence[tuple[Timed, frozenset[str]]] = ()
         if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
             told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
         elif olds:
             told = partial(paired_changes, new, runs[0])
-        elif self.baseline is not None and not alone:
-            since = [each for each in self.baseline.since if seen <= each[0].latencies_s.keys()]
         figures, operations = sums_of(spent, levels_s)
         if told is not None:
             found = Comparison(told(figures), told(operations), 0.0)
         else:
-            earlier = [seen_by(run, runs, operations, drifted=drifted) for run, drifted in since]
-            found = compared(new, runs, figures, operations, earlier)
+            found = compared(new, runs, figures, operations, () if alone else self._earlier(seen, operations))
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)
         taken_away = 1 - float(np.median([turn.held for turn in (*turns, *olds)]))
         return judged(
@@ -394,6 +390,18 @@ class Gate:
             turns=len(turns),
             spent_s=sum(turn.spent_s for turn in (*turns, *olds)),
         )
+
+    def _earlier(self, seen: set[Place], operations: Mapping[str, Mapping[Place, float]]) -> Sequence[Earlier]:
+        """What other runs since the baseline have found at these places: the same however many turns are judged."""
+        if self.baseline is None:
+            return ()
+        places = frozenset(seen)
+        if places not in self._learnt:
+            having = [each for each in self.baseline.since if places <= each[0].latencies_s.keys()]
+            self._learnt[places] = [
+                seen_by(run, self.baseline.timed, operations, drifted=drifted) for run, drifted in having
+            ]
+        return self._learnt[places]
 
     def _unmatched(self, places: set[Place], seen: set[Place]) -> list[str]:
         """Operations that cannot be compared: those that the baseline does not know, and those that one side lacks."""

@@ -15,7 +15,6 @@ from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.prediction.interval import Figure, Interval, intervals, is_mixture
 from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.estimate import TOKENISE_S
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.device_report import format_shares
 from pytest_dooly.report.figure import png_path
@@ -31,6 +30,7 @@ from pytest_dooly.simulation.simulate import (
     means_s,
     simulation_of,
     steps_of,
+    tokenised_by_server_s,
 )
 from pytest_dooly.simulation.summary import Slo
 
@@ -71,7 +71,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     )
     options = engine.options(model, None if device is None else device.name)
     server_ms = added_by_server_s(device) * 1e3 if arguments.server_ms is None else arguments.server_ms
-    token_us = (0.0 if device is None else TOKENISE_S * 1e6) if arguments.token_us is None else arguments.token_us
+    token_us = tokenised_by_server_s(device) * 1e6 if arguments.token_us is None else arguments.token_us
     server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling, tokenise_s=token_us / 1e6)
     deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()

@@ -46,13 +46,18 @@ class Baseline:
     regressors: Mapping[str, Regressor]
     since: tuple[tuple[Timed, frozenset[str]], ...] = ()
 
+    @property
+    def engine(self) -> str:
+        """What served it, for people."""
+        known = self.environment
+        return f"{known.engine} {known.engine_version}, torch {known.torch_version}"
+
     def __str__(self) -> str:
-        engine = f"{self.environment.engine} {self.environment.engine_version}, torch {self.environment.torch_version}"
         if not self.runs:
-            return f"latencies profiled with {engine}"
+            return f"latencies profiled with {self.engine}"
         commit = f" at {self.runs[0].commit[:12]}" if self.runs[0].commit else ""
         number = f"{len(self.runs)} runs" if len(self.runs) > 1 else "the run"
-        return f"{number} from {self.runs[0].started_at[:16]}{commit}, {engine}"
+        return f"{number} from {self.runs[0].started_at[:16]}{commit}, {self.engine}"
 
 
 def alike(one: Environment, other: Environment) -> bool:

@@ -24,6 +24,7 @@ from pytest_dooly.core.turn import Place, Turn
 __all__ = [
     "BLOCKS",
     "FEWEST_CALM",
+    "ITERATIONS",
     "PROFILED",
     "TAILS",
     "UNEQUAL",
@@ -31,6 +32,7 @@ __all__ = [
     "Timed",
     "changes",
     "common_change",
+    "huber_weights",
     "less_sure",
     "levels",
     "paired_changes",
@@ -75,7 +77,7 @@ _UNDERSTATED, _WORTH = 1.5, 3.0
 _FEWEST_OTHERS = 3
 """Sums whose median is not moved by one of them."""
 
-_TUNING, _ITERATIONS = 1.345, 8
+_TUNING, ITERATIONS = 1.345, 8
 """Huber's constant for 95 % efficiency where errors are normal, and iterations of reweighting."""
 
 
@@ -330,16 +332,26 @@ def _coefficients(values: Sequence[Array], references: Sequence[Array], *, follo
     x = np.concatenate([each - np.median(each, axis=0) for each in references])
     weights = np.ones(len(y))
     coefficients, scale = np.zeros(x.shape[1]), _spread(y)
-    for _ in range(_ITERATIONS):
+    for _ in range(ITERATIONS):
         root = np.sqrt(weights)
         prior = np.eye(x.shape[1])[-1:] * (scale / UNEQUAL) if follows else np.empty((0, x.shape[1]))
         coefficients, _ = nnls(np.vstack([x * root[:, None], prior]), np.concatenate([y * root, prior[:, -1]]))
         rest = y - x @ coefficients
         scale = _spread(rest)
-        weights = np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))
+        weights = huber_weights(rest, scale)
         if not scale:
             break
     return np.asarray(coefficients)
+
+
+def huber_weights(rest: Array, scale: float | Array) -> Array:
+    """How much what is left of values counts, 1 where it is no more than noise (Huber 1964).
+
+    Args:
+        rest: what is left, shape (values,).
+        scale: its standard deviation, of all or of each.
+    """
+    return np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))
 
 
 def _spread(values: Array) -> float:

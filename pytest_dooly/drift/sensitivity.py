@@ -15,14 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from pytest_dooly.drift.change import TAILS, UNEQUAL, Change
+from pytest_dooly.drift.change import ITERATIONS, TAILS, UNEQUAL, Change, huber_weights
 
 __all__ = ["Earlier", "Slope", "at_one_state", "slopes"]
 
 Array = npt.NDArray[np.float64]
-
-_TUNING, _ITERATIONS = 1.345, 8
-"""Huber's constant for 95 % efficiency where errors are normal, and iterations of reweighting."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,9 @@ def at_one_state(found: Mapping[str, Change], common: float, slopes: Mapping[str
 def _slope(common: Array, apart: Array, errors: Array) -> Slope:
     """Least squares over runs, each of shape (runs,), and over the prior."""
     weights = np.ones(len(common))
-    for _ in range(_ITERATIONS):
+    for _ in range(ITERATIONS):
         known = float((weights * (common / errors) ** 2).sum())
         told = known + UNEQUAL**-2
         value = float((weights * common * apart / errors**2).sum()) / told
-        off = np.abs(apart - value * common) / errors
-        weights = np.minimum(1.0, _TUNING / np.maximum(off, 1e-12))
+        weights = huber_weights(apart - value * common, errors)
     return Slope(value, told**-0.5, TAILS * told * UNEQUAL**2)

@@ -46,10 +46,10 @@ _MIN_POINTS = 3
 _POINTS_PER_NUMBER = 4
 """Measurements for each number that ramps over several features are fitted with."""
 
-_SIZES: FeatureSets = {"size": ("size",), "tiles": ("size", "tiles")}
 _APART = 3.0
 """Standard deviations by which the smallest size is faster than the others lead to expect, where it is apart."""
 
+_SIZES: FeatureSets = {"size": ("size",), "tiles": ("size", "tiles")}
 _EXPERTS: FeatureSets = {
     "experts": ("size", "activated"),
     "busiest expert": ("size", "activated", "busiest"),
@@ -243,8 +243,8 @@ def _first_apart(data: Learning, best: Trial) -> bool:
     matrix = data.matrix(best.candidate)
     if not {*best.candidate.features} <= {"size", "tiles"} and matrix.shape[1] > 1:
         return False  # of several features none orders the points
-    first = matrix[:, 0] == matrix[:, 0].min()
-    others = ~first
+    others = matrix[:, 0] > matrix[:, 0].min()
+    first = ~others
     if others.sum() < _MIN_POINTS:
         return False
     solver = Solver.of(matrix[others], best.candidate.num_knots)

@@ -34,7 +34,17 @@ from pytest_dooly.simulation.sustained import full_rate, sustainable_rate
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Engine", "Simulation", "added_by_server_s", "joined", "means_s", "simulate", "simulation_of", "steps_of"]
+__all__ = [
+    "Engine",
+    "Simulation",
+    "added_by_server_s",
+    "joined",
+    "means_s",
+    "simulate",
+    "simulation_of",
+    "steps_of",
+    "tokenised_by_server_s",
+]
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,8 @@ def simulate(
         device: as in `predict`.
         routing: as in `predict`.
         engine: how each engine schedules.
-        server: what lies between clients and engines; None for what `added_by_server_s` says and, on a named device,
-            `TOKENISE_S`.
+        server: what lies between clients and engines; None for what `added_by_server_s` and `tokenised_by_server_s`
+            say.
         replicas: number of engines.
         router: how requests are spread over them.
 
@@ -190,7 +200,7 @@ def simulate(
     server = server or Server.adding(
         added_by_server_s(device),
         async_scheduling=engine.async_scheduling,
-        tokenise_s=0.0 if device is None else TOKENISE_S,
+        tokenise_s=tokenised_by_server_s(device),
     )
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
@@ -288,3 +298,8 @@ def steps_of(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
 def added_by_server_s(device: object | None) -> float:
     """Seconds that a server and its client add to a request where nobody says: `SERVER_S` on a named device."""
     return 0.0 if device is None else SERVER_S
+
+
+def tokenised_by_server_s(device: object | None) -> float:
+    """Seconds that a server takes over each token of a prompt likewise: `TOKENISE_S`."""
+    return 0.0 if device is None else TOKENISE_S

@@ -232,6 +232,6 @@ def _order(models: Sequence[ServedModel]):  # type: ignore[no-untyped-def]
         if case.use in ("sweep", "held out"):
             return positions[case.model.key], 0, overhead, blake2b(case.id.encode(), digest_size=8).hexdigest()
         swept = ("num_tokens", "routing", "num_reqs", "batch").index(case.operation.signature.swept)
-        return positions[case.model.key], 1, overhead, str(swept)
+        return positions[case.model.key], 1, overhead, swept
 
     return key
