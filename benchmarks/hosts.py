@@ -130,10 +130,10 @@ def in_vidur(name: str, module: str, flags: Mapping[str, object], *, clone: Path
     command = [python, "-m", module, "--no-metrics_config_store_plots"]
     command += [text for flag, value in {**usual, **flags}.items() for text in (f"--{flag}", str(value))]
     path = os.pathsep.join([str(Path.cwd()), str(clone)])
-    before, start = _children_s(), time.perf_counter()
+    before, start = children_s(), time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "disabled"}
     subprocess.run(command, check=True, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
-    wall_s, cpu_s = time.perf_counter() - start, _children_s() - before
+    wall_s, cpu_s = time.perf_counter() - start, children_s() - before
     (metrics,) = out.glob("*/request_metrics.csv")
     rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines()))
     first = [float(row["prefill_e2e_time"]) for row in rows]
@@ -214,7 +214,8 @@ def told(found: Sequence[Served]) -> str:
     return f"Beside our own simulation: {'; '.join(parts)}."
 
 
-def _children_s() -> float:
+def children_s() -> float:
+    """Seconds of processors that the processes which this one has begun, and which have ended, have taken."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hosts import HEAD, Served, told
+from benchmarks.hosts import HEAD, Served, children_s, told
 from benchmarks.public import write
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.hosts.backend import Backend
@@ -118,7 +118,7 @@ def in_dynosim(python: str, trace: Path, tables: Path, options: SchedulerOptions
     }
     asked = {"trace": str(trace), "engine": {"engine": engine}, "replicas": REPLICAS}
     environment = {**os.environ, "DYN_LOG": "error"}
-    before = os.times()
+    before_s = children_s()
     done = subprocess.run(
         [python, "-c", REPLAY],
         input=json.dumps(asked),
@@ -127,7 +127,7 @@ def in_dynosim(python: str, trace: Path, tables: Path, options: SchedulerOptions
         text=True,
         env=environment,
     )
-    after = os.times()
+    cpu_s = children_s() - before_s
     report = json.loads(done.stdout)
     rows = report["per_request"]
     ttft_s = [row["ttft_ms"] / 1e3 for row in rows]
@@ -136,7 +136,6 @@ def in_dynosim(python: str, trace: Path, tables: Path, options: SchedulerOptions
         for row in rows
         if row["output_length"] > 1
     ]
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return Served("DynoSim with our step times", ttft_s, tpot_s, report["wall_s"], cpu_s), report["summary"]
 
 

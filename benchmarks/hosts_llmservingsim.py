@@ -24,7 +24,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts import HEAD, Served, told
+from benchmarks.hosts import HEAD, Served, children_s, told
 from benchmarks.hosts_dynamo import ours
 from benchmarks.public import write
 from pytest_dooly.core.configuration import ServingOptions, aliases
@@ -96,13 +96,12 @@ def in_llmservingsim(folder: Path, trace: Path, options: SchedulerOptions) -> Se
     command += [f"--{'' if options.prefix_caching else 'no-'}enable-prefix-caching"]
     limits = options.limits
     command += ["--max-num-seqs", str(limits.max_num_seqs), "--max-num-batched-tokens", str(limits.max_num_tokens)]
-    environment, before, start = {**os.environ, "PYTHONPATH": str(Path.cwd())}, os.times(), time.perf_counter()
+    environment, before_s, start = {**os.environ, "PYTHONPATH": str(Path.cwd())}, children_s(), time.perf_counter()
     subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    after, wall_s = os.times(), time.perf_counter() - start
+    wall_s, cpu_s = time.perf_counter() - start, children_s() - before_s
     (found,) = folder.rglob("out.csv")
     rows = list(csv.DictReader(found.read_text(encoding="utf-8").splitlines()))
     ttft_s, tpot_s = ([1e-9 * float(row[name]) for row in rows] for name in ("TTFT", "TPOT"))
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return Served("LLMServingSim with our bundle", ttft_s, tpot_s, wall_s, cpu_s)
 
 

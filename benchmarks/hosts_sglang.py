@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hosts import HEAD, Served, told
+from benchmarks.hosts import HEAD, Served, children_s, told
 from benchmarks.public import write
 from pytest_dooly.core.configuration import aliases
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
@@ -152,7 +152,7 @@ class Host:
                 for place, request in enumerate(traffic.requests)
             ],
         }
-        before = os.times()
+        before_s = children_s()
         path = os.pathsep.join([str(Path.cwd()), str(self.clone / "tools/sglang-simulator/src")])
         done = subprocess.run(
             [self.python, "-m", "benchmarks.hosts_sglang_engine"],
@@ -163,8 +163,7 @@ class Host:
             text=True,
             env={**os.environ, **self._environment(out), "PYTHONPATH": path},
         )
-        after = os.times()
-        cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+        cpu_s = children_s() - before_s
         rows = [json.loads(line) for line in (out / "request.jsonl").read_text(encoding="utf-8").splitlines()]
         steps = [json.loads(line) for line in (out / "iteration.jsonl").read_text(encoding="utf-8").splitlines()]
         latencies = [row["gen_token_latencies"] for row in rows]
