@@ -34,7 +34,6 @@ __all__ = [
     "common_change",
     "huber_weights",
     "less_sure",
-    "levels",
     "paired_changes",
     "profiled_changes",
 ]
@@ -238,25 +237,6 @@ def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, list[Array]]:
         name: [np.nanmedian(others, axis=0) for others in zip(*(apart[o] for o in apart if o != name), strict=True)]
         for name in apart
     }
-
-
-def levels(runs: Sequence[Timed], sums: Mapping[str, Weights]) -> dict[str, tuple[Array, Array]]:
-    """Logarithm of every sum in each run at one speed of the machine, and its standard error, by name; shape (runs,).
-
-    Args:
-        runs: at least BLOCKS turns each.
-        sums: weighted sums of latencies, by name; not a number where a run lacks one of its places.
-    """
-    found = {}
-    for name, weights in sums.items():
-        having = [place for place, run in enumerate(runs) if weights.keys() <= run.latencies_s.keys()]
-        medians, errors = np.full(len(runs), np.nan), np.full(len(runs), np.nan)
-        if having:
-            those = [runs[place] for place in having]
-            medians[having], variance = _levels([r.log_of(weights) for r in those], [r.references for r in those])
-            errors[having] = math.sqrt(_UNDERSTATED * variance + _FLOOR**2)
-        found[name] = medians, errors
-    return found
 
 
 def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights]) -> dict[str, Change]:

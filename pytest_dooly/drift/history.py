@@ -1,18 +1,22 @@
-"""Figures and operations over the runs of the gate, and where they changed."""
+"""Figures and operations over the runs of the gate, and where they changed.
+
+A run's level is what its verdict said of it: the baseline's, times the change found. So a picture says what the gate
+said then, and runs that come later move nothing.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.gate_run import GateRun
 from pytest_dooly.core.turn import Place
-from pytest_dooly.drift.change import BLOCKS, Timed, levels
 from pytest_dooly.latency_db.db import LatencyDB
 
 __all__ = ["ChangePoint", "History", "Track", "histories"]
@@ -47,7 +51,8 @@ class Track:
     Attributes:
         name: for people.
         is_figure: whether it is TTFT or TPOT.
-        latency_s: at one speed of the machine, shape (runs,); not a number where a run lacks it.
+        latency_s: of the figure, or of the operation in the figure that it takes the largest share of, shape (runs,);
+            not a number where a run lacks it.
         error: standard error of its logarithm, shape (runs,).
         points: where it changed, in order.
     """
@@ -85,49 +90,56 @@ def histories(db: LatencyDB, model: str) -> list[History]:
     for run in db.gate_runs():
         if run.model == model:
             series[run.series] = [*series.pop(run.series, []), run]
-    return [_history(db, runs) for runs in series.values() if any(run.document for run in runs)]
+    return [_history(runs) for runs in series.values() if any(run.document for run in runs)]
 
 
-def _history(db: LatencyDB, runs: Sequence[GateRun]) -> History:
-    judged = [run for run in runs if run.finished_at and run.document]  # not those that took turns with another
-    finished = [(run, turns) for run in judged if len(turns := db.gate_turns(run.key)) >= BLOCKS]
-    timed = [Timed.of(turns) for _, turns in finished]
-    sums: dict[str, dict[Place, float]] = {}
-    figures: dict[str, bool] = {}
-    for (run, _), own in zip(finished, timed, strict=True):
-        document = run.document
-        for figure in document.get("figures", ()):
-            name = f"{figure['figure'].upper()} of {figure['workload']}"
-            seconds = {Place.parse(text): s for text, s in figure["seconds"].items()}
-            if name not in sums:
-                sums[name], figures[name] = _at_level(seconds, own), True
-        for operation in sorted(document.get("operations", ()), key=lambda each: -max(each["shares"].values())):
-            if operation["case"] not in sums:
-                places = _common(operation["signature"], timed)
-                sums[operation["case"]], figures[operation["case"]] = dict.fromkeys(places, 1.0), False
-    found = levels(timed, {name: weights for name, weights in sums.items() if weights})
-    tracks = [
-        Track(name, figures[name], np.exp(logs), errors, _points(logs, errors))
-        for name, (logs, errors) in found.items()
+def _history(runs: Sequence[GateRun]) -> History:
+    finished = [run for run in runs if run.finished_at and run.document]  # not those that took turns with another
+    figures: dict[str, str] = {}
+    operations: dict[str, tuple[str, str]] = {}
+    for run in finished:
+        figures |= {figure["case"]: _name(figure) for figure in run.document["figures"]}
+        for operation in sorted(run.document["operations"], key=lambda each: -max(each["shares"].values())):
+            home = max(operation["shares"], key=operation["shares"].__getitem__)
+            operations.setdefault(operation["case"], (operation["signature"], home))
+    tracks = [_track(name, True, [_figure(run, case) for run in finished]) for case, name in figures.items()]
+    tracks += [
+        _track(case, False, [_operation(run, signature, home) for run in finished])
+        for case, (signature, home) in operations.items()
     ]
-    return History(
-        tuple(run for run, _ in finished),
-        sum(run.finished_at is None for run in runs),
-        tuple(sorted(tracks, key=lambda each: not each.is_figure)),
-    )
+    return History(tuple(finished), sum(run.finished_at is None for run in runs), tuple(tracks))
 
 
-def _common(signature_key: str, timed: Sequence[Timed]) -> set[Place]:
-    """Where every run that has an operation has timed it."""
-    by_run = [{place for place in run.latencies_s if place.signature == signature_key} for run in timed]
-    return set[Place].intersection(*filter(None, by_run)) if any(by_run) else set()
+_Level = tuple[float, float]
+"""A latency in seconds and the standard error of its logarithm; not numbers where a run lacks it."""
 
 
-def _at_level(seconds: dict[Place, float], run: Timed) -> dict[Place, float]:
-    """Weights of a figure's places that make their latencies add up to it in a run; none where it lacks one."""
-    if not seconds.keys() <= run.latencies_s.keys():
-        return {}
-    return {place: s / float(np.nanmedian(run.latencies_s[place])) for place, s in seconds.items()}
+def _figure(run: GateRun, case: str) -> _Level:
+    """A figure as the run found it; of a baseline, as later runs are compared with it."""
+    found = next((each for each in run.document["figures"] if each["case"] == case), None)
+    if found is None:
+        return math.nan, math.nan
+    return sum(found["seconds"].values()) if run.is_baseline else found["now_s"], found["error"]
+
+
+def _operation(run: GateRun, signature: str, home: str) -> _Level:
+    """An operation's part of a figure, likewise."""
+    figure = next((each for each in run.document["figures"] if _name(each) == home), None)
+    found = next((each for each in run.document["operations"] if each["signature"] == signature), None)
+    if figure is None or found is None:
+        return math.nan, math.nan
+    places = ((Place.parse(text), seconds) for text, seconds in figure["seconds"].items())
+    latency_s = sum(seconds for place, seconds in places if place.signature == signature)
+    return latency_s * (1.0 if run.is_baseline else 1 + found["change"]), found["error"]
+
+
+def _name(figure: Mapping[str, Any]) -> str:
+    return f"{figure['figure'].upper()} of {figure['workload']}"
+
+
+def _track(name: str, is_figure: bool, levels: Sequence[_Level]) -> Track:
+    latency_s, error = np.array(levels).T
+    return Track(name, is_figure, latency_s, error, _points(np.log(latency_s), error))
 
 
 def _points(logs: Array, errors: Array) -> tuple[ChangePoint, ...]:

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_dooly import cli
+from pytest_dooly.core.turn import Place
 from pytest_dooly.drift.history import _points, histories
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.report.history_report import history_document, history_lines
-from tests.drift.machine import LATENCIES_S, turns
 from tests.samples import ENVIRONMENT
 
 RUNS, CHANGED_AT = 14, 9
 
-DOCUMENT = {
-    "figures": [
-        {
-            "case": "tpot-64+8x4",
-            "figure": "tpot",
-            "workload": "64+8x4",
-            "batch": "4x1+64",
-            "seconds": {str(place): latency_s for place, latency_s in LATENCIES_S.items()},
-        }
-    ],
-    "operations": [
-        {"case": f"{name}-64", "signature": name, "shares": {"TPOT of 64+8x4": share}}
-        for name, share in (("rotary", 0.1), ("linear", 0.6), ("attention", 0.3))
-    ],
-}
+SHARES = {"rotary": 0.1, "linear": 0.6, "attention": 0.3}
+
+TPOT_S = 10e-3
+
+
+def document(seed: int, slower: Mapping[str, float], *, level_s: float = TPOT_S) -> dict[str, Any]:
+    """What a run has found: changes with half a percent of noise, against a baseline of that level."""
+    rng = np.random.default_rng(seed)
+    changes = {name: math.expm1(rng.normal(math.log1p(slower.get(name, 0.0)), 0.005)) for name in SHARES}
+    now_s = level_s * (1 + sum(share * changes[name] for name, share in SHARES.items()))
+    return {
+        "figures": [
+            {
+                "case": "tpot-64+8x4",
+                "figure": "tpot",
+                "workload": "64+8x4",
+                "seconds": {str(Place(name, "T4")): share * level_s for name, share in SHARES.items()},
+                "now_s": now_s,
+                "error": 0.005,
+            }
+        ],
+        "operations": [
+            {
+                "case": f"{name}-64",
+                "signature": name,
+                "shares": {"TPOT of 64+8x4": share},
+                "change": changes[name],
+                "error": 0.005,
+            }
+            for name, share in SHARES.items()
+        ],
+    }
+
+
+def keep(db: LatencyDB, place: int, found: Mapping[str, Any], *, accepted: str | None = None) -> None:
+    key = db.begin_gate_run("series", "small", ENVIRONMENT, f"commit{place}")
+    outcome = "passed" if accepted is None else "accepted"
+    db.finish_gate_run(key, outcome, found, is_baseline=place == 0 or accepted is not None, accepted=accepted)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +66,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("history") / "latency.db"
     with LatencyDB.open(made) as db:
         for place in range(RUNS):
-            key = db.begin_gate_run("series", "small", ENVIRONMENT, f"commit{place}")
-            slower = {"attention": 0.1} if place >= CHANGED_AT else {}
-            for position, turn in enumerate(turns(100 + place, 16, slower=slower)):
-                db.keep_gate_turn(key, position, turn)
-            accepted = "meant" if place == CHANGED_AT + 1 else None
-            db.finish_gate_run(key, "passed", DOCUMENT, is_baseline=place == 0, accepted=accepted)
+            keep(db, place, document(100 + place, {"attention": 0.1} if place >= CHANGED_AT else {}))
         db.begin_gate_run("series", "small", ENVIRONMENT, "killed")
     return made
 
@@ -65,9 +85,37 @@ def test_a_change_is_found_where_it_is(db: LatencyDB) -> None:
     (point,) = points["attention-64"]
     assert point.run == CHANGED_AT
     assert point.relative == pytest.approx(0.1, abs=0.02)
-    assert found.tracks[0].latency_s[0] == pytest.approx(sum(LATENCIES_S.values()), rel=0.1)
+    assert found.tracks[0].latency_s[0] == pytest.approx(TPOT_S)
+    assert found.tracks[2].latency_s[-1] == pytest.approx(1.1 * 0.3 * TPOT_S, rel=0.02)
     assert (len(found.runs), found.unfinished) == (RUNS, 1)
     assert histories(db, "unknown") == []
+
+
+def test_a_baseline_that_was_accepted_is_where_the_next_runs_begin(tmp_path: Path) -> None:
+    """Later runs are compared with it, so that their change is 0 and their level is not; no earlier level moves."""
+    with LatencyDB.open(tmp_path / "latency.db") as db:
+        for place in range(6):
+            keep(db, place, document(place, {}))
+        (before,) = histories(db, "small")
+        moved = {**document(6, {"linear": 0.5}), "figures": document(6, {}, level_s=1.3 * TPOT_S)["figures"]}
+        keep(db, 6, moved, accepted="meant")
+        for place in range(7, 12):
+            keep(db, place, document(place, {}, level_s=1.3 * TPOT_S))
+        (found,) = histories(db, "small")
+    tpot = found.tracks[0]
+    assert tpot.latency_s[:6].tolist() == before.tracks[0].latency_s.tolist()
+    assert tpot.latency_s[6:] == pytest.approx([1.3 * TPOT_S] * 6, rel=0.02)
+    (point,) = tpot.points
+    assert (point.run, point.relative) == (6, pytest.approx(0.3, abs=0.01))
+    assert "    baseline from here on: meant" in history_lines(found)
+
+
+def test_a_run_that_lacks_a_workload_leaves_a_gap(tmp_path: Path) -> None:
+    with LatencyDB.open(tmp_path / "latency.db") as db:
+        keep(db, 0, document(0, {}))
+        keep(db, 1, {**document(1, {}), "figures": []})
+        (found,) = histories(db, "small")
+    assert [np.isnan(track.latency_s).tolist() for track in found.tracks] == [[False, True]] * 4
 
 
 def test_runs_that_differ_by_what_runs_differ_by_have_no_change_between_them() -> None:
@@ -84,11 +132,10 @@ def test_it_is_told_in_lines_and_as_json(db: LatencyDB) -> None:
     lines = history_lines(found)
     assert lines[0] == "14 runs on CPU x2, and 1 that did not finish"
     assert any(line.startswith("  attention-64: +") and "between commit8 and commit9" in line for line in lines)
-    assert "    baseline from here on: meant" in lines
-    document = history_document(found)
-    (attention,) = (track for track in document["tracks"] if track["name"] == "attention-64")
+    told = history_document(found)
+    (attention,) = (track for track in told["tracks"] if track["name"] == "attention-64")
     assert [point["commit"] for point in attention["change_points"]] == ["commit9"]
-    json.dumps(document, allow_nan=False)
+    json.dumps(told, allow_nan=False)
 
 
 def test_the_command_draws_it_and_says_what_there_is_none_of(
