@@ -9,6 +9,7 @@ import pytest
 
 from pytest_dooly.core.replay import Replay
 from pytest_dooly.core.traffic import Traffic
+from pytest_dooly.prediction.validation import Verdict
 from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions
@@ -58,7 +59,7 @@ def test_what_the_server_adds_is_found_on_requests_of_its_own(loads: list[Planne
     validation = validate_traffic(server, simulate, loads)
     assert validation.server_s == pytest.approx(0.004)
     assert validation.calibrated
-    assert validation.passes()
+    assert validation.verdict() is Verdict.MEETS
     assert max(abs(row.error) for row in validation.rows) < 1e-9
     first, *others = server.sent
     assert first.concurrency == 1
@@ -76,7 +77,7 @@ def test_it_may_be_named(loads: list[PlannedLoad]) -> None:
     validation = validate_traffic(Simulator(0.1), simulate, loads, server_s=0.0)
     assert (validation.server_s, validation.calibrated) == (0.0, False)
     assert all(row.error < 0 for row in validation.of("ttft", "mean"))
-    assert not validation.passes()
+    assert validation.verdict() is Verdict.MISSES
 
 
 def test_noise_is_what_repeats_differ_by(loads: list[PlannedLoad]) -> None:
@@ -90,5 +91,5 @@ def test_noise_is_what_repeats_differ_by(loads: list[PlannedLoad]) -> None:
 def test_failures_are_counted_and_leave_the_others(loads: list[PlannedLoad]) -> None:
     validation = validate_traffic(Simulator(0.0, failing=2), simulate, loads[:1])
     assert validation.loads[0].failed == 4
-    assert not validation.passes()
+    assert validation.verdict() is Verdict.MISSES
     assert all(np.isfinite(row.measured_s) for row in validation.rows)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pytest_dooly.errors import OutOfRangeWarning
 
-__all__ = ["FAILED", "OK", "UNMET", "WRONG_USAGE", "Answer", "complain", "progress", "warn"]
+__all__ = ["FAILED", "OK", "UNDECIDED", "UNMET", "WRONG_USAGE", "Answer", "complain", "progress", "warn"]
 
-OK, FAILED, WRONG_USAGE, UNMET = 0, 1, 2, 3
-"""The last where a search has ended and nothing meets the SLO."""
+OK, FAILED, WRONG_USAGE, UNMET, UNDECIDED = 0, 1, 2, 3, 4
+"""UNMET where a search has ended and nothing meets the SLO, UNDECIDED where a validation's noise lets nobody tell."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_dooly.cli.answer import FAILED, OK, Answer, progress
+from pytest_dooly.cli.answer import Answer, progress
 from pytest_dooly.cli.opening import Opened, opened
-from pytest_dooly.cli.validate_traffic import validate_traffic
+from pytest_dooly.cli.validate_traffic import STATUSES, validate_traffic
 from pytest_dooly.core.in_situ import InSitu
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.draw import Replacement, draw, grid, prefills_beside_decodes
 from pytest_dooly.prediction.standard import standard_batches
-from pytest_dooly.prediction.validation import Validation
+from pytest_dooly.prediction.validation import Validation, Verdict
 from pytest_dooly.regress.regressor import Regressor
 from pytest_dooly.regress.stored import regressors_of
 from pytest_dooly.report.findings import model_report
@@ -44,15 +44,16 @@ def validate(arguments: argparse.Namespace) -> Answer:
         validation, in_situ = _measured(arguments, work, model, regressors, workloads=workloads, replaced=replaced)
         report = model_report(model, work.db, environment, regressors)
         path = write_report(report, Path(arguments.reports) / f"{work.configuration.slug}-{environment.slug}")
-    passed = validation.passes()
-    status = OK if passed else FAILED
+    verdict = validation.verdict()
+    status = STATUSES[verdict]
     document = {
         "model": model.name,
         **validation.to_json(),
         "ttft": dataclasses.asdict(validation.ttft),
         "tpot": validation.tpot and dataclasses.asdict(validation.tpot),
         "in_situ": in_situ and in_situ.to_json(),
-        "passed": passed,
+        "passed": verdict is Verdict.MEETS,
+        "verdict": verdict,
         "report": str(path),
         "status": status,
     }

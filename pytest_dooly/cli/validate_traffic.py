@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from pytest_dooly.cli.answer import FAILED, OK, Answer, progress, warn
+from pytest_dooly.cli.answer import FAILED, OK, UNDECIDED, Answer, progress, warn
 from pytest_dooly.cli.opening import opened
 from pytest_dooly.core.routing import UNIFORM
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.prediction.validation import Verdict
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.traffic_text import format_traffic_validation
 from pytest_dooly.scheduling.clock import Server, Simulated, run
@@ -22,7 +23,10 @@ from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.validate_traffic import between
 from pytest_dooly.validate_traffic import validate_traffic as measure
 
-__all__ = ["validate_traffic"]
+__all__ = ["STATUSES", "validate_traffic"]
+
+STATUSES = {Verdict.MEETS: OK, Verdict.MISSES: FAILED, Verdict.UNDECIDED: UNDECIDED}
+"""That the program exits with."""
 
 _PROMPT, _OUTPUT, _PREFIX = 64, 32, "4x8x256"
 
@@ -62,16 +66,19 @@ def validate_traffic(arguments: argparse.Namespace) -> Answer:
             )
         work.db.save_finding("traffic_validation", model.key, environment, validation.to_json())
     warn(times.out_of_range())
-    passed = validation.passes()
-    status = OK if passed else FAILED
+    verdict = validation.verdict()
+    status = STATUSES[verdict]
     document = {
         "model": model.name,
         **validation.to_json(),
-        "verdicts": [{**dataclasses.asdict(each), "passes": each.passes} for each in validation.verdicts()],
+        "verdicts": [
+            {**dataclasses.asdict(each), "passes": each.verdict is Verdict.MEETS} for each in validation.verdicts()
+        ],
         "num_kv_blocks": server.options.num_blocks,
         "block_size": server.options.block_size,
         **dataclasses.asdict(server.options.limits),
-        "passed": passed,
+        "passed": verdict is Verdict.MEETS,
+        "verdict": verdict,
         "status": status,
     }
     return Answer(document, [format_traffic_validation(validation)], status)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_dooly.core.document import Document
-from pytest_dooly.prediction.validation import NOISE_FACTOR, Accuracy
+from pytest_dooly.prediction.validation import Accuracy, Verdict, worst
 
 __all__ = [
     "JUDGED",
@@ -99,9 +99,9 @@ class TrafficVerdict:
     target: float
 
     @property
-    def passes(self) -> bool:
+    def verdict(self) -> Verdict:
         """Whether it is within the target, or within a multiple of the noise floor."""
-        return self.accuracy.passes(self.target, NOISE_FACTOR)
+        return self.accuracy.verdict(self.target)
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class TrafficValidation(Document):
                 accuracy = Accuracy.of([row.error for row in rows], [row.noise for row in rows])
                 yield TrafficVerdict(metric, statistic, accuracy, target)
 
-    def passes(self) -> bool:
-        """Whether every verdict does, and no request failed."""
-        return all(verdict.passes for verdict in self.verdicts()) and not any(load.failed for load in self.loads)
+    def verdict(self) -> Verdict:
+        """The worst of all; a request that failed is one."""
+        failed = [Verdict.MISSES for load in self.loads if load.failed]
+        return worst([*failed, *(each.verdict for each in self.verdicts())])

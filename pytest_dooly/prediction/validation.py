@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from pytest_dooly.core.document import Document
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.draw import Replacement
 
-__all__ = ["NOISE_FACTOR", "TPOT_TARGET", "TTFT_TARGET", "Accuracy", "Validation", "ValidationRow"]
+__all__ = ["NOISE_FACTOR", "TPOT_TARGET", "TTFT_TARGET", "Accuracy", "Validation", "ValidationRow", "Verdict", "worst"]
 
 TTFT_TARGET = 0.05
 """Largest mean absolute relative error of TTFT that passes."""
@@ -23,8 +24,25 @@ TPOT_TARGET = 0.08
 NOISE_FACTOR = 1.2
 """A mean error within this multiple of the mean noise floor passes too: no predictor could do much better."""
 
+_TELLING = 3.0
+"""Multiple of the target beyond which a noise floor says nothing of a predictor that is within it."""
+
 _RESAMPLES = 10_000
 _CONFIDENCE = 0.95
+
+
+class Verdict(StrEnum):
+    """On predictions beside measurements; UNDECIDED where the machine is too noisy to tell."""
+
+    MEETS = "meets"
+    MISSES = "misses"
+    UNDECIDED = "undecided"
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of several; MEETS of none."""
+    found = set(verdicts)
+    return next((each for each in (Verdict.MISSES, Verdict.UNDECIDED) if each in found), Verdict.MEETS)
 
 
 @dataclass(frozen=True)
@@ -112,9 +130,17 @@ class Accuracy:
             count=len(absolute),
         )
 
-    def passes(self, target: float, noise_factor: float) -> bool:
-        """Whether the MAPE is within the target, or within a multiple of that of a repetition."""
-        return self.mape <= max(target, noise_factor * self.mean_noise)
+    def verdict(self, target: float) -> Verdict:
+        """Whether the MAPE is within the target, or within NOISE_FACTOR times that of a repetition.
+
+        Args:
+            target: largest MAPE that meets it, 0.05 for 5 %.
+        """
+        if self.mape <= target:
+            return Verdict.MEETS
+        if self.mape > NOISE_FACTOR * self.mean_noise:
+            return Verdict.MISSES
+        return Verdict.MEETS if self.mean_noise <= _TELLING * target else Verdict.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -148,13 +174,7 @@ class Validation(Document):
         pairs = [(error, noise) for error, noise in known if error is not None and noise is not None]
         return Accuracy.of([error for error, _ in pairs], [noise for _, noise in pairs]) if pairs else None
 
-    def passes(
-        self,
-        *,
-        ttft_target: float = TTFT_TARGET,
-        tpot_target: float = TPOT_TARGET,
-        noise_factor: float = NOISE_FACTOR,
-    ) -> bool:
-        """Whether both MAPEs are within their target, or within a multiple of the noise floor."""
+    def verdict(self) -> Verdict:
+        """On both MAPEs, the worse of both."""
         tpot = self.tpot
-        return self.ttft.passes(ttft_target, noise_factor) and (tpot is None or tpot.passes(tpot_target, noise_factor))
+        return worst([self.ttft.verdict(TTFT_TARGET), *([] if tpot is None else [tpot.verdict(TPOT_TARGET)])])

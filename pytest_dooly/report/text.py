@@ -20,6 +20,7 @@ from pytest_dooly.prediction.validation import (
     Accuracy,
     Validation,
     ValidationRow,
+    Verdict,
 )
 from pytest_dooly.sweep.diff import Difference, Pair
 
@@ -39,6 +40,7 @@ __all__ = [
     "format_validation",
     "in_situ_cells",
     "in_situ_total",
+    "judgement",
     "percent",
     "remarks",
     "signed",
@@ -228,8 +230,19 @@ def verdicts(validation: Validation) -> list[str]:
 
 
 def _verdict(name: str, accuracy: Accuracy, target: float) -> str:
-    verb = "meets" if accuracy.passes(target, NOISE_FACTOR) else "MISSES"
-    return f"{_accuracy_line(name, accuracy)}; {verb} the target of {target:.0%} or {NOISE_FACTOR:g} x the noise floor"
+    return f"{_accuracy_line(name, accuracy)}; {judgement(accuracy, target)}"
+
+
+def judgement(accuracy: Accuracy, target: float) -> str:
+    """Whether errors are small enough, and by which of both measures."""
+    noise = f"{NOISE_FACTOR:g} x the noise floor"
+    verdict = accuracy.verdict(target)
+    if verdict is Verdict.UNDECIDED:
+        return f"UNDECIDED: beside such noise nobody can tell whether {target:.0%} are met; run it on a quieter machine"
+    if verdict is Verdict.MISSES:
+        return f"MISSES the target of {target:.0%} or {noise}"
+    within = accuracy.mape <= target
+    return f"meets the target of {target:.0%}" if within else f"misses {target:.0%}, but within {noise}"
 
 
 def _accuracy_line(name: str, accuracy: Accuracy) -> str:

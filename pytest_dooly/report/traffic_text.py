@@ -5,8 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from pytest_dooly.prediction.traffic_validation import METRICS, Load, TrafficRow, TrafficValidation, TrafficVerdict
-from pytest_dooly.prediction.validation import NOISE_FACTOR
-from pytest_dooly.report.text import format_latency, percent, signed
+from pytest_dooly.report.text import format_latency, judgement, percent, signed
 
 __all__ = ["format_traffic_validation"]
 
@@ -56,13 +55,9 @@ def _half(row: TrafficRow) -> str:
 
 def _verdict(verdict: TrafficVerdict) -> str:
     accuracy = verdict.accuracy
-    within, noise = accuracy.mape <= verdict.target, f"{NOISE_FACTOR:g} x the noise floor"
-    # A noisy machine lets everything pass: it must not look like a prediction that is near.
-    said = f"meets the target of {verdict.target:.0%}" if within else f"misses {verdict.target:.0%}, but within {noise}"
     return (
         f"{verdict.statistic} {_NAMES[verdict.metric]}: MAPE {accuracy.mape:.1%} over {accuracy.count} loads, "
-        f"noise floor {accuracy.mean_noise:.1%}; "
-        f"{said if verdict.passes else f'MISSES the target of {verdict.target:.0%} or {noise}'}"
+        f"noise floor {accuracy.mean_noise:.1%}; {judgement(accuracy, verdict.target)}"
     )
 
 

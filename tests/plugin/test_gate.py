@@ -59,7 +59,7 @@ class Machine:
 
 @pytest.fixture
 def machine(profile: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made, taken = Machine(), []
+    made, taken = Machine(), list[int]()
     with LatencyDB.open(profile / ".dooly/latency.db") as db:
         (environment,) = db.environments()
         regressors = regressors_of(db, environment)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pytest_dooly.prediction.traffic_validation import METRICS, STATISTICS, Load, TrafficRow, TrafficValidation
+from pytest_dooly.prediction.validation import Verdict
 
 
 def validation(
@@ -24,25 +25,25 @@ def validation(
 
 
 @pytest.mark.parametrize(
-    ("errors", "noise", "passes"),
+    ("errors", "noise", "verdict"),
     [
-        ({}, 0.0, True),
-        ({("ttft", "mean"): (0.1, -0.05)}, 0.0, True),
-        ({("ttft", "mean"): (0.1, -0.1)}, 0.0, False),
-        ({("e2el", "mean"): (0.1, -0.1)}, 0.09, True),
-        ({("tpot", "p99"): (0.25, 0.1)}, 0.0, True),
-        ({("tpot", "p99"): (0.25, 0.2)}, 0.0, False),
-        ({("tpot", "p90"): (9.0, 9.0), ("ttft", "p50"): (9.0, 9.0)}, 0.0, True),
+        ({}, 0.0, Verdict.MEETS),
+        ({("ttft", "mean"): (0.1, -0.05)}, 0.0, Verdict.MEETS),
+        ({("ttft", "mean"): (0.1, -0.1)}, 0.0, Verdict.MISSES),
+        ({("e2el", "mean"): (0.1, -0.1)}, 0.09, Verdict.MEETS),
+        ({("tpot", "p99"): (0.25, 0.1)}, 0.0, Verdict.MEETS),
+        ({("tpot", "p99"): (0.25, 0.2)}, 0.0, Verdict.MISSES),
+        ({("tpot", "p90"): (9.0, 9.0), ("ttft", "p50"): (9.0, 9.0)}, 0.0, Verdict.MEETS),
     ],
 )
 def test_means_and_p99_of_every_metric_decide(
-    errors: dict[tuple[str, str], tuple[float, ...]], noise: float, passes: bool
+    errors: dict[tuple[str, str], tuple[float, ...]], noise: float, verdict: Verdict
 ) -> None:
-    assert validation(errors, noise=noise).passes() is passes
+    assert validation(errors, noise=noise).verdict() is verdict
 
 
 def test_a_failed_request_fails_it() -> None:
-    assert not validation({}, failed=1).passes()
+    assert validation({}, failed=1).verdict() is Verdict.MISSES
 
 
 def test_verdicts_are_over_the_loads_and_leave_out_what_nobody_has() -> None:
@@ -50,7 +51,7 @@ def test_verdicts_are_over_the_loads_and_leave_out_what_nobody_has() -> None:
     first = next(whole.verdicts())
     assert (first.metric, first.statistic, first.accuracy.count) == ("ttft", "mean", 2)
     assert first.accuracy.mape == pytest.approx(0.15)
-    assert not first.passes
+    assert first.verdict is Verdict.MISSES
     single_tokens = TrafficValidation(whole.loads, tuple(r for r in whole.rows if r.metric != "tpot"), 0.0, False, 2)
     assert {verdict.metric for verdict in single_tokens.verdicts()} == {"ttft", "e2el"}
 

@@ -10,7 +10,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.engine.base import RequestTiming
 from pytest_dooly.prediction.draw import Replacement, grid
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.prediction.validation import Accuracy, Validation, ValidationRow
+from pytest_dooly.prediction.validation import Accuracy, Validation, ValidationRow, Verdict
 from pytest_dooly.prediction.workload import predict_workload
 from pytest_dooly.validate import noise_floor, validate
 from tests.samples import LIMITS, model_and_regressors
@@ -35,28 +35,34 @@ def test_errors_are_signed_and_medians_absolute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ttft", "tpot", "noise", "passes"),
+    ("ttft", "tpot", "noise", "verdict"),
     [
-        (0.04, 0.07, 0.01, True),
-        (0.06, 0.07, 0.01, False),
-        (0.04, 0.09, 0.01, False),
-        (0.11, 0.11, 0.10, True),
-        (0.13, 0.11, 0.10, False),
-        (0.04, None, 0.01, True),
+        (0.04, 0.07, 0.01, Verdict.MEETS),
+        (0.06, 0.07, 0.01, Verdict.MISSES),
+        (0.04, 0.09, 0.01, Verdict.MISSES),
+        (0.11, 0.11, 0.10, Verdict.MEETS),
+        (0.13, 0.11, 0.10, Verdict.MISSES),
+        (0.04, 0.07, 2.50, Verdict.MEETS),
+        (0.30, 0.07, 2.50, Verdict.UNDECIDED),
+        (0.04, 0.27, 0.25, Verdict.UNDECIDED),
+        (0.30, 0.31, 0.25, Verdict.MISSES),
+        (0.04, None, 0.01, Verdict.MEETS),
     ],
 )
-def test_it_passes_within_target_or_near_the_noise(ttft: float, tpot: float | None, noise: float, passes: bool) -> None:
-    assert Validation((row(ttft, tpot, noise),)).passes() is passes
+def test_it_passes_within_target_or_near_the_noise(
+    ttft: float, tpot: float | None, noise: float, verdict: Verdict
+) -> None:
+    assert Validation((row(ttft, tpot, noise),)).verdict() is verdict
 
 
 def test_means_decide_not_medians() -> None:
     one_far_off = Validation((row(0.0, None), row(0.0, None), row(0.3, None)))
     assert one_far_off.ttft.median == pytest.approx(0)
-    assert not one_far_off.passes()
+    assert one_far_off.verdict() is Verdict.MISSES
     one_noisy = Validation((row(0.1, None, 0.0), row(0.1, None, 0.0), row(0.1, None, 0.3)))
     assert one_noisy.ttft.noise == 0
     assert one_noisy.ttft.mean_noise == pytest.approx(0.1)
-    assert one_noisy.passes()
+    assert one_noisy.verdict() is Verdict.MEETS
 
 
 def test_the_interval_holds_the_mean_narrows_with_workloads_and_is_the_same_each_time() -> None:
@@ -110,7 +116,7 @@ def test_workloads_are_interleaved_and_an_exact_engine_has_no_error() -> None:
     assert len({tuple(map(str, each)) for each in rounds}) > 1
     assert said == ["warm-up", "round 1 of 3", "round 2 of 3", "round 3 of 3"]
     assert validation.ttft.mape == pytest.approx(0, abs=1e-9)
-    assert validation.passes()
+    assert validation.verdict() is Verdict.MEETS
     assert all((r.tpot_error is None) == (r.workload.output_len == 1) for r in validation.rows)
 
 
@@ -123,7 +129,7 @@ def test_a_slow_engine_is_an_error() -> None:
     session = Slow()
     validation = validate(session, session.model, session.regressors, [Workload(16, 4, 1)], repeats=2)  # type: ignore[arg-type]
     assert validation.rows[0].ttft_error == pytest.approx(-0.5)
-    assert not validation.passes()
+    assert validation.verdict() is Verdict.MISSES
 
 
 def test_a_slow_round_is_drift_and_no_error_of_the_median() -> None:
