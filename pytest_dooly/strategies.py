@@ -99,17 +99,18 @@ def workloads(
     longest = max(1, limits.max_model_len - 1)
     most = _bound("max_concurrency", max_concurrency, limits.max_num_seqs)
 
-    def made(concurrency: int, prompt_len: int, output_len: int, following: int) -> Workload:
+    prompt_lens = of_limits.sizes(1, min(longest, _bound("max_prompt_len", max_prompt_len, longest)))
+    output_lens = of_limits.sizes(1, min(longest, _bound("max_output_len", max_output_len, longest)))
+    followings = st.just(0) if max_num_reqs is None else of_limits.sizes(0, max(0, max_num_reqs - most))
+
+    @st.composite  # of what st.builds made hypothesis prints the call, which nobody can repeat
+    def made(draw: st.DrawFn) -> Workload:
+        concurrency, prompt_len, output_len = draw(of_limits.sizes(1, most)), draw(prompt_lens), draw(output_lens)
         output_len = max(1, min(output_len, limits.max_model_len - prompt_len))
+        following = draw(followings)
         return Workload(prompt_len, output_len, concurrency, concurrency + following if following else None)
 
-    return st.builds(
-        made,
-        of_limits.sizes(1, most),
-        of_limits.sizes(1, min(longest, _bound("max_prompt_len", max_prompt_len, longest))),
-        of_limits.sizes(1, min(longest, _bound("max_output_len", max_output_len, longest))),
-        st.just(0) if max_num_reqs is None else of_limits.sizes(0, max(0, max_num_reqs - most)),
-    )
+    return made()
 
 
 def traffic(
@@ -147,23 +148,23 @@ def traffic(
         st.booleans(),
     )
 
-    def made(drawn: list[tuple[int, int, int, bool]], shared: int, concurrency: int | None) -> Traffic:
+    drawn = st.lists(request, min_size=1, max_size=max_num_reqs)
+    concurrencies = st.none() | of_limits.sizes(1, limits.max_num_seqs)
+
+    @st.composite
+    def made(draw: st.DrawFn) -> Traffic:
         requests, now_ms = list[TrafficRequest](), 0
-        for place, (gap_ms, prompt_len, output_len, shares) in enumerate(drawn):
+        lengths, shared = draw(drawn), draw(of_limits.sizes(0, longest_prompt - 1))
+        for place, (gap_ms, prompt_len, output_len, shares) in enumerate(lengths):
             now_ms += gap_ms if place else 0
             output_len = max(1, min(output_len, limits.max_model_len - prompt_len))
             # Identity 0 is the common beginning, the others are each request's own.
             begins_alike = shares and 0 < shared < prompt_len
             segments = ((0, shared), (place + 1, prompt_len - shared)) if begins_alike else ()
             requests.append(TrafficRequest(now_ms / 1e3, prompt_len, output_len, segments))
-        return Traffic(tuple(requests), concurrency)
+        return Traffic(tuple(requests), draw(concurrencies))
 
-    return st.builds(
-        made,
-        st.lists(request, min_size=1, max_size=max_num_reqs),
-        of_limits.sizes(0, longest_prompt - 1),
-        st.none() | of_limits.sizes(1, limits.max_num_seqs),
-    )
+    return made()
 
 
 def sweep_points(signature: Signature, model: Model) -> SearchStrategy[SweepPoint]:
@@ -200,23 +201,26 @@ def serving_options(model: str | ModelConfiguration, *, device: str = "cuda") ->
     longest = _limits(configuration, None, None, None).max_model_len
     ranks = [ranks for ranks in (1, 2, 4, 8) if heads % ranks == 0 and (on_gpu or ranks == 1)]
 
-    def made(ranks: int, spread: bool, **options: int | str | None) -> ServingOptions:
-        spread_over = ranks if spread else 1
-        named = ServingOptions(tensor_parallel_size=ranks, expert_parallel_size=spread_over, **options)  # type: ignore[arg-type]
+    options = st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from([None, "bfloat16", "float16"] if on_gpu else [None, "bfloat16"]),
+            "kv_cache_dtype": st.sampled_from([None, "fp8"] if on_gpu else [None]),
+            "block_size": st.sampled_from([None, 16, 32] if on_gpu else [None]),
+            "execution": st.sampled_from([EAGER, CUDA_GRAPH] if on_gpu else [EAGER]),
+            "max_num_tokens": st.none() | of_limits.sizes(256, 16_384),  # no fewer than requests
+            "max_num_seqs": st.none() | of_limits.sizes(1, 256),
+            "max_model_len": st.none() | of_limits.sizes(min(16, longest), longest),
+        }
+    )
+
+    @st.composite
+    def made(draw: st.DrawFn) -> ServingOptions:
+        over = draw(st.sampled_from(ranks))
+        spread = has_experts and draw(st.booleans())
+        named = ServingOptions(tensor_parallel_size=over, expert_parallel_size=over if spread else 1, **draw(options))
         return named if device == "cuda" else replace(named, device=device)
 
-    return st.builds(
-        made,
-        ranks=st.sampled_from(ranks),
-        spread=st.booleans() if has_experts else st.just(False),
-        dtype=st.sampled_from([None, "bfloat16", "float16"] if on_gpu else [None, "bfloat16"]),
-        kv_cache_dtype=st.sampled_from([None, "fp8"] if on_gpu else [None]),
-        block_size=st.sampled_from([None, 16, 32] if on_gpu else [None]),
-        execution=st.sampled_from([EAGER, CUDA_GRAPH] if on_gpu else [EAGER]),
-        max_num_tokens=st.none() | of_limits.sizes(256, 16_384),  # no fewer than requests
-        max_num_seqs=st.none() | of_limits.sizes(1, 256),
-        max_model_len=st.none() | of_limits.sizes(min(16, longest), longest),
-    )
+    return made()
 
 
 def _limits(model: Model, max_num_tokens: int | None, max_num_seqs: int | None, max_model_len: int | None) -> Limits:

@@ -114,6 +114,30 @@ def test_a_workload_shrinks_to_one_request_then_a_short_prompt_then_a_short_outp
     assert simplest(of, lambda workload: workload.output_len > 9 and workload.concurrency > 2) == Workload(1, 10, 3)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "printed"),
+    [
+        (strategies.batches(LIMITS), "value=Batch.parse('1+0')"),
+        (strategies.workloads(LIMITS), "value=Workload(prompt_len=1, output_len=1, concurrency=1, num_reqs=None)"),
+        (
+            strategies.traffic(LIMITS),
+            "value=Traffic(requests=(TrafficRequest(arrival_s=0.0, prompt_len=1,",
+        ),
+        (strategies.serving_options("llama-tiny"), "value=ServingOptions("),
+    ],
+)
+def test_a_failing_example_prints_as_what_makes_it_again(strategy: SearchStrategy[object], printed: str) -> None:
+    @SHRINKS
+    @given(value=strategy)
+    def fails(value: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as raised:
+        fails()
+    said = " ".join(" ".join(raised.value.__notes__).split()).replace("( ", "(")
+    assert printed in said
+
+
 @given(strategies.traffic(LIMITS, max_num_reqs=5, max_gap_s=0.5))
 def test_traffic_arrives_in_order_and_fits(traffic: Traffic) -> None:
     times_s = [request.arrival_s for request in traffic.requests]

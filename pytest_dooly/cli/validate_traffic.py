@@ -72,7 +72,8 @@ def validate_traffic(arguments: argparse.Namespace) -> Answer:
         "model": model.name,
         **validation.to_json(),
         "verdicts": [
-            {**dataclasses.asdict(each), "passes": each.verdict is Verdict.MEETS} for each in validation.verdicts()
+            {**dataclasses.asdict(each), "passes": each.verdict is Verdict.MEETS, "verdict": each.verdict}
+            for each in validation.verdicts()
         ],
         "num_kv_blocks": server.options.num_blocks,
         "block_size": server.options.block_size,

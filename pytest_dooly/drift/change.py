@@ -36,6 +36,7 @@ __all__ = [
     "less_sure",
     "paired_changes",
     "profiled_changes",
+    "spread",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -75,6 +76,9 @@ _UNDERSTATED, _WORTH = 1.5, 3.0
 
 _FEWEST_OTHERS = 3
 """Sums whose median is not moved by one of them."""
+
+_RELIABLE = 0.5
+"""Reliability below which what the others do within runs says nothing."""
 
 _TUNING, ITERATIONS = 1.345, 8
 """Huber's constant for 95 % efficiency where errors are normal, and iterations of reweighting."""
@@ -198,8 +202,8 @@ def changes(
     for name, of_runs in values.items():
         references = [run.references for run in runs]
         if name in others:
-            references = [np.column_stack(beside) for beside in zip(references, others[name], strict=True)]
-        told[name] = _levels(of_runs, references, follows=name in others)
+            references = [np.column_stack(beside) for beside in zip(references, others[name].runs, strict=True)]
+        told[name] = _levels(of_runs, references, follows=others[name].reliability if name in others else None)
     number = len(baseline)
     understated = _understated(told)
     found = {}
@@ -229,14 +233,36 @@ def less_sure(found: Mapping[str, Change], by: float) -> dict[str, Change]:
     return {name: each.less_sure(_ALIKE * by, TAILS) for name, each in found.items()}
 
 
-def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, list[Array]]:
-    """What the other sums do in every turn of each run, the median of them, by name."""
+@dataclass(frozen=True)
+class _Others:
+    """What the other sums do.
+
+    Attributes:
+        runs: the median of them in every turn of each run.
+        reliability: share of its variance within runs that is the machine's, the rest being noise of each; 0 where that
+            is less than half, and which half nobody knows.
+    """
+
+    runs: Sequence[Array]
+    reliability: float
+
+
+def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, _Others]:
+    """What the others of each sum do, by name."""
     usual = {name: float(np.nanmedian(np.concatenate(of_runs))) for name, of_runs in values.items()}
     apart = {name: [run - usual[name] for run in of_runs] for name, of_runs in values.items()}
-    return {
-        name: [np.nanmedian(others, axis=0) for others in zip(*(apart[o] for o in apart if o != name), strict=True)]
-        for name in apart
-    }
+    return {name: _told_by([apart[other] for other in apart if other != name]) for name in apart}
+
+
+def _told_by(others: Sequence[Sequence[Array]]) -> _Others:
+    """The median of some sums in every turn, and its reliability: what two halves of them agree on (Spearman 1910)."""
+    runs = [np.array(of_run) for of_run in zip(*others, strict=True)]
+    medians = [np.nanmedian(of_run, axis=0) for of_run in runs]
+    halves = [[np.nanmedian(of_run[start::2], axis=0) for of_run in runs] for start in (0, 1)]
+    one, other = (np.concatenate([each - np.median(each) for each in half]) for half in halves)
+    alike, apart = spread(one + other), spread(one - other)
+    reliability = 1 - (apart / alike) ** 2 if alike else 0.0
+    return _Others(medians, reliability if reliability > _RELIABLE else 0.0)
 
 
 def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights]) -> dict[str, Change]:
@@ -270,7 +296,7 @@ def profiled_changes(
     """
     found = {}
     apart = np.array([np.nanmedian(new.log_of({place: 1.0})) - math.log(before) for place, before in levels_s.items()])
-    profiled = max(PROFILED, _spread(apart))
+    profiled = max(PROFILED, spread(apart))
     for name, weights in sums.items():
         medians, variance = _levels([new.log_of(weights)], [new.references])
         before = math.log(sum(weight * levels_s[place] for place, weight in weights.items()))
@@ -280,7 +306,7 @@ def profiled_changes(
 
 
 def _levels(
-    values: Sequence[Array], references: Sequence[Array], *, about: Array | None = None, follows: bool = False
+    values: Sequence[Array], references: Sequence[Array], *, about: Array | None = None, follows: float | None = None
 ) -> tuple[Array, float]:
     """What each run's values would be at one speed of the machine, their median; and the variance of such a one.
 
@@ -288,7 +314,7 @@ def _levels(
         values: of each run, shape (turns,).
         references: of the same turns, shape (turns, references).
         about: that speed, shape (references,); None for the usual one of all runs.
-        follows: whether the last reference is what the other operations do.
+        follows: reliability of the last reference, where that is what the other operations do.
     """
     kept = [np.isfinite(each) for each in values]
     values = [each[good] for each, good in zip(values, kept, strict=True)]
@@ -300,24 +326,28 @@ def _levels(
     return medians, float(np.mean([_variance_of_median(each) for each in adjusted]))
 
 
-def _coefficients(values: Sequence[Array], references: Sequence[Array], *, follows: bool) -> Array:
+def _coefficients(values: Sequence[Array], references: Sequence[Array], *, follows: float | None) -> Array:
     """How values follow the references within their runs, shape (references,); none is negative.
 
-    With `follows` the last coefficient is 1 give or take UNEQUAL where the runs do not tell: in a run without spells
-    nothing follows anything, and the next one may find the machine in another state.
+    With `follows` the last coefficient is 1 and the others are 0, give or take UNEQUAL, where the runs do not tell: in
+    a run without spells nothing follows anything, and the next one may find the machine in another state. What is noise
+    in that reference would pull its coefficient to 0, so that it counts as its reliability has it (regression
+    calibration: Carroll et al. 2006).
     """
     from scipy.optimize import nnls
 
     y = np.concatenate([each - np.median(each) for each in values])
     x = np.concatenate([each - np.median(each, axis=0) for each in references])
+    if follows is not None:
+        x[:, -1] *= follows
     weights = np.ones(len(y))
-    coefficients, scale = np.zeros(x.shape[1]), _spread(y)
+    coefficients, scale = np.zeros(x.shape[1]), spread(y)
     for _ in range(ITERATIONS):
         root = np.sqrt(weights)
-        prior = np.eye(x.shape[1])[-1:] * (scale / UNEQUAL) if follows else np.empty((0, x.shape[1]))
+        prior = np.eye(x.shape[1]) * (scale / UNEQUAL) if follows is not None else np.empty((0, x.shape[1]))
         coefficients, _ = nnls(np.vstack([x * root[:, None], prior]), np.concatenate([y * root, prior[:, -1]]))
         rest = y - x @ coefficients
-        scale = _spread(rest)
+        scale = spread(rest)
         weights = huber_weights(rest, scale)
         if not scale:
             break
@@ -334,7 +364,7 @@ def huber_weights(rest: Array, scale: float | Array) -> Array:
     return np.minimum(1.0, _TUNING * scale / np.maximum(np.abs(rest), 1e-12))
 
 
-def _spread(values: Array) -> float:
+def spread(values: Array) -> float:
     """Standard deviation as the median absolute one tells it of normal values."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_dooly.drift.change import Change, Timed, Weights, changes, common_change, less_sure
-from pytest_dooly.drift.sensitivity import Earlier, at_one_state, slopes
+from pytest_dooly.drift.sensitivity import Earlier, as_unsteady, at_one_state, slopes
 
 __all__ = ["Comparison", "compared", "seen_by"]
 
@@ -43,7 +43,8 @@ def compared(
         earlier: what other runs since the baseline have found.
     """
     seen = seen_by(new, baseline, operations)
-    of_operations = at_one_state(seen.apart, seen.common, slopes(earlier, operations))
+    learnt = slopes(earlier, operations)
+    of_operations = as_unsteady(at_one_state(seen.apart, seen.common, learnt), earlier, learnt)
     return Comparison(less_sure(changes(new, baseline, figures), seen.common), of_operations, seen.common)
 
 
@@ -64,4 +65,4 @@ def seen_by(
     """
     apart = changes(run, baseline, operations, apart=True)
     common = common_change(changes(run, baseline, operations))
-    return Earlier(common, {name: change for name, change in apart.items() if name not in drifted})
+    return Earlier(common, apart, drifted)

@@ -146,7 +146,7 @@ class Verdict:
         disturbed: share of the time that other processes had the processor, where they left too few turns calm; nothing
             is decided then. None otherwise.
         crowded: share of the processors that other processes had, less what they had at the baseline, where that is
-            much: figures do not drift then, or do not pass where it was the baseline's. None otherwise.
+            much: nothing drifts then, or figures do not pass where it was the baseline's. None otherwise.
         alike: relative change that all operations have in common, which is no drift of an engine's unless engines take
             turns.
         limit: relative slowdown of a figure that is not to be exceeded.
@@ -267,6 +267,7 @@ def judged(
     """
     from scipy.stats import false_discovery_control
 
+    may_drift = disturbed is None and (crowded is None or crowded < 0)
     signatures = {each.signature.key: each.signature for each in model.operations}
     keys = list(operations)
     slower = false_discovery_control([operations[key].p_slower for key in keys]) if keys else []
@@ -275,7 +276,7 @@ def judged(
     for key, q, q_faster in zip(keys, slower, faster, strict=True):
         shares = {each.name: each.share(key) for each in exposures}
         worth = max(shares.values(), default=0.0) * operations[key].relative
-        fails = q <= 1 - CONFIDENCE and worth >= WORTH * limit and disturbed is None
+        fails = q <= 1 - CONFIDENCE and worth >= WORTH * limit and may_drift
         found.append(
             OperationVerdict(
                 key,
@@ -288,7 +289,6 @@ def judged(
                 Outcome.DRIFT if fails else Outcome.PASSED,
             )
         )
-    may_drift = disturbed is None and (crowded is None or crowded < 0)
     may_pass = disturbed is None and (crowded is None or crowded > 0) and not unmatched
     return Verdict(
         tuple(

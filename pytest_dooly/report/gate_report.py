@@ -59,7 +59,7 @@ def _why_undecided(verdict: Verdict, worst: FigureVerdict) -> str:
         more = "more" if verdict.crowded > 0 else "less"
         return (
             f"other processes had {abs(verdict.crowded):.0%} of the processors {more} than at the "
-            "baseline, so that TTFT and TPOT cannot be compared; no operation stands out"
+            "baseline, so that nothing can be compared"
         )
     if abs(verdict.alike) > verdict.limit:
         return (
@@ -93,8 +93,8 @@ def remedy(found: Found) -> str:
         )
     if verdict.crowded is not None:
         return (
-            "Run it when as much else runs as at the baseline, best nothing: who shares caches and memory slows all "
-            "operations down. Operations were compared with each other, and none is slower than the others are."
+            "Run it when as much else runs as at the baseline, best nothing: who shares caches and memory slows "
+            "operations down, some of them more than others."
         )
     if abs(verdict.alike) > verdict.limit:
         return (

@@ -124,13 +124,13 @@ def test_nothing_is_decided_while_other_processes_have_the_processor() -> None:
     assert verdict(0.0, disturbed=0.4).needed_turns() is None
 
 
-def test_a_crowd_leaves_figures_open_and_operations_decided() -> None:
-    """Who shares caches and memory slows all down alike: nothing says then whether a figure drifted."""
+def test_a_crowd_leaves_everything_open() -> None:
+    """Who shares caches and memory slows all down: beside a build, logits took 26 % longer and a step's Python 12 %."""
     assert verdict(0.1, crowded=0.5).outcome() is Outcome.UNDECIDED
     assert verdict(0.0, crowded=0.5).outcome() is Outcome.PASSED
     assert verdict(0.0, crowded=-0.5).outcome() is Outcome.UNDECIDED
     assert verdict(0.1, crowded=-0.5).outcome() is Outcome.DRIFT
-    assert verdict(0.1, linear=0.1, crowded=0.5).outcome() is Outcome.DRIFT
+    assert verdict(0.1, linear=0.1, crowded=0.5).outcome() is Outcome.UNDECIDED
 
 
 def test_sums_are_figures_at_the_levels_of_the_baseline() -> None:

@@ -49,7 +49,7 @@ def test_errors_are_signed_and_medians_absolute() -> None:
         (0.04, None, 0.01, Verdict.MEETS),
     ],
 )
-def test_it_passes_within_target_or_near_the_noise(
+def test_it_meets_the_target_or_is_near_the_noise(
     ttft: float, tpot: float | None, noise: float, verdict: Verdict
 ) -> None:
     assert Validation((row(ttft, tpot, noise),)).verdict() is verdict
