@@ -28,7 +28,7 @@ from pytest_dooly.drift.change import (
     profiled_changes,
 )
 from pytest_dooly.drift.comparison import Comparison, compared, seen_by
-from pytest_dooly.drift.exposure import Exposure, exposures, kept_exposures
+from pytest_dooly.drift.exposure import Exposure, check_fits, exposures, kept_exposures
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.sensitivity import Earlier
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
@@ -124,7 +124,8 @@ class Gate:
             progress: called with a line before anything that takes seconds.
 
         Raises:
-            ConfigurationError: the baseline that is named is of another device or another model.
+            ConfigurationError: the baseline that is named is of another device or another model, or a workload does not
+                fit the model's limits.
             DatabaseError: it cannot be read.
         """
         self.model = model
@@ -135,6 +136,7 @@ class Gate:
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
         self.workloads = tuple(options.workloads or standard_workloads(model.limits))
+        check_fits(model, self.workloads)
         self.baseline: Baseline | None
         if options.baseline is not None:
             self.baseline = self._named(options.baseline)
@@ -162,7 +164,7 @@ class Gate:
 
         Raises:
             BrokenGate: an operation cannot be timed.
-            ConfigurationError: a workload does not fit the model's limits.
+            ConfigurationError: the engines cannot take turns.
             EngineError: an engine does not start.
         """
         spent = self._spent()

@@ -29,7 +29,7 @@ from pytest_dooly.scheduling.clock import Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 
-__all__ = ["Exposure", "exposures", "kept_exposures"]
+__all__ = ["Exposure", "check_fits", "exposures", "kept_exposures"]
 
 Array = npt.NDArray[np.float64]
 
@@ -78,11 +78,32 @@ def exposures(
     Raises:
         ConfigurationError: a workload does not fit the model's limits, or no operation has a regressor.
     """
+    check_fits(model, workloads)
     known = replace(model, operations=tuple(o for o in model.operations if o.signature.key in regressors))
     if not step_operations(known):
         raise ConfigurationError(f"no operation of {model.name} has a regressor: profile it first")
     times = StepTimes(known, regressors)
     return tuple(exposure for workload in workloads for exposure in _of_workload(known, times, workload))
+
+
+def check_fits(model: ServedModel, workloads: Sequence[Workload]) -> None:
+    """Whether workloads can be served at all.
+
+    Args:
+        model: that serves them.
+        workloads: to look at.
+
+    Raises:
+        ConfigurationError: one does not fit the model's limits.
+    """
+    limits = model.limits
+    for each in workloads:
+        if each.prompt_len + each.output_len > limits.max_model_len or each.concurrency > limits.max_num_seqs:
+            raise ConfigurationError(
+                f"workload {each} does not fit {model.name} as it is served, with {limits.max_model_len} tokens a "
+                f"request and {limits.max_num_seqs} requests at once: name a smaller one, or raise max-model-len and "
+                "max-num-seqs"
+            )
 
 
 def kept_exposures(document: Mapping[str, Any]) -> list[Exposure]:
@@ -116,12 +137,6 @@ class _Kept:
 
 def _of_workload(model: ServedModel, times: StepTimes, workload: Workload) -> list[Exposure]:
     limits = model.limits
-    if workload.prompt_len + workload.output_len > limits.max_model_len or workload.concurrency > limits.max_num_seqs:
-        raise ConfigurationError(
-            f"workload {workload} does not fit {model.name} as it is served, with {limits.max_model_len} tokens a "
-            f"request and {limits.max_num_seqs} requests at once: name a smaller one, or raise max-model-len and "
-            "max-num-seqs"
-        )
     scheduler = NativeScheduler(SchedulerOptions(limits, room_for_all(limits), async_scheduling=False))
     kept = _Kept(times)
     served = run(workload.traffic(), scheduler, kept, in_process(times, workload))

@@ -12,7 +12,7 @@ from pytest_dooly.plugin.distribution import accelerators, session_plugin
 from pytest_dooly.plugin.fixtures import dooly_time
 from pytest_dooly.plugin.gate import GATE, GatePlugin, check_gate_options
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin, profiling
-from pytest_dooly.plugin.settings import add_options, setting, usage_errors, write
+from pytest_dooly.plugin.settings import add_options, nothing, setting, usage_errors, write
 
 __all__ = ["DoolyPlugin", "GatePlugin", "dooly_time"]
 
@@ -50,6 +50,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if setting(config, "models"):
         write(model_lines())
         return 0
+    check_gate_options(config)
     with usage_errors(), profiling(config) as run:
         write(plan_lines(run.plan))
     return 0
@@ -86,7 +87,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             continue
         plugin = metafunc.config.pluginmanager.get_plugin(plugin_name)
         if plugin is None:
-            skip = pytest.mark.skip(reason=f"no {what} named: use {option}")
-            metafunc.parametrize(name, [pytest.param(None, id="none", marks=skip)])
+            metafunc.parametrize(name, nothing(f"no {what} named: use {option}"))
         else:
-            metafunc.parametrize(name, plugin.parameters())
+            metafunc.parametrize(name, plugin.parameters() or nothing("the plan has no case"))

@@ -72,6 +72,8 @@ def check_gate_options(config: pytest.Config) -> None:
         pytest.UsageError: there is one.
     """
     if setting(config, "gate"):
+        if setting(config, "plan"):
+            raise pytest.UsageError("--dooly-plan says what profiling would time, and the gate takes turns: drop one")
         return
     given = [flag for flag in _OPTIONS if config.getoption(f"dooly_{flag.replace('-', '_')}") is not None]
     if given:
@@ -107,9 +109,24 @@ class GatePlugin:
                     run.engine, run.configuration(model), model, run.db, options, progress=progress(self._config)
                 )
                 self._gates[model.key] = gate
+        if not session.config.option.collectonly:
+            self._begin()
         if not any(gate.needs_profile for gate in self._gates.values()):
             self._profiles.idle = True
             session.config.args = [each for each in session.config.args if each != suite("test_operations.py")]
+
+    def _begin(self) -> None:
+        """Writes that the run has not finished: an earlier verdict is no longer true, and no place is found out late.
+
+        Raises:
+            pytest.UsageError: what the gate finds could not be written.
+        """
+        from pytest_dooly.report.gate_report import unfinished_summary
+
+        for gate in self._gates.values():
+            told = os.environ.get("GITHUB_STEP_SUMMARY")
+            self._summarise(gate, "" if told else unfinished_summary(gate.model.name))
+            self._write_json(gate, {"model": gate.model.name, "outcome": "unfinished"})
 
     def pytest_report_header(self) -> list[str]:
         """What each model is compared with."""

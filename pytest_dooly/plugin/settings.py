@@ -24,6 +24,7 @@ __all__ = [
     "DB",
     "add_options",
     "db_path",
+    "nothing",
     "number",
     "percent",
     "progress",
@@ -77,6 +78,15 @@ def add_options(parser: pytest.Parser) -> None:
     from pytest_dooly.plugin.gate import add_gate_options  # which reads settings itself
 
     add_gate_options(add)
+
+
+def nothing(reason: str) -> list[Any]:
+    """The parameter set of a test that has nothing to work on: skipped, and it says why.
+
+    Args:
+        reason: for people.
+    """
+    return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
 
 
 def suite(name: str) -> str:

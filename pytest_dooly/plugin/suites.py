@@ -13,7 +13,7 @@ import pytest
 
 from pytest_dooly.errors import ConfigurationError, DoolyError, MissingMeasurements
 from pytest_dooly.plugin.session import PLUGIN, DoolyPlugin
-from pytest_dooly.plugin.settings import number, percent, setting, suite, usage_errors
+from pytest_dooly.plugin.settings import nothing, number, percent, setting, suite, usage_errors
 
 if TYPE_CHECKING:
     from pytest_dooly.core.signature import ModelOperation, ServedModel
@@ -56,6 +56,9 @@ def register(config: pytest.Config) -> None:
         named = _named(config)
         if config.getoption("dooly_suite") and not setting(config, "model"):
             raise ConfigurationError(f"--dooly-suite={','.join(named)} needs --dooly-model")
+        for name, bound in (("slo", "ttft:300ms,tpot:40ms"), ("explore", "5")):
+            if name in named and not setting(config, name):
+                raise ConfigurationError(f"--dooly-suite={name} needs --dooly-{name}, as in --dooly-{name}={bound}")
         if setting(config, "slo"):
             _objective(config)
         _minutes(config)
@@ -64,10 +67,10 @@ def register(config: pytest.Config) -> None:
 def arguments(config: pytest.Config) -> list[str]:
     """What to collect: what the user has named and the suites that are asked for; else what a profile consists of."""
     named = _named(config)
-    if config.args_source is pytest.Config.ArgsSource.ARGS:
-        paths = config.args
-    else:
-        paths = []
+    names_paths = config.args_source is pytest.Config.ArgsSource.ARGS
+    # A model in an ini file is the project's, whose own tests run as ever.
+    paths = config.args if names_paths or config.getoption("dooly_model") is None else []
+    if not names_paths:
         named = named or ["operations", *(name for name in ("explore", "slo") if setting(config, name))]
     if setting(config, "gate") and not any("test_drift" in path for path in paths):
         named = [*(named or ["operations"]), "drift"]  # a gate that is asked for and not run would pass
@@ -89,8 +92,7 @@ def _generate_neighbours(metafunc: pytest.Metafunc) -> None:
         return
     plugin = _plugin(metafunc.config)
     if plugin is None:
-        skip = pytest.mark.skip(reason=_NO_MODEL)
-        metafunc.parametrize("dooly_neighbour", [pytest.param(None, id="no-model", marks=skip)])
+        metafunc.parametrize("dooly_neighbour", nothing(_NO_MODEL))
         return
     from pytest_dooly.checking.cliffs import edge_points
 
@@ -102,7 +104,8 @@ def _generate_neighbours(metafunc: pytest.Metafunc) -> None:
                 key = operation.signature.key, str(point)
                 if key not in cases:
                     cases[key] = profiling.beyond(model, operation, point)
-    metafunc.parametrize("dooly_neighbour", plugin.parameters(list(cases.values())))
+    parameters = plugin.parameters(list(cases.values()))
+    metafunc.parametrize("dooly_neighbour", parameters or nothing("no size of the model lies beside an edge"))
 
 
 def _generate_explored(metafunc: pytest.Metafunc) -> None:
@@ -111,8 +114,7 @@ def _generate_explored(metafunc: pytest.Metafunc) -> None:
     plugin = _plugin(metafunc.config)
     if plugin is None or not _minutes(metafunc.config):
         reason = "no minutes named: use --dooly-explore, as in --dooly-explore=5" if plugin else _NO_MODEL
-        skipped = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
-        metafunc.parametrize("dooly_explored", [skipped])
+        metafunc.parametrize("dooly_explored", nothing(reason))
         return
     from pytest_dooly.exploring import explorable
 

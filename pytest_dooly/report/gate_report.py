@@ -24,6 +24,7 @@ __all__ = [
     "gate_lines",
     "gate_summary",
     "headline",
+    "unfinished_summary",
 ]
 
 _LISTED = 8
@@ -136,7 +137,7 @@ def gate_lines(found: Found) -> list[str]:
     """For a terminal."""
     verdict = found.verdict
     lines = [f"{found.model}: {found.outcome}: {headline(found)}"]
-    lines += [f"  {_figure_text(each)}" for each in verdict.figures]
+    lines += [f"  {_said(found, each.outcome)}: {_figure_text(each)}" for each in verdict.figures]
     lines += [f"  {_operation_text(each)}" for each in _worth_listing(found) if each.is_slower or each.is_faster]
     lines += [f"  not compared: {line}" for line in verdict.unmatched]
     lines.append(f"  {verdict.turns} turns in {verdict.spent_s:.0f} s{_apart(found)}")
@@ -202,6 +203,11 @@ def gate_annotations(found: Found) -> list[str]:
 def broken_summary(model: str, reason: str) -> str:
     """Markdown for a job's summary where there is no verdict."""
     return f"## {_MARKS[Outcome.BROKEN]} {model}: broken\n\n{reason}\n"
+
+
+def unfinished_summary(model: str) -> str:
+    """Markdown for a job's summary while the gate is under way, and where it was killed."""
+    return f"## {model}: not finished\n\nThe gate is under way, or was interrupted: this run has no verdict.\n"
 
 
 def broken_annotation(model: str, reason: str) -> str:

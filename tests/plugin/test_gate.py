@@ -274,6 +274,7 @@ def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         (run,) = db.gate_runs()
         assert (run.outcome, run.is_baseline, len(db.gate_turns(run.key))) == (None, False, 3)
+    assert "this run has no verdict" in (place / "reports/gate-model.md").read_text()
     conftest.unlink()
     assert gate(pytester, "-q").ret == 0
     with LatencyDB.open(place / ".dooly/latency.db") as db:
@@ -331,6 +332,8 @@ def test_a_run_beside_an_export_is_no_baseline_where_there_is_one(
         (("--dooly-baseline=far.db",), "the baseline *far.db is of another device (far away), *"),
         (("--dooly-gate-limit=0",), "--dooly-gate-limit must be above 0: *"),
         (("--dooly-accept= ",), "--dooly-accept takes the reason why the baseline moves, in words"),
+        (("--dooly-workload=30+8",), "workload 30+8x1 does not fit model as it is served, with 32 tokens a request *"),
+        (("--dooly-plan",), "--dooly-plan says what profiling would time, and the gate takes turns: drop one"),
     ],
 )
 def test_wrong_usage_is_one_line(pytester: pytest.Pytester, place: Path, args: tuple[str, ...], message: str) -> None:
@@ -343,11 +346,18 @@ def test_wrong_usage_is_one_line(pytester: pytest.Pytester, place: Path, args: t
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
 
 
-def test_a_workload_too_large_and_no_model(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
-    large = gate(pytester, "--dooly-workload=30+8", "-x")
-    assert large.ret == pytest.ExitCode.TESTS_FAILED
-    large.stdout.fnmatch_lines(["*workload 30+8x1 does not fit model as it is served, with 32 tokens a request*"])
-    assert "Traceback" not in large.stdout.str()
+def test_no_place_to_write_to_is_found_before_anything_is_timed(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    (place / "taken").write_text("a file")
+    result = gate(pytester, "--dooly-reports=taken")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: cannot write *taken/gate-model.md: *; name another file"])
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        assert db.gate_runs() == []
+
+
+def test_without_a_model_it_says_what_is_missing(pytester: pytest.Pytester) -> None:
     none = pytester.runpytest_inprocess("--dooly-gate")
     assert none.ret == pytest.ExitCode.USAGE_ERROR
     none.stderr.fnmatch_lines(["ERROR: --dooly-gate needs to know what is served: name it with --dooly-model"])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from pytest_dooly.plugin.settings import suite
 from tests.stored import FLAGS, stored
 
 OWN = """
@@ -123,7 +124,7 @@ def test_without_a_model_or_an_slo_tests_are_skipped(place: Path, pytester: pyte
     result = run(pytester, "-rs", model="")
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(["SKIPPED *no model named: use --dooly-model"])
-    result = run(pytester, "-rs", "--dooly-suite=slo")
+    result = run(pytester, "-rs", suite("test_slo.py"))
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED *no SLO named: use --dooly-slo, as in --dooly-slo=ttft:300ms,tpot:40ms"])
 
@@ -133,6 +134,8 @@ def test_without_a_model_or_an_slo_tests_are_skipped(place: Path, pytester: pyte
     [
         (("--dooly-slo=ttft:soon",), "cannot read 'ttft:soon' of the SLO: write it as *"),
         (("--dooly-suite=slow",), "unknown suite 'slow': name one of operations, explore, *"),
+        (("--dooly-suite=slo",), "--dooly-suite=slo needs --dooly-slo, as in --dooly-slo=ttft:300ms,tpot:40ms"),
+        (("--dooly-suite=cliffs,explore",), "--dooly-suite=explore needs --dooly-explore, as in --dooly-explore=5"),
         (("--dooly-explore=soon",), "--dooly-explore takes a number that is not negative, got 'soon'"),
     ],
 )
