@@ -41,12 +41,14 @@ import numpy.typing as npt
 
 from benchmarks.public import write
 from benchmarks.study.redundancy import import_tables, progress
-from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
+from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.prediction.interval import Figure, is_mixture, log_width
+from pytest_dooly.prediction.shares import Foundation, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import TOKENISE_S
 from pytest_dooly.published.grounds import Grounds
@@ -56,8 +58,10 @@ from pytest_dooly.scheduling.scheduler import SchedulerOptions
 from pytest_dooly.serving import serve
 from pytest_dooly.simulation.arrivals import Arrivals
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
+from pytest_dooly.simulation.simulate import Simulation, steps_of
 from pytest_dooly.simulation.summary import overloaded
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
+from pytest_dooly.simulation.within import within
 
 RUNS = Path(__file__).with_name("traffic_runs.csv")
 DEVICE = "h100_sxm"
@@ -69,6 +73,9 @@ PAUSE_S = 10
 
 FIGURES = ("e2e_mean", "ttft_mean", "e2e_p99", "ttft_p99")
 """What is compared, by the file's names."""
+
+KEYS = ("mean_e2el_ms", "mean_ttft_ms", "p99_e2el_ms", "p99_ttft_ms")
+"""The same by the keys of a simulation's summary."""
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LLAMA = {
@@ -179,17 +186,25 @@ class Predicted:
         run: that it is a part of.
         stage: as measured.
         simulated_s: figures without a server, shape (figures,).
+        low_s: what they lie above nine times out of ten, likewise.
+        high_s: what they lie below.
         served: requests per second where the simulation says that the run is overloaded; None where not.
     """
 
     run: Run
     stage: Stage
     simulated_s: Array
+    low_s: Array
+    high_s: Array
     served: float | None
 
     def errors(self, server_s: float) -> Array:
         """Relative, of each figure, where the server adds so much to a request."""
         return (self.simulated_s + server_s) / self.stage.measured_s - 1
+
+    def within(self, server_s: float) -> npt.NDArray[np.bool_]:
+        """Whether each figure was measured within its interval."""
+        return (self.low_s + server_s <= self.stage.measured_s) & (self.stage.measured_s <= self.high_s + server_s)
 
 
 def main() -> None:
@@ -220,20 +235,35 @@ def predictions(runs: Iterable[Run], db: LatencyDB, folder: Path, kind: str) -> 
     options = ServingOptions(dtype="float16", max_num_tokens=NUM_TOKENS, max_num_seqs=NUM_SEQS, max_model_len=LONGEST)
 
     @cache
-    def known(name: str, ranks: int) -> tuple[StepTimes, Limits]:
+    def known(name: str, ranks: int) -> tuple[ServedModel, Mapping[str, Foundation]]:
         configuration = resolve(named(name, folder), replace(options, tensor_parallel_size=ranks))
         model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
-        models = {key: found.model for key, found in grounds.of(model).items()}
-        return StepTimes(model, models, overlapped=True), model.limits
+        return model, grounds.of(model)
 
     for each in runs:
-        step_times, limits = known(each.model, each.ranks)
+        model, founded = known(each.model, each.ranks)
+        step_times = StepTimes(model, {key: found.model for key, found in founded.items()}, overlapped=True)
         progress(f"simulating {each.model} {each.kind}")
-        scheduler = NativeScheduler(SchedulerOptions(limits, each.kv_blocks))
-        simulated = run(each.traffic(kind), scheduler, step_times, Server(tokenise_s=TOKENISE_S))
-        served = overloaded(simulated)
-        for stage, figures_s in zip(each.stages, figures(simulated), strict=True):
-            yield Predicted(each, stage, figures_s, served)
+        traffic = each.traffic(kind)
+
+        @cache
+        def again(
+            factor: float, traffic: Traffic = traffic, step_times: StepTimes = step_times, run_: Run = each
+        ) -> Simulated:
+            scheduler = NativeScheduler(SchedulerOptions(step_times.model.limits, run_.kv_blocks))
+            return run(traffic.stretched(factor), scheduler, step_times, Server(tokenise_s=TOKENISE_S))
+
+        simulated = again(1.0)
+        widths: dict[Figure, float] = {
+            figure: log_width(figure, shares_at(model, founded, batch, overlapped=True), mixture=is_mixture(model))
+            for figure, batch in steps_of(simulated, model.limits).items()
+        }
+        simulation, served = Simulation(simulated, again=again), overloaded(simulated)
+        stages = np.unique([request.stage for request in traffic.requests])
+        for stage, place, figures_s in zip(each.stages, stages, figures(simulated), strict=True):
+            ends = within(simulation, widths, stage=int(place))
+            low_s, high_s = (np.array([of[key] for key in KEYS]) / 1e3 for of in (ends.low_ms, ends.high_ms))
+            yield Predicted(each, stage, figures_s, low_s, high_s, served)
 
 
 def named(model: str, folder: Path) -> str:
@@ -288,6 +318,9 @@ def report(rows: Sequence[Predicted]) -> Iterator[str]:
             errors = np.array([row.errors(constants[row.run.model]) for row in of])
             cells = " | ".join(f"{np.abs(each).mean():9.1%} {each.mean():+10.1%}" for each in errors.T)
             yield f"{model:13} {label:10} {len(of):4} | {cells}"
+    inside = np.array([row.within(left_out[row.run.model]) for row in judged]).sum(axis=0)
+    yield f"\nMeasured within the 90 % interval, of {len(judged)}; with (c)"
+    yield f"{'':29} | {' | '.join(f'{number:^20}' for number in inside)}"
     yield f"\nThe constant, request_s + token_s: {both * 1e3:.1f} ms of all stages; without those of"
     yield from (f"  {model:13} {constant_s * 1e3:.1f} ms" for model, constant_s in left_out.items())
     yield from _overloads(rows)

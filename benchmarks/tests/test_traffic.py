@@ -27,7 +27,9 @@ def made_up(model: str = "llama-2-7b", *rates: float) -> Run:
 
 def predicted(model: str, ttft_s: float, *, num_failed: int = 0, served: float | None = None) -> Predicted:
     of = made_up(model)
-    return Predicted(of, replace(of.stages[0], num_failed=num_failed), np.array([1.0, ttft_s, 5.0, 0.1]), served)
+    simulated_s = np.array([1.0, ttft_s, 5.0, 0.1])
+    stage = replace(of.stages[0], num_failed=num_failed)
+    return Predicted(of, stage, simulated_s, 0.8 * simulated_s, 1.25 * simulated_s, served)
 
 
 class Constant:

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.cli.traffic import traffic_of
-from pytest_dooly.prediction.interval import Figure, Interval, intervals, is_mixture
+from pytest_dooly.prediction.interval import is_mixture, log_width
 from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import latency_models
@@ -27,12 +27,12 @@ from pytest_dooly.simulation.simulate import (
     Engine,
     added_by_server_s,
     joined,
-    means_s,
     simulation_of,
     steps_of,
     tokenised_by_server_s,
 )
 from pytest_dooly.simulation.summary import Slo
+from pytest_dooly.simulation.within import within
 
 __all__ = ["simulate"]
 
@@ -98,7 +98,9 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             for figure, batch in steps_of(simulated, model.limits).items()
         }
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
-            document |= _within(intervals(means_s(simulated), shares, mixture=is_mixture(model)))
+            widths = {figure: log_width(figure, of, mixture=is_mixture(model)) for figure, of in shares.items()}
+            found = within(simulation, widths)
+            document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])
         lines.append(f"a decode step {format_shares(shares['tpot'])}")
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
@@ -113,15 +115,6 @@ def _served(document: Mapping[str, Any]) -> str:
         f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens; a server adds "
         f"{document['server_ms']:.3g} ms to a request and {document['token_us']:.3g} µs to a prompt's token"
     )
-
-
-def _within(intervals: Mapping[Figure, Interval]) -> dict[str, float]:
-    """Between what the means lie nine times out of ten, by keys of the document."""
-    document = {}
-    for figure, interval in intervals.items():
-        document[f"mean_{figure}_low_ms"] = interval.low_s * 1e3
-        document[f"mean_{figure}_high_ms"] = interval.high_s * 1e3
-    return document
 
 
 def _bar(number: int) -> Callable[[int], None]:
@@ -139,6 +132,12 @@ def _bar(number: int) -> Callable[[int], None]:
 def _verdict(document: dict[str, Any]) -> list[str]:
     """What a load beyond capacity comes to."""
     served, rate = document["sustained_throughput"], document["sustainable_rate"]
+    if served is None and document.get("may_overload"):
+        return [
+            "",
+            "near capacity: with steps as long as they may be by their interval, requests come faster than they are "
+            "served",
+        ]
     if served is None:
         return []
     found = (

@@ -25,7 +25,6 @@ __all__ = [
     "SYSTEM",
     "Figure",
     "Interval",
-    "intervals",
     "is_mixture",
     "log_width",
     "operations_error",
@@ -77,22 +76,6 @@ class Interval:
         """
         factor = math.exp(log_width(figure, shares, mixture=mixture))
         return cls(predicted_s / factor, predicted_s * factor)
-
-
-def intervals(
-    predicted_s: Mapping[Figure, float], shares: Mapping[Figure, Shares], *, mixture: bool
-) -> dict[Figure, Interval]:
-    """The interval around each predicted latency.
-
-    Args:
-        predicted_s: what was predicted of each figure.
-        shares: of the step that each mostly consists of.
-        mixture: whether the model is one of experts.
-    """
-    return {
-        figure: Interval.around(latency_s, figure, shares[figure], mixture=mixture)
-        for figure, latency_s in predicted_s.items()
-    }
 
 
 def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits) -> dict[Figure, Batch]:

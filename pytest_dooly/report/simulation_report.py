@@ -85,7 +85,7 @@ _MARKED = (50, 90, 99)
 _MOST_BARS = 60
 
 _ENDS = {"low": "least", "high": "most"}
-"""Of the interval around a mean."""
+"""Of the interval around a statistic."""
 
 _WIDE = 100.0
 """Ratio of the largest to the smallest latency from which on the axis is logarithmic."""
@@ -106,11 +106,16 @@ def format_simulation(document: Mapping[str, Any], *, title: str) -> str:
         unit = f"{metric.upper()} (ms):"
         # The 50th percentile is the median, which has its line.
         tails = {f"p{p}_{metric}_ms": f"P{p} {unit}" for p in PERCENTILES if p != 50}
-        within = {f"mean_{metric}_{end}_ms": f"  90 %, at {most} (ms):" for end, most in _ENDS.items()}
-        rows = {f"mean_{metric}_ms": f"Mean {unit}", **within, f"median_{metric}_ms": f"Median {unit}", **tails}
+        rows = {f"mean_{metric}_ms": f"Mean {unit}", **_ends(f"mean_{metric}"), f"median_{metric}_ms": f"Median {unit}"}
+        rows |= {**tails, **_ends(f"p99_{metric}")}
         lines += _section(name, _lines(document, rows))
     lines += _section("KV Cache", _lines(document, _CACHE))
     return "\n".join([*lines, *_section("Stages", _stage_lines(document.get("stages", ()))), "=" * _RULE])
+
+
+def _ends(key: str) -> dict[str, str]:
+    """Labels of the interval around a statistic, by key of the document."""
+    return {f"{key}_{end}_ms": f"  90 %, at {most} (ms):" for end, most in _ENDS.items()}
 
 
 def _section(name: str, lines: list[str]) -> list[str]:

@@ -102,8 +102,9 @@ def test_a_gpu_that_is_not_here_is_served_with_its_own_limits(place: Path, capsy
     assert cli.main([*asked, "--json"]) == 0
     served = json.loads(capsys.readouterr().out)
     assert (served["max_num_tokens"], served["max_num_seqs"], served["max_model_len"]) == (8192, 1024, 512)
-    for figure in ("ttft", "tpot"):
-        assert served[f"mean_{figure}_low_ms"] < served[f"mean_{figure}_ms"] < served[f"mean_{figure}_high_ms"]
+    for figure in ("mean_ttft", "mean_tpot", "p99_ttft", "p99_e2el"):
+        assert served[f"{figure}_low_ms"] < served[f"{figure}_ms"] < served[f"{figure}_high_ms"]
+    assert served["may_overload"] is False
     assert served["server_ms"] == pytest.approx(6.1)
     assert served["shares"]["by_kind"]["estimate"] > 0
     kept = pytest_dooly.predict("model", workload=pytest_dooly.Workload(8, 4, 100), device="h200_sxm")

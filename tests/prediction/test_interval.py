@@ -13,8 +13,8 @@ from pytest_dooly.prediction.interval import (
     OPERATIONS,
     SYSTEM,
     Interval,
-    intervals,
     is_mixture,
+    log_width,
     operations_error,
 )
 from pytest_dooly.prediction.shares import Shares, bases_at, shares_at, shares_of
@@ -54,11 +54,12 @@ def test_the_less_is_known_the_wider() -> None:
 
 def test_each_figure_is_as_sure_as_the_step_that_it_consists_of() -> None:
     steps = {"ttft": Batch.uniform(1, 64, 0), "tpot": Batch.uniform(4, 1, 64)}
-    at = {figure: shares_at(MODEL, FOUNDED, batch) for figure, batch in steps.items()}
-    found = intervals({"ttft": 0.2, "tpot": 0.01}, at, mixture=False)  # type: ignore[arg-type]
-    shares = shares_of(predict_step(MODEL, MODELS, steps["tpot"]), bases_at(MODEL, FOUNDED, steps["tpot"]))
-    assert found["tpot"] == Interval.around(0.01, "tpot", shares, mixture=False)
-    assert found["ttft"].low_s < 0.2 < found["ttft"].high_s
+    for batch in steps.values():
+        shares = shares_of(predict_step(MODEL, MODELS, batch), bases_at(MODEL, FOUNDED, batch))
+        assert shares_at(MODEL, FOUNDED, batch) == shares
+        found = Interval.around(0.01, "tpot", shares, mixture=False)
+        assert found.high_s == pytest.approx(0.01 * math.exp(log_width("tpot", shares, mixture=False)))
+        assert found.low_s * found.high_s == pytest.approx(0.01**2)
 
 
 def test_a_mixture_is_told_by_its_operations() -> None:
