@@ -82,17 +82,21 @@ def slopes(earlier: Sequence[Earlier], names: Iterable[str]) -> dict[str, Slope]
 def at_one_state(found: Mapping[str, Change], common: float, slopes: Mapping[str, Slope]) -> dict[str, Change]:
     """Changes beside the others, as they would be with the machine in the state that it was in at the baseline.
 
+    What is slower only beside others that are all faster may simply not have noticed what made them so: until earlier
+    runs tell its slope, it is as unsure as those have changed.
+
     Args:
         found: by name.
         common: what all have in common, as a logarithm.
         slopes: by name.
     """
-    return {
-        name: replace(change, log=change.log - slopes[name].value * common).less_sure(
-            abs(slopes[name].error * common), slopes[name].freedom
-        )
-        for name, change in found.items()
-    }
+    told = {}
+    for name, change in found.items():
+        slope = slopes[name]
+        at_one = replace(change, log=change.log - slope.value * common)
+        unsure = 1 / UNEQUAL if at_one.log * common < 0 else 1.0
+        told[name] = at_one.less_sure(unsure * slope.error * abs(common), slope.freedom)
+    return told
 
 
 def as_unsteady(

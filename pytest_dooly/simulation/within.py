@@ -1,4 +1,4 @@
-"""Between what a simulation's latencies lie nine times out of ten, on a GPU that may be faster or slower than predicted.
+"""Between what a simulation's latencies lie nine times out of ten, where steps may be faster or slower than predicted.
 
 Where requests come at times of their own, a queue does not grow in proportion: near capacity, steps that take a tenth
 longer make requests wait many times as long. Steps that take f times as long are the same simulation on a slower clock,
