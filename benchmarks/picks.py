@@ -107,7 +107,7 @@ def chosen_runs() -> list[PublishedRun]:
     for run, _, _ in read_runs():
         if run is None or run.model not in MODELS or (run.prompt_len, run.output_len) not in LENGTHS:
             continue
-        if run.concurrency is None or run.ttft_s is None or run.tpot_s is None or run.low_trust:
+        if run.concurrency is None or run.ttft_s is None or run.tpot_s is None or run.low_trust or run.roughly:
             continue
         key = run.model, run.prompt_len, run.output_len, run.device, run.ranks, run.experts, run.concurrency
         if key not in found or _version(run) > _version(found[key]):

@@ -19,14 +19,15 @@ from pathlib import Path
 
 from benchmarks.arena.calibration import calibration
 from benchmarks.arena.models import document_of
-from benchmarks.arena.predictions import predict_all, served, trace_all
+from benchmarks.arena.predictions import predict_all, served, tables_of, trace_all
 from benchmarks.arena.report import Row, save_picture, tables
 from benchmarks.arena.runs import PublishedRun, read_runs
 from benchmarks.arena.theirs import estimates, key_of
 from benchmarks.public import write
+from pytest_dooly.core.device import DEVICES
 
-DEVICES = frozenset({"a100_sxm", "b200_sxm", "h100_sxm", "h200_sxm", "l40s"})
-"""Whose operations are published in aiconfigurator's tables, and whose data sheets are known here."""
+TABLES = frozenset({"a100_sxm", "b200_sxm", "h100_sxm", "h200_sxm", "l40s", "rtx_pro_6000_server"})
+"""GPUs whose operations are published in aiconfigurator's tables, and whose data sheets are known here."""
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def _expressible(left_out: Counter[str]) -> list[PublishedRun]:
     """The runs that can be predicted; counts the others by reason."""
     found = []
     for run, _, reason in read_runs():
-        if run is not None and run.device not in DEVICES:
+        if run is not None and not any(run.device == each.name and tables_of(each) in TABLES for each in DEVICES):
             reason = "no operations of its device are published"
         elif run is not None and document_of(run.model) is None:
             reason = "its config.json is not at hand"

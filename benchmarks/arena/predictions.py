@@ -63,7 +63,7 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
     runs = list(runs)
     refused: dict[tuple[object, ...], str] = {}
     with LatencyDB.open(db_path) as db:
-        import_tables(db, sorted({each.device for each in runs}))
+        import_tables(db, sorted({tables_of(device_named(each.device)) for each in runs}))
         engine = load_engine("vllm")
         for each in {served(run): run for run in runs}.values():
             try:
@@ -72,6 +72,11 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
             except DoolyError as error:
                 refused[served(each)] = str(error)
     return refused
+
+
+def tables_of(device: Device) -> str:
+    """The GPU whose tables a device is predicted from."""
+    return device.like or device.name
 
 
 def served(run: PublishedRun) -> tuple[object, ...]:

@@ -78,6 +78,8 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
 
     Runs of which neither client nor server's flags are known stand apart: what they are off by may be theirs.
     """
+    roughly = [row for row in rows if row.run.roughly and not row.run.low_trust]
+    rows = [row for row in rows if not row.run.roughly or row.run.low_trust]
     trusted = [row for row in rows if not row.run.low_trust and not row.run.unsaid]
     yield "TPOT: MAPE (mean with its sign, 90th percentile); TTFT: median error; tokens a second: MAPE; in: share of"
     yield "the measurements that lie in the stated 90 % interval; aic: TPOT and TTFT as aiconfigurator estimates them"
@@ -97,6 +99,10 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     for group in sorted({row.run.group for row in unsaid}):
         yield _line(" ".join(part for part in group if part), [row for row in unsaid if row.run.group == group])
     yield _line("of low trust", [row for row in rows if row.run.low_trust])
+    yield "\nOnly means or medians of the lengths are known, which all requests have then"
+    for group in sorted({row.run.group for row in roughly}):
+        yield _line(" ".join(part for part in group if part), [row for row in roughly if row.run.group == group])
+    yield _line("all", roughly)
     yield "\nLeft out"
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 

@@ -43,6 +43,7 @@ class PublishedRun:
         tpot_s: time per output token, mean or else median; None where it is not said.
         tokens_per_s: generated, all devices together; None where it is not said.
         medians: whether TTFT and TPOT are medians.
+        roughly: whether only means or medians of the lengths are known, which all requests have then.
     """
 
     row: Mapping[str, str]
@@ -61,6 +62,7 @@ class PublishedRun:
     tpot_s: float | None
     tokens_per_s: float | None
     medians: bool
+    roughly: bool = False
 
     @property
     def low_trust(self) -> bool:
@@ -131,8 +133,10 @@ def _why_not(row: Mapping[str, str]) -> str:
     told = not {"speculative", "pipeline", "data parallel"}.isdisjoint(re.findall(r"[a-z]+", row["notes"].lower()))
     if not row["hf_model"]:
         return "the model is not named"
-    if not row["prompt_len"] or not row["output_len"] or row["lengths"] == "distribution":
+    if _lengths(row) is None:
         return "the lengths of its requests are not published"
+    if row["lengths"] == "distribution" and kind != "concurrency":
+        return "lengths of many kinds, whose distribution is not published, and no closed loop"
     if kind == "rate" and load != "inf/s":
         return "open loop: its arrival times are not published"
     if int(row["tp"] or 1) < int(row["ep"] or 1) or "parallel=dep" in row["notes"]:
@@ -149,6 +153,8 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
     at_once = int(load) if kind != "rate" else None
     number = int(row["num_prompts"]) if row["num_prompts"] else (at_once or 1) * (1 if kind == "batch" else _SEVERAL)
     mean = bool(row["tpot_mean_ms"] or not row["tpot_median_ms"])
+    lengths = _lengths(row)
+    assert lengths is not None
     which = "mean" if mean else "median"
     return PublishedRun(
         row=row,
@@ -158,8 +164,8 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         version=row["engine_version"],
         ranks=int(row["tp"] or 1),
         experts=int(row["ep"] or 1),
-        prompt_len=int(row["prompt_len"]),
-        output_len=int(row["output_len"]),
+        prompt_len=lengths[0],
+        output_len=lengths[1],
         shortest=0.8 if row["lengths"] == "range0.8-1" else 1.0,
         concurrency=at_once,
         num_requests=max(number, at_once or 1),
@@ -167,7 +173,16 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         tpot_s=_seconds(row[f"tpot_{which}_ms"]),
         tokens_per_s=float(row["output_tok_per_s"]) if row["output_tok_per_s"] else None,
         medians=not mean,
+        roughly=row["lengths"] == "distribution",
     )
+
+
+def _lengths(row: Mapping[str, str]) -> tuple[int, int] | None:
+    """Tokens of prompts and outputs: at most, in the mean, or the medians that the notes give; None where none are."""
+    if row["prompt_len"] and row["output_len"]:
+        return int(float(row["prompt_len"])), int(float(row["output_len"]))
+    found = re.search(r"input p50 (\d+) tokens, output p50 (\d+)", row["notes"])
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _served(row: Mapping[str, str]) -> str:

@@ -185,8 +185,14 @@ def grounds_on(device: Device, db: LatencyDB) -> Grounds:
     grounds = Grounds(db, device, progress=progress)
     if grounds.empty:
         where = "" if str(db.path) == DB else f" --db {db.path}"
+        like = "" if device.like is None else ", whose latencies stand in for it"
         progress(
             f"nothing of {device.product} is in the latency DB: every figure is an estimate; "
-            f"run dooly import aiconfigurator --system {device.name}{where}"
+            f"run dooly import aiconfigurator --system {device.like or device.name}{where}{like}"
+        )
+    elif not grounds.has_own and grounds.stand_in is not None:
+        progress(
+            f"nothing of {device.product} is in the latency DB: latencies of {grounds.stand_in.device.product} "
+            "stand in, scaled by both data sheets"
         )
     return grounds

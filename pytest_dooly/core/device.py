@@ -31,6 +31,7 @@ class Device:
         fp32_flops_per_s: peak of products in fp32, which no tensor core computes unless TF32 is allowed.
         link_bytes_per_s: to the other GPUs of a node, in one direction.
         compute_capability: major and minor, by which an engine chooses its kernels.
+        like: name of the GPU whose published latencies stand in where there are none of this one; None for none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Device:
     fp32_flops_per_s: float
     link_bytes_per_s: float
     compute_capability: tuple[int, int] = (9, 0)
+    like: str | None = None
 
 
 DEVICES: tuple[Device, ...] = (
@@ -53,7 +55,7 @@ DEVICES: tuple[Device, ...] = (
     Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 67e12, 450e9, (9, 0)),
     Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 67e12, 450e9, (9, 0)),
     Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 91.6e12, 32e9, (8, 9)),
-    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 82.6e12, 32e9, (8, 9)),
+    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 82.6e12, 32e9, (8, 9), "l40s"),
     Device(
         "rtx_pro_6000_server",
         "NVIDIA RTX PRO 6000 Blackwell Server Edition",
@@ -65,10 +67,58 @@ DEVICES: tuple[Device, ...] = (
         link_bytes_per_s=64e9,
         compute_capability=(12, 0),
     ),
+    Device(
+        "a100_pcie", "NVIDIA A100 80GB PCIe", 108, 79.25 * _GIB, 1.935e12, 312e12, 19.5e12, 32e9, (8, 0), "a100_sxm"
+    ),
+    Device(
+        "a100_sxm_40gb", "NVIDIA A100-SXM4-40GB", 108, 39.4 * _GIB, 1.555e12, 312e12, 19.5e12, 300e9, (8, 0), "a100_sxm"
+    ),
+    Device(
+        "a800_sxm", "NVIDIA A800-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 200e9, (8, 0), "a100_sxm"
+    ),
+    Device("a10", "NVIDIA A10", 72, 22.0 * _GIB, 0.6e12, 125e12, 31.2e12, 32e9, (8, 6), "l40s"),
+    Device("a40", "NVIDIA A40", 84, 44.4 * _GIB, 0.696e12, 149.7e12, 37.4e12, 32e9, (8, 6), "l40s"),
+    Device("h100_pcie", "NVIDIA H100 PCIe", 114, 79.19 * _GIB, 2.0e12, 756e12, 51e12, 64e9, (9, 0), "h100_sxm"),
+    Device("h20", "NVIDIA H20", 78, 95.0 * _GIB, 4.0e12, 148e12, 44e12, 450e9, (9, 0), "h100_sxm"),
+    Device("h20_3e", "NVIDIA H20-3e", 78, 139.8 * _GIB, 4.8e12, 148e12, 44e12, 450e9, (9, 0), "h200_sxm"),
+    Device("l4", "NVIDIA L4", 58, 22.0 * _GIB, 0.3e12, 121e12, 30.3e12, 32e9, (8, 9), "l40s"),
+    Device("l40", "NVIDIA L40", 142, 44.4 * _GIB, 0.864e12, 181e12, 90.5e12, 32e9, (8, 9), "l40s"),
+    Device("rtx_3090", "NVIDIA GeForce RTX 3090", 82, 23.6 * _GIB, 0.936e12, 71e12, 35.6e12, 32e9, (8, 6), "l40s"),
+    Device(
+        "rtx_4090_d", "NVIDIA GeForce RTX 4090 D", 114, 23.5 * _GIB, 1.008e12, 147e12, 73.5e12, 32e9, (8, 9), "l40s"
+    ),
+    Device(
+        "rtx_5090",
+        "NVIDIA GeForce RTX 5090",
+        multiprocessors=170,
+        memory_bytes=31.36 * _GIB,
+        memory_bytes_per_s=1.792e12,
+        flops_per_s=209.5e12,
+        fp32_flops_per_s=104.8e12,
+        link_bytes_per_s=64e9,
+        compute_capability=(12, 0),
+        like="rtx_pro_6000_server",
+    ),
+    Device(
+        "rtx_6000_ada",
+        "NVIDIA RTX 6000 Ada Generation",
+        142,
+        47.4 * _GIB,
+        0.96e12,
+        364e12,
+        91.1e12,
+        32e9,
+        (8, 9),
+        "l40s",
+    ),
+    Device("rtx_a6000", "NVIDIA RTX A6000", 84, 47.4 * _GIB, 0.768e12, 154.8e12, 38.7e12, 32e9, (8, 6), "l40s"),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX
 Blackwell (there of the Workstation Edition).
+
+Those with a `like` have no public tables: it is the GPU of the same generation that has some, or the nearest of the
+same memory and links. Their memory is what `nvidia-smi` shows less 0.6 GiB.
 
 Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and 2026, of which vLLM takes its share:
 0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pytest_dooly.core.batch import Limits, SweepPoint
-from pytest_dooly.core.device import Device, device_of
+from pytest_dooly.core.device import Device, device_named, device_of
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, Environment, content_hash
 from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.operation import BETWEEN_LAYERS
@@ -29,6 +29,7 @@ from pytest_dooly.published.graphs import is_padded, layer_launches
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
+from pytest_dooly.published.transfer import transferred
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
@@ -72,12 +73,22 @@ class Grounds:
         return founded | {key: replace(founded[key], model=layer_launches(model)) for key in unmeasured}
 
     def foundation(self, signature: Signature, limits: Limits) -> Foundation:
-        """The best latency model of an operation.
+        """The best latency model of an operation; another GPU's where all else is an estimate.
 
         Args:
             signature: of the operation, as traced on any device.
             limits: of the engine; the expected error is the mean over the sweep within them.
         """
+        own = self._own(signature, limits)
+        if own.basis.kind != "estimate" or self.stand_in is None:
+            return own
+        there = self.stand_in.foundation(signature, limits)
+        if there.basis.kind == "estimate":
+            return own
+        return transferred(there, Estimate(signature, self.device), Estimate(signature, self.stand_in.device))
+
+    def _own(self, signature: Signature, limits: Limits) -> Foundation:
+        """The best of what is known of this very device."""
         estimate = Estimate(signature, self.device)
         measured = self._measured.get(portable(signature))
         if measured is not None:
@@ -208,8 +219,17 @@ class Grounds:
 
     @property
     def attention_backends(self) -> tuple[str, ...]:
-        """By which attention is known of the device, in alphabetical order."""
-        return tuple(sorted({family.backend for _, family in self._rows if family.backend is not None}))
+        """By which attention is known of the device, or else of its stand-in, in alphabetical order."""
+        own = {family.backend for _, family in self._rows if family.backend is not None}
+        return tuple(sorted(own)) or (() if self.stand_in is None else self.stand_in.attention_backends)
+
+    @cached_property
+    def stand_in(self) -> Grounds | None:
+        """What is known of the GPU that this one is like; None where it is like none, or nothing is known of that."""
+        if self.device.like is None:
+            return None
+        grounds = Grounds(self._db, device_named(self.device.like), progress=self._progress)
+        return None if grounds.empty else grounds
 
     @property
     def has_latencies(self) -> bool:
@@ -218,8 +238,13 @@ class Grounds:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is known of the device: every prediction is an estimate."""
-        return not self._rows and not self._measured
+        """Whether nothing is known of the device nor of one like it: every prediction is an estimate."""
+        return not self._rows and not self._measured and self.stand_in is None
+
+    @property
+    def has_own(self) -> bool:
+        """Whether anything is known of the very device."""
+        return bool(self._rows) or bool(self._measured)
 
     @cached_property
     def _signatures(self) -> Mapping[str, Signature]:

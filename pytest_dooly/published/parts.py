@@ -15,6 +15,7 @@ from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Columns, Part, columns_of, running
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.graphs import padded
+from pytest_dooly.published.transfer import Transferred
 
 __all__ = ["PartsModel", "basis_at"]
 
@@ -106,6 +107,8 @@ def basis_at(foundation: Foundation, points: Sequence[SweepPoint] | Work) -> Bas
         points: that are predicted.
     """
     model, basis = foundation.model, foundation.basis
+    if isinstance(model, Transferred):
+        return model.basis(basis_at(model.foundation, points))
     if not isinstance(model, PartsModel):
         return basis
     latencies_s, errors = model.predict(points)

@@ -133,7 +133,8 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
         lines.append(
             f"{place} {ttft:>15} {tpot:>15} {each.tokens_per_s:9,.0f} "
             f"{shares['measured'] + shares['published']:10.0%} "
-            f"{shares['across sizes']:7.0%} {shares['estimate']:9.0%} {_needed(each.footprint):>13}"
+            f"{shares['across sizes'] + shares['another GPU']:7.0%} {shares['estimate']:9.0%} "
+            f"{_needed(each.footprint):>13}"
         )
     return "\n".join([*lines, "", _CANDIDATES_NOTE])
 

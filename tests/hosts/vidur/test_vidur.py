@@ -87,8 +87,8 @@ def test_it_has_the_blocks_of_the_engine_where_none_are_named(predictor: ModuleT
 def test_what_it_cannot_predict_is_one_message(predictor: ModuleType, db: Path) -> None:
     with pytest.raises(ConfigurationError, match="2 pipeline stages: steps are predicted of one"):
         made(predictor, db, num_pipeline_stages=2)
-    with pytest.raises(ConfigurationError, match="unknown device 'a40'"):
-        made(predictor, db, device="a40")
+    with pytest.raises(ConfigurationError, match="unknown device 'abacus'"):
+        made(predictor, db, device="abacus")
 
 
 def test_it_is_registered_once_with_models_and_gpus(predictor: ModuleType, configs: ModuleType, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Latencies of a GPU of which nothing is published, from those of one that is like it.
+
+What both data sheets say of an operation, at the point that it is asked for, multiplies what is published of the other
+GPU: a product that waits for memory takes as much longer as the memory is slower, one that computes as much as the peak
+is lower, and a launch takes what it takes. Kernels, tiles and waves are the other GPU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.work import Work
+from pytest_dooly.published.basis import Basis, Foundation
+from pytest_dooly.published.estimate import Estimate
+
+__all__ = ["TRANSFER_ERROR", "Transferred", "transferred"]
+
+Array = npt.NDArray[np.float64]
+
+TRANSFER_ERROR = 0.2
+"""Expected relative error that another GPU's latencies add."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """The latency model of an operation on another GPU, as this one would have it.
+
+    Attributes:
+        foundation: of the operation on the other GPU.
+        there: estimate from the other's data sheet.
+        here: from this one's.
+    """
+
+    foundation: Foundation
+    there: Estimate
+    here: Estimate
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> Array:
+        """Latencies in seconds, shape (points,)."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        return self.foundation.model.predict_s(work) * self.here.predict_s(work) / self.there.predict_s(work)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        """As of the other GPU."""
+        return self.foundation.model.out_of_range(points)
+
+    def basis(self, there: Basis) -> Basis:
+        """What this rests on, where the other GPU's latencies rest on something."""
+        error = float(np.hypot(there.error or 0.0, TRANSFER_ERROR))
+        sources = tuple(f"{source}, for {self.here.device.product}" for source in there.sources)
+        return replace(there, kind="another GPU", sources=sources, error=error, reliable=False)
+
+
+def transferred(there: Foundation, here: Estimate, of: Estimate) -> Foundation:
+    """The foundation of an operation on this GPU, by another's.
+
+    Args:
+        there: of the operation on the other GPU; not an estimate.
+        here: estimate of it on this one.
+        of: estimate of it on the other.
+    """
+    model = Transferred(there, of, here)
+    return Foundation(model, model.basis(there.basis))
