@@ -1,8 +1,8 @@
 """`make bench-transfer`: a GPU's operations by another's tables and both data sheets, beside its own tables.
 
-Run as `python -m benchmarks.transfer [--db FILE] [--write DIR]`. Of GPUs that aiconfigurator has tables of, each is taken
-for one without any: its operations are predicted from another's latencies (`published/transfer.py`), and from its own.
-What they differ by is what another GPU's latencies add to an error, where kernels, clocks and caches are not scaled by a
+Run as `python -m benchmarks.transfer [--db FILE] [--write DIR]`. Each of some GPUs that have public tables is taken
+for one without: its operations are predicted from another's latencies (`published/transfer.py`), and from its own.
+What they differ by is what another GPU's latencies add to an error: kernels, clocks and caches are not scaled by a
 data sheet. Operations are those of models as they are served, at the points of their sweeps; steps are their sums.
 """
 
@@ -72,7 +72,7 @@ def report(db: LatencyDB) -> Iterator[str]:
     """A line for each pair: operations by kind, and steps."""
     models = list(_traced(db))
     grounds = {name: Grounds(db, device_named(name), progress=progress) for pair in PAIRS for name in pair[:2]}
-    yield "Relative difference between latencies by another GPU's tables and by its own: mean of its size (with its sign)"
+    yield "Relative difference of latencies by another GPU's tables from those by its own: mean size (mean with sign)"
     yield f"{'GPU':20} {'by':20} {'operations':>18} {'linear':>18} {'attention':>18} {'moe':>18} {'steps':>18}"
     every: list[Array] = []
     for without, of, alike in PAIRS:
