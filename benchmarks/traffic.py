@@ -48,8 +48,9 @@ from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.interval import Figure, is_mixture, log_width
-from pytest_dooly.prediction.shares import Foundation, shares_at
+from pytest_dooly.prediction.shares import shares_at
 from pytest_dooly.prediction.step_times import StepTimes
+from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import TOKENISE_S
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, Simulated, run

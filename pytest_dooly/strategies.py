@@ -201,23 +201,22 @@ def serving_options(model: str | ModelConfiguration, *, device: str = "cuda") ->
     longest = _limits(configuration, None, None, None).max_model_len
     ranks = [ranks for ranks in (1, 2, 4, 8) if heads % ranks == 0 and (on_gpu or ranks == 1)]
 
-    options = st.fixed_dictionaries(
-        {
-            "dtype": st.sampled_from([None, "bfloat16", "float16"] if on_gpu else [None, "bfloat16"]),
-            "kv_cache_dtype": st.sampled_from([None, "fp8"] if on_gpu else [None]),
-            "block_size": st.sampled_from([None, 16, 32] if on_gpu else [None]),
-            "execution": st.sampled_from([EAGER, CUDA_GRAPH] if on_gpu else [EAGER]),
-            "max_num_tokens": st.none() | of_limits.sizes(256, 16_384),  # no fewer than requests
-            "max_num_seqs": st.none() | of_limits.sizes(1, 256),
-            "max_model_len": st.none() | of_limits.sizes(min(16, longest), longest),
-        }
+    others = st.builds(
+        ServingOptions,
+        dtype=st.sampled_from([None, "bfloat16", "float16"] if on_gpu else [None, "bfloat16"]),
+        kv_cache_dtype=st.sampled_from([None, "fp8"] if on_gpu else [None]),
+        block_size=st.sampled_from([None, 16, 32] if on_gpu else [None]),
+        execution=st.sampled_from([EAGER, CUDA_GRAPH] if on_gpu else [EAGER]),
+        max_num_tokens=st.none() | of_limits.sizes(256, 16_384),  # no fewer than requests
+        max_num_seqs=st.none() | of_limits.sizes(1, 256),
+        max_model_len=st.none() | of_limits.sizes(min(16, longest), longest),
     )
 
     @st.composite
     def made(draw: st.DrawFn) -> ServingOptions:
         over = draw(st.sampled_from(ranks))
         spread = has_experts and draw(st.booleans())
-        named = ServingOptions(tensor_parallel_size=over, expert_parallel_size=over if spread else 1, **draw(options))
+        named = replace(draw(others), tensor_parallel_size=over, expert_parallel_size=over if spread else 1)
         return named if device == "cuda" else replace(named, device=device)
 
     return made()

@@ -45,12 +45,25 @@ _CHANGED: Mapping[str, tuple[str, Document]] = {
 """Models that another one becomes with what else stands in their config.json."""
 
 
+_DEFAULTS = {
+    "Qwen/Qwen3.5-9B": ("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+    "zai-org/GLM-4.5-Air": ("glm4_moe", "Glm4MoeForCausalLM"),
+}
+"""Models whose sizes are the defaults of their type in transformers 5.19 (`Qwen3_5TextConfig`, `Glm4MoeConfig`): the
+type's name, and their architecture."""
+
+
 def document_of(name: str) -> Document | None:
     """The config.json of a model by Hugging Face's name; None where it is in neither place."""
     if name in _CHANGED:
         like, changes = _CHANGED[name]
         base = document_of(like)
         return None if base is None else {**base, **changes}
+    if name in _DEFAULTS:
+        from transformers import AutoConfig
+
+        kind, architecture = _DEFAULTS[name]
+        return {**AutoConfig.for_model(kind).to_dict(), "architectures": [architecture]}
     if name in _SHIPPED:
         shipped: Document = json.loads((aliases()[_SHIPPED[name]] / "config.json").read_text(encoding="utf-8"))
         return shipped

@@ -26,7 +26,7 @@ from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import kv_blocks, state_blocks
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, run
 from pytest_dooly.scheduling.native import NativeScheduler
@@ -111,7 +111,7 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
     except DoolyError as error:
         return [str(error)] * len(runs)
     blocks = _blocks(model, device)
-    longest = max(run.prompt_len + run.output_len for run in runs)
+    longest = max((run.prompt_len + run.output_len) * (3 if run.roughly else 2) // 2 for run in runs)
     widest = Limits(max(run.max_num_tokens for run in runs), max(run.max_num_seqs for run in runs), longest + 1)
     kinds = {
         overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
@@ -128,7 +128,7 @@ class _Served:
     model: ServedModel
     founded: Mapping[str, Foundation]
     longest: int
-    blocks: int | None
+    blocks: tuple[int | None, int]
     times: Mapping[bool, StepTimes]
 
 
@@ -139,7 +139,11 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     overlapped = each.async_scheduling
     try:
         options = SchedulerOptions(
-            limits, served_model.blocks or room_for_all(limits), prefix_caching=False, async_scheduling=overlapped
+            limits,
+            served_model.blocks[0] or room_for_all(limits),
+            prefix_caching=False,
+            async_scheduling=overlapped,
+            state_blocks=served_model.blocks[1],
         )
     except DoolyError as error:
         return str(error)
@@ -163,20 +167,24 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
 
 
 def _traffic(run: PublishedRun) -> Traffic:
-    prompt, output = (_lengths(tokens, run.shortest) for tokens in (run.prompt_len, run.output_len))
+    prompt, output = (_lengths(tokens, run) for tokens in (run.prompt_len, run.output_len))
     synthetic = SyntheticTraffic(AT_ONCE, PromptAndOutput(prompt, output), concurrency=run.concurrency)
     return synthetic.draw(num_requests=run.num_requests)
 
 
-def _lengths(tokens: int, shortest: float) -> Lengths:
-    return Lengths.fixed(tokens) if shortest == 1 else Lengths.below(tokens, shortest)
+def _lengths(tokens: int, run: PublishedRun) -> Lengths:
+    """As the client drew them; around a mean from a half to three halves, since equal ones would keep in step."""
+    if run.roughly:
+        return Lengths(low=max(1, tokens // 2), high=tokens + tokens // 2)
+    return Lengths.fixed(tokens) if run.shortest == 1 else Lengths.below(tokens, run.shortest)
 
 
-def _blocks(model: ServedModel, device: Device) -> int | None:
+def _blocks(model: ServedModel, device: Device) -> tuple[int | None, int]:
+    """KV blocks, None for room for all, and those of a request's states."""
     try:
-        return kv_blocks(model, device)
+        return kv_blocks(model, device), state_blocks(model, device)
     except DoolyError:
-        return None
+        return None, 0
 
 
 def _options(run: PublishedRun) -> ServingOptions:

@@ -43,7 +43,7 @@ class PublishedRun:
         tpot_s: time per output token, mean or else median; None where it is not said.
         tokens_per_s: generated, all devices together; None where it is not said.
         medians: whether TTFT and TPOT are medians.
-        roughly: whether only means or medians of the lengths are known, which all requests have then.
+        roughly: whether only means or medians of the lengths are known; lengths are uniform around those then.
     """
 
     row: Mapping[str, str]
@@ -135,6 +135,8 @@ def _why_not(row: Mapping[str, str]) -> str:
         return "the model is not named"
     if _lengths(row) is None:
         return "the lengths of its requests are not published"
+    if "profile coding-agent" in row["notes"]:
+        return "prompts of agents begin alike, and how much of them is not published"
     if row["lengths"] == "distribution" and kind != "concurrency":
         return "lengths of many kinds, whose distribution is not published, and no closed loop"
     if kind == "rate" and load != "inf/s":
@@ -151,7 +153,8 @@ def _why_not(row: Mapping[str, str]) -> str:
 def _run(row: Mapping[str, str]) -> PublishedRun:
     kind, _, load = row["load"].partition("=")
     at_once = int(load) if kind != "rate" else None
-    number = int(row["num_prompts"]) if row["num_prompts"] else (at_once or 1) * (1 if kind == "batch" else _SEVERAL)
+    said = row["num_prompts"] or next(iter(re.findall(r"closed loop of about (\d+) requests", row["notes"])), "")
+    number = int(said) if said else (at_once or 1) * (1 if kind == "batch" else _SEVERAL)
     mean = bool(row["tpot_mean_ms"] or not row["tpot_median_ms"])
     lengths = _lengths(row)
     assert lengths is not None

@@ -76,14 +76,14 @@ DEVICES: tuple[Device, ...] = (
     Device(
         "a800_sxm", "NVIDIA A800-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 200e9, (8, 0), "a100_sxm"
     ),
-    Device("a10", "NVIDIA A10", 72, 22.0 * _GIB, 0.6e12, 125e12, 31.2e12, 32e9, (8, 6), "l40s"),
-    Device("a40", "NVIDIA A40", 84, 44.4 * _GIB, 0.696e12, 149.7e12, 37.4e12, 32e9, (8, 6), "l40s"),
+    Device("a10", "NVIDIA A10", 72, 22.0 * _GIB, 0.6e12, 125e12, 31.2e12, 32e9, (8, 6), "a100_sxm"),
+    Device("a40", "NVIDIA A40", 84, 44.4 * _GIB, 0.696e12, 149.7e12, 37.4e12, 32e9, (8, 6), "a100_sxm"),
     Device("h100_pcie", "NVIDIA H100 PCIe", 114, 79.19 * _GIB, 2.0e12, 756e12, 51e12, 64e9, (9, 0), "h100_sxm"),
     Device("h20", "NVIDIA H20", 78, 95.0 * _GIB, 4.0e12, 148e12, 44e12, 450e9, (9, 0), "h100_sxm"),
     Device("h20_3e", "NVIDIA H20-3e", 78, 139.8 * _GIB, 4.8e12, 148e12, 44e12, 450e9, (9, 0), "h200_sxm"),
     Device("l4", "NVIDIA L4", 58, 22.0 * _GIB, 0.3e12, 121e12, 30.3e12, 32e9, (8, 9), "l40s"),
     Device("l40", "NVIDIA L40", 142, 44.4 * _GIB, 0.864e12, 181e12, 90.5e12, 32e9, (8, 9), "l40s"),
-    Device("rtx_3090", "NVIDIA GeForce RTX 3090", 82, 23.6 * _GIB, 0.936e12, 71e12, 35.6e12, 32e9, (8, 6), "l40s"),
+    Device("rtx_3090", "NVIDIA GeForce RTX 3090", 82, 23.6 * _GIB, 0.936e12, 71e12, 35.6e12, 32e9, (8, 6), "a100_sxm"),
     Device(
         "rtx_4090_d", "NVIDIA GeForce RTX 4090 D", 114, 23.5 * _GIB, 1.008e12, 147e12, 73.5e12, 32e9, (8, 9), "l40s"
     ),
@@ -111,7 +111,7 @@ DEVICES: tuple[Device, ...] = (
         (8, 9),
         "l40s",
     ),
-    Device("rtx_a6000", "NVIDIA RTX A6000", 84, 47.4 * _GIB, 0.768e12, 154.8e12, 38.7e12, 32e9, (8, 6), "l40s"),
+    Device("rtx_a6000", "NVIDIA RTX A6000", 84, 47.4 * _GIB, 0.768e12, 154.8e12, 38.7e12, 32e9, (8, 6), "a100_sxm"),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX

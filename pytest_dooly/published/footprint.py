@@ -7,6 +7,7 @@ twice where they are one tensor.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from pytest_dooly.core.batch import Batch
@@ -15,7 +16,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "footprint_of_batch", "kv_blocks", "working_bytes"]
+__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "footprint_of_batch", "kv_blocks", "state_blocks", "working_bytes"]
 
 ENGINE_SHARE = 0.92
 """Of the memory, that vLLM takes unless told otherwise: `gpu_memory_utilization`, 0.9 before 0.21.0."""
@@ -105,7 +106,10 @@ def working_bytes(model: ServedModel) -> float:
 
 
 def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> int:
-    """KV blocks that the device's memory leaves beside the weights.
+    """KV blocks that the device's memory leaves beside the weights, by what tokens take of them.
+
+    Of a model with state-space mixers a request takes `state_blocks` of them besides, as if those were of one size:
+    vLLM makes blocks so large there that one holds a state, of which the last is emptier.
 
     Args:
         model: one rank of it.
@@ -114,19 +118,40 @@ def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share
         share: of the memory, that the engine takes (`gpu_memory_utilization`).
 
     Raises:
-        ConfigurationError: the weights alone do not fit, or the model keeps nothing of its requests.
+        ConfigurationError: the weights alone do not fit, or the model keeps no keys and values.
     """
-    held = footprint(model, device, num_reqs=1, seq_len=block_size)
+    held, block_bytes = footprint(model, device, num_reqs=1, seq_len=0), _block_bytes(model, device, block_size)
     usable_bytes = share * device.memory_bytes
     left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
-    if held.cache_bytes <= 0:
-        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
-    if left_bytes < held.cache_bytes:
+    if left_bytes < held.cache_bytes + block_bytes:
         raise ConfigurationError(
             f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
             f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
-    return int(left_bytes / held.cache_bytes)
+    return int(left_bytes / block_bytes)
+
+
+def state_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
+    """KV blocks' worth of memory that the states of a request take, however long it is; 0 without state-space mixers.
+
+    Args:
+        model: one rank of it.
+        device: that serves the rank.
+        block_size: tokens in one block.
+
+    Raises:
+        ConfigurationError: the model keeps no keys and values.
+    """
+    states_bytes = footprint(model, device, num_reqs=1, seq_len=0).cache_bytes
+    return math.ceil(states_bytes / _block_bytes(model, device, block_size)) if states_bytes else 0
+
+
+def _block_bytes(model: ServedModel, device: Device, block_size: int) -> float:
+    """What the tokens of one block take."""
+    whole, states = (footprint(model, device, num_reqs=1, seq_len=tokens).cache_bytes for tokens in (block_size, 0))
+    if whole <= states:
+        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
+    return whole - states
 
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:

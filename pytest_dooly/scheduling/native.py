@@ -280,8 +280,12 @@ class NativeScheduler:
                 return False
         return True
 
-    def _preempt(self, state: State) -> None:
+    def _give_back(self, state: State) -> None:
         self._blocks.give_back(state.runs, state.blocks)
+        self._blocks.give_back((), self._options.state_blocks)
+
+    def _preempt(self, state: State) -> None:
+        self._give_back(state)
         state.runs, state.kept, state.blocks = [], 0, 0
         state.computed = state.placeholders = state.seat = 0
         self._waiting.put_back([state])
@@ -297,7 +301,8 @@ class NativeScheduler:
             found = self._blocks.find(state.stretches, (state.num_tokens - 1) // self._block_size)
             number = found[-1][2] if found else 0
             # The whole of it must fit, not only the first chunk.
-            if -(-state.num_tokens // self._block_size) - number + num_idle(found) > self._blocks.num_free:
+            needed = -(-state.num_tokens // self._block_size) - number + num_idle(found) + self._options.state_blocks
+            if needed > self._blocks.num_free:
                 break
             self._waiting.pop()
             self._begin(step, state, found, bound)
@@ -310,7 +315,7 @@ class NativeScheduler:
         query_len = state.num_tokens - state.computed
         query_len = min(query_len, bound or query_len, step.budget)
         state.blocks = -(-(state.computed + query_len) // self._block_size)
-        self._blocks.take(state.blocks - state.kept)
+        self._blocks.take(state.blocks - state.kept + self._options.state_blocks)
         self._cached.setdefault(state.place, state.computed)
         self._seats += 1
         state.seat = self._seats
@@ -369,7 +374,7 @@ class NativeScheduler:
     def _end(self, state: State) -> None:
         if state.seat:
             self._others.remove(state)
-            self._blocks.give_back(state.runs, state.blocks)
+            self._give_back(state)
         else:
             self._waiting.remove(state)
 

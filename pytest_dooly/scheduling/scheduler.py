@@ -25,6 +25,8 @@ class SchedulerOptions:
         priority: serve smaller priorities first and preempt the largest, in place of the order of arrival.
         long_prefill_token_threshold: most tokens of one prompt in a step where others are there; 0 for no bound.
         async_scheduling: whether a step is scheduled while the one before runs.
+        state_blocks: that a request takes besides those of its tokens: what state-space mixers keep of it, however
+            long it is. vLLM's own scheduler is told of none.
     """
 
     limits: Limits
@@ -34,9 +36,10 @@ class SchedulerOptions:
     priority: bool = False
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True
+    state_blocks: int = 0
 
     def __post_init__(self) -> None:
-        needed = 1 + -(-self.limits.max_model_len // self.block_size)
+        needed = 1 + -(-self.limits.max_model_len // self.block_size) + self.state_blocks
         if self.num_blocks < needed:
             raise ConfigurationError(
                 f"{self.num_blocks} KV blocks of {self.block_size} tokens do not hold one request of "

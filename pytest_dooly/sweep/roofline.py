@@ -47,13 +47,15 @@ def bytes_of(signature: Signature, of: Features) -> Array:
     total = np.zeros(len(of.work))
     passes = _PASSES.get(signature.kind, 1.0)
     experts = max(float(dict(signature.attributes).get("num_local_experts", 1)), 1.0)
-    for _, dtype, shape in signature.tensors:
+    for role, dtype, shape in signature.tensors:
         size = fixed_size(shape) * dtype_bytes(dtype)
         asked = " ".join(dim for dim in shape if isinstance(dim, str))
         if "context_len" in asked:
             total += size * of.work.sum(of.read)
         elif asked and "tokens_per_expert" not in asked:
             total += passes * size * of.tokens
+        elif not asked and role.startswith("state"):
+            total += 2 * size * of.num_reqs  # each request has one, read and written
         elif not asked and signature.kind is OperationKind.EMBEDDING:
             total += 2 * of.tokens * size / float(shape[0])  # a row of it is read and written
         elif not asked and len(shape) > 2 and experts > 1:
