@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate bench-tokeniser arena economy study gpu-check clean
+.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate bench-tokeniser bench-transfer arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ bench-search: $(STAMP) ## 256 ways to serve llama3-70b under an SLO, from public
 
 bench-picks: $(STAMP) ## what predictions pick among published runs beside what these measured as best, into reports/search (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.picks
+
+bench-transfer: $(STAMP) ## a GPU's operations by another's tables and both data sheets, beside its own tables (10 minutes)
+	$(BIN)/python -m benchmarks.transfer --db .dooly/arena.db --write reports/public
 
 bench-tokeniser: $(STAMP) ## what a token of a prompt takes a tokeniser on this machine (2 minutes)
 	$(BIN)/python -m benchmarks.tokeniser --write reports/public

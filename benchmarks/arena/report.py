@@ -102,7 +102,7 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     yield "\nOnly means or medians of the lengths are known; they are drawn from a half to three halves of those"
     for group in sorted({row.run.group for row in roughly}):
         yield _line(" ".join(part for part in group if part), [row for row in roughly if row.run.group == group])
-    yield _line("all", roughly)
+    yield _line("of roughly known lengths", roughly)
     yield "\nLeft out"
     yield from (f"{number:5} {reason}" for reason, number in Counter(left_out).most_common())
 

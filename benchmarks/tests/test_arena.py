@@ -24,7 +24,7 @@ FOUND = [run for run, _, _ in RUNS if run is not None]
 def test_every_row_is_a_run_or_has_a_reason() -> None:
     assert len(RUNS) == 1478
     assert all((run is None) == bool(reason) for run, _, reason in RUNS)
-    assert len(FOUND) == 969
+    assert len(FOUND) == 1069
 
 
 def test_a_run_is_what_its_row_says() -> None:
@@ -36,6 +36,16 @@ def test_a_run_is_what_its_row_says() -> None:
     assert run.tpot_s == pytest.approx(0.0037348)
     assert run.async_scheduling
     assert not run.low_trust
+
+
+def test_lengths_may_be_known_roughly() -> None:
+    rough = [run for run in FOUND if run.roughly]
+    a6000 = next(run for run in rough if run.device == "rtx_a6000" and "3-8B" in run.model)
+    assert (a6000.prompt_len, a6000.output_len, a6000.concurrency, a6000.medians) == (280, 310, 1, True)
+    rtx_3090 = next(run for run in rough if run.device == "rtx_3090" and run.concurrency == 10)
+    assert (rtx_3090.prompt_len, rtx_3090.output_len, rtx_3090.num_requests) == (184, 285, 200)
+    reasons = Counter(reason for _, row, reason in RUNS if "coding-agent" in row["notes"])
+    assert list(reasons) == ["prompts of agents begin alike, and how much of them is not published"]
 
 
 def test_scheduling_is_asynchronous_by_default_since_0_14() -> None:

@@ -47,43 +47,32 @@ class Device:
 
 
 DEVICES: tuple[Device, ...] = (
+    Device("a10", "NVIDIA A10", 72, 22.0 * _GIB, 0.6e12, 125e12, 31.2e12, 32e9, (8, 6), "a100_sxm"),
+    Device(
+        "a100_pcie", "NVIDIA A100 80GB PCIe", 108, 79.25 * _GIB, 1.935e12, 312e12, 19.5e12, 32e9, (8, 0), "a100_sxm"
+    ),
     Device("a100_sxm", "NVIDIA A100-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 300e9, (8, 0)),
+    Device(
+        "a100_sxm_40gb", "NVIDIA A100-SXM4-40GB", 108, 39.4 * _GIB, 1.555e12, 312e12, 19.5e12, 300e9, (8, 0), "a100_sxm"
+    ),
+    Device("a40", "NVIDIA A40", 84, 44.4 * _GIB, 0.696e12, 149.7e12, 37.4e12, 32e9, (8, 6), "a100_sxm"),
+    Device(
+        "a800_sxm", "NVIDIA A800-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 200e9, (8, 0), "a100_sxm"
+    ),
     Device("b200_sxm", "NVIDIA B200", 148, 178.35 * _GIB, 7.7e12, 2250e12, 75e12, 900e9, (10, 0)),
     Device("b300_sxm", "NVIDIA B300 SXM6 AC", 148, 267.9 * _GIB, 7.75e12, 2250e12, 75e12, 900e9, (10, 3)),
     Device("gb200", "NVIDIA GB200", 152, 184.3 * _GIB, 8e12, 2500e12, 80e12, 900e9, (10, 0)),
     Device("gb300", "NVIDIA GB300", 152, 276.8 * _GIB, 8e12, 2500e12, 80e12, 900e9, (10, 3)),
-    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 67e12, 450e9, (9, 0)),
-    Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 67e12, 450e9, (9, 0)),
-    Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 91.6e12, 32e9, (8, 9)),
-    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 82.6e12, 32e9, (8, 9), "l40s"),
-    Device(
-        "rtx_pro_6000_server",
-        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
-        multiprocessors=188,
-        memory_bytes=101.97e9,
-        memory_bytes_per_s=1.597e12,
-        flops_per_s=503.8e12,
-        fp32_flops_per_s=120e12,
-        link_bytes_per_s=64e9,
-        compute_capability=(12, 0),
-    ),
-    Device(
-        "a100_pcie", "NVIDIA A100 80GB PCIe", 108, 79.25 * _GIB, 1.935e12, 312e12, 19.5e12, 32e9, (8, 0), "a100_sxm"
-    ),
-    Device(
-        "a100_sxm_40gb", "NVIDIA A100-SXM4-40GB", 108, 39.4 * _GIB, 1.555e12, 312e12, 19.5e12, 300e9, (8, 0), "a100_sxm"
-    ),
-    Device(
-        "a800_sxm", "NVIDIA A800-SXM4-80GB", 108, 79.25 * _GIB, 2.039e12, 312e12, 19.5e12, 200e9, (8, 0), "a100_sxm"
-    ),
-    Device("a10", "NVIDIA A10", 72, 22.0 * _GIB, 0.6e12, 125e12, 31.2e12, 32e9, (8, 6), "a100_sxm"),
-    Device("a40", "NVIDIA A40", 84, 44.4 * _GIB, 0.696e12, 149.7e12, 37.4e12, 32e9, (8, 6), "a100_sxm"),
     Device("h100_pcie", "NVIDIA H100 PCIe", 114, 79.19 * _GIB, 2.0e12, 756e12, 51e12, 64e9, (9, 0), "h100_sxm"),
+    Device("h100_sxm", "NVIDIA H100 80GB HBM3", 132, 79.19 * _GIB, 3.35e12, 989e12, 67e12, 450e9, (9, 0)),
     Device("h20", "NVIDIA H20", 78, 95.0 * _GIB, 4.0e12, 148e12, 44e12, 450e9, (9, 0), "h100_sxm"),
+    Device("h200_sxm", "NVIDIA H200", 132, 139.80 * _GIB, 4.8e12, 989e12, 67e12, 450e9, (9, 0)),
     Device("h20_3e", "NVIDIA H20-3e", 78, 139.8 * _GIB, 4.8e12, 148e12, 44e12, 450e9, (9, 0), "h200_sxm"),
     Device("l4", "NVIDIA L4", 58, 22.0 * _GIB, 0.3e12, 121e12, 30.3e12, 32e9, (8, 9), "l40s"),
     Device("l40", "NVIDIA L40", 142, 44.4 * _GIB, 0.864e12, 181e12, 90.5e12, 32e9, (8, 9), "l40s"),
+    Device("l40s", "NVIDIA L40S", 142, 44.39 * _GIB, 0.864e12, 362e12, 91.6e12, 32e9, (8, 9)),
     Device("rtx_3090", "NVIDIA GeForce RTX 3090", 82, 23.6 * _GIB, 0.936e12, 71e12, 35.6e12, 32e9, (8, 6), "a100_sxm"),
+    Device("rtx_4090", "NVIDIA GeForce RTX 4090", 128, 25.25e9, 1.008e12, 165.2e12, 82.6e12, 32e9, (8, 9), "l40s"),
     Device(
         "rtx_4090_d", "NVIDIA GeForce RTX 4090 D", 114, 23.5 * _GIB, 1.008e12, 147e12, 73.5e12, 32e9, (8, 9), "l40s"
     ),
@@ -112,6 +101,17 @@ DEVICES: tuple[Device, ...] = (
         "l40s",
     ),
     Device("rtx_a6000", "NVIDIA RTX A6000", 84, 47.4 * _GIB, 0.768e12, 154.8e12, 38.7e12, 32e9, (8, 6), "a100_sxm"),
+    Device(
+        "rtx_pro_6000_server",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        multiprocessors=188,
+        memory_bytes=101.97e9,
+        memory_bytes_per_s=1.597e12,
+        flops_per_s=503.8e12,
+        fp32_flops_per_s=120e12,
+        link_bytes_per_s=64e9,
+        compute_capability=(12, 0),
+    ),
 )
 """Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX

@@ -20,7 +20,7 @@ def test_a_device_is_found_by_its_name_and_by_its_product(device: Device) -> Non
 def test_an_unknown_device_is_named_with_those_that_are_known() -> None:
     with pytest.raises(
         ConfigurationError,
-        match="unknown device 'h300': name one of a100_sxm, b200_sxm, b300_sxm, gb200, gb300, h100_sxm",
+        match="unknown device 'h300': name one of a10, a100_pcie, a100_sxm, a100_sxm_40gb, a40, a800_sxm, b200_sxm",
     ):
         device_named("h300")
     assert device_of("AMD EPYC") is None
@@ -34,11 +34,20 @@ def test_names_and_products_are_sorted_and_each_stands_for_one_device() -> None:
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
 def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
-    *figures, capability = dataclasses.astuple(device)[2:]
+    *figures, capability, _ = dataclasses.astuple(device)[2:]
     assert all(value > 0 for value in figures)
     assert (8, 0) <= capability <= (12, 0)
     assert device.link_bytes_per_s < device.memory_bytes_per_s < device.flops_per_s
-    assert 100 < device.flops_per_s / device.memory_bytes_per_s < 500  # operations a byte: the ridge of a roofline
+    assert 30 < device.flops_per_s / device.memory_bytes_per_s < 500  # operations a byte: the ridge of a roofline
+
+
+def test_what_stands_in_for_a_device_has_latencies_of_its_own() -> None:
+    """Chains would scale by three data sheets; the RTX 4090 has tables of one model, and is like the L40S elsewhere."""
+    for device in DEVICES:
+        if device.like is not None:
+            assert device_named(device.like).like is None
+    assert device_named("rtx_4090").like == "l40s"
+    assert device_named("h200_sxm").like is None
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,11 @@ def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
         ("h100_sxm", 81559),
         ("h200_sxm", 143771),
         ("l40s", 46068),
+        ("a100_sxm_40gb", 40960),
+        ("h20", 97871),
+        ("rtx_3090", 24576),
+        ("rtx_5090", 32607),
+        ("rtx_a6000", 49140),
     ],
 )
 def test_memory_is_a_little_less_than_nvidia_smi_shows(name: str, shown: int) -> None:

@@ -141,6 +141,15 @@ def test_bytes_follow_the_dtype() -> None:
     assert moved(mask, "T8") == pytest.approx(2 * 8000)
 
 
+def test_a_state_is_read_and_written_for_each_request() -> None:
+    tensors = (("x", "bf16", ("num_tokens", 8)), ("state0", "fp32", (32, 128, 128)), ("weight", "bf16", (8, 8)))
+    mixer = Signature(OperationKind.MIXER, "mamba_mixer2", tensors, (), "batch")
+    state = 4 * 32 * 128 * 128
+    assert moved(mixer, "1x1+9") == pytest.approx(2 * 8 + 2 * 64 + 2 * state)
+    assert moved(mixer, "5x1+9") == pytest.approx(5 * 2 * 8 + 2 * 64 + 5 * 2 * state)
+    assert moved(mixer, "5x7+9") == pytest.approx(35 * 2 * 8 + 2 * 64 + 5 * 2 * state)
+
+
 @given(st.integers(1, 100_000), st.integers(1, 64))
 def test_no_kernel_takes_less_than_its_launch_and_more_work_takes_no_less(tokens: int, requests: int) -> None:
     routing = Routing(8, tokens)

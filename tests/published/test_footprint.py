@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -11,7 +12,14 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint, footprint_of_batch, kv_blocks, working_bytes
+from pytest_dooly.published.footprint import (
+    ENGINE_SHARE,
+    footprint,
+    footprint_of_batch,
+    kv_blocks,
+    state_blocks,
+    working_bytes,
+)
 from tests.samples import served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -85,6 +93,20 @@ def test_blocks_are_what_the_weights_leave() -> None:
     block_bytes = 16 * 32 * 2 * 8 * 128 * 2
     assert kv_blocks(model, DEVICE) == int((9.2e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
     assert kv_blocks(model, DEVICE, share=0.5) == int((5e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
+
+
+def test_a_state_takes_blocks_once_a_request_and_leaves_those_of_tokens_as_they_are() -> None:
+    """Qwen3.5-9B: 24 states of 2 MB, 8 layers of attention; counted in every block, 15 requests filled an H100."""
+    state = (("x", "bf16", ("num_tokens", 8)), ("state0", "fp32", (32, 128, 128)))
+    mixer = uses(Signature(OperationKind.MIXER, "mamba_mixer2", state, (), "batch"), 24)
+    alone = served(uses(attention(16, 4, 256), 8))
+    hybrid = served(uses(attention(16, 4, 256), 8), mixer)
+    block_bytes = 16 * 8 * 2 * 4 * 256 * 2
+    assert kv_blocks(hybrid, DEVICE) == kv_blocks(alone, DEVICE) == int((9.2e9 - working_bytes(hybrid)) / block_bytes)
+    assert state_blocks(hybrid, DEVICE) == math.ceil(24 * 4 * 32 * 128 * 128 / block_bytes)
+    assert state_blocks(alone, DEVICE) == 0
+    with pytest.raises(ConfigurationError, match="keeps no keys and values"):
+        kv_blocks(served(mixer), DEVICE)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

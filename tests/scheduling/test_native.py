@@ -124,6 +124,20 @@ def test_what_does_not_fit_beside_others_is_preempted_and_comes_back() -> None:
     assert again[1][0] > 20  # what it had generated is computed again
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_state_takes_room_as_long_as_its_request_runs(prefix_caching: bool) -> None:
+    """Three requests of two blocks and a state of four: two fit into 15 blocks, and the third has to wait."""
+    limits = Limits(max_num_tokens=64, max_num_seqs=4, max_model_len=20)
+    asked = SchedulerOptions(limits, 16, block_size=BLOCK, prefix_caching=prefix_caching, state_blocks=4)
+    scheduler = NativeScheduler(asked)
+    said = drive(scheduler, asked, {0: [TrafficRequest(0.0, 6, 2)] * 3})
+    assert next(set(parts) for parts, *_ in said if parts) == {0, 1}
+    assert {place for parts, *_ in said for place in parts} == {0, 1, 2}
+    assert scheduler.used_blocks == 0
+    with pytest.raises(ConfigurationError, match="do not hold one request of max_model_len 20: it takes 10"):
+        SchedulerOptions(limits, 9, block_size=BLOCK, state_blocks=4)
+
+
 @pytest.mark.parametrize("async_scheduling", [False, True])
 def test_who_decodes_makes_room_for_the_prompt_of_one_that_goes_first(async_scheduling: bool) -> None:
     """A prompt of 16 tokens fits at first, then the decodes beside it take the block that its last tokens need."""
