@@ -125,7 +125,7 @@ class Gate:
 
         Raises:
             ConfigurationError: the baseline that is named is of another device or another model, or a workload does not
-                fit the model's limits.
+                fit the model's limits, or is not the baseline's.
             DatabaseError: it cannot be read.
         """
         self.model = model
@@ -142,6 +142,7 @@ class Gate:
             self.baseline = self._named(options.baseline)
         else:
             self.baseline = baseline_of(db, self._series) or self._profiled(db)
+        self._check_workloads()
 
     @property
     def needs_profile(self) -> bool:
@@ -184,6 +185,26 @@ class Gate:
             accepted=self._options.accepted,
         )
         return found
+
+    def _check_workloads(self) -> None:
+        """Takes a baseline that lacks workloads for none where this run is to take its place, and refuses it else.
+
+        Raises:
+            ConfigurationError: it lacks one.
+        """
+        if self.baseline is None or not self.baseline.runs:
+            return
+        kept = {case_id(each): str(each.workload) for each in kept_exposures(self.baseline.runs[0].document)}
+        if all(case in kept for case in self._figure_ids):
+            return
+        if self._options.accepted is not None:
+            self.baseline = None
+            return
+        asked, has = (", ".join(dict.fromkeys(each)) for each in (map(str, self.workloads), kept.values()))
+        raise ConfigurationError(
+            f"the baseline of {self.model.name} has other workloads than {asked}: it has {has}; name those with "
+            '--dooly-workload, or run once with --dooly-accept "why" for a new baseline'
+        )
 
     def _regressors(self) -> Mapping[str, Regressor]:
         """Of the baseline's environment where it has any, else of this one."""

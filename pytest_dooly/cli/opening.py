@@ -101,7 +101,7 @@ def opened(arguments: argparse.Namespace, gpus: Sequence[Device] = ()) -> Iterat
     configuration = resolve(arguments.model, options)
     path = Path(arguments.db)
     if arguments.command in _READERS and arguments.db != DB and not path.exists():
-        gpu = gpus[0].name if gpus else "h200_sxm"
+        gpu = (gpus[0].like or gpus[0].name) if gpus else "h200_sxm"
         raise DatabaseError(
             f"there is no latency DB at {path}: name one that there is, or make it with dooly import aiconfigurator "
             f"--system {gpu} --db {path} or pytest --dooly-model={arguments.model} --dooly-db={path}"

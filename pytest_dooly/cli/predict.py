@@ -97,10 +97,11 @@ def _step_on(
     shares = shares_of(step, bases)
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
+    document["stand_in"] = device.like if shares.by_kind["another GPU"] else None
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)
     document["memory"] = {**dataclasses.asdict(held), "fits": held.fits}
-    return Answer(document, [format_founded_step(step, bases, within), format_footprint(held)])
+    return Answer(document, [format_founded_step(step, bases, within, device), format_footprint(held)])
 
 
 def _workload_on(
@@ -115,7 +116,7 @@ def _workload_on(
     """A workload on another GPU, with what a decode step rests on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
-    decode = [f"a decode step {format_shares(found.shares)}"] if workload.output_len > 1 else []
+    decode = [f"a decode step {format_shares(found.shares, device)}"] if workload.output_len > 1 else []
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
         *decode,

@@ -89,6 +89,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     document |= {"token_us": token_us}
     document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
+    document["state_blocks"] = options.state_blocks
     document |= simulation.summary(slo, search=search)
     document["overloaded"] = document["sustained_throughput"] is not None
     lines = [_served(document)]
@@ -102,17 +103,21 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             found = within(simulation, widths)
             document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])
-        lines.append(f"a decode step {format_shares(shares['tpot'])}")
+        document["stand_in"] = device.like if shares["tpot"].by_kind["another GPU"] else None
+        lines.append(f"a decode step {format_shares(shares['tpot'], device)}")
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
 
 def _served(document: Mapping[str, Any]) -> str:
     """One line on how the model was served."""
     ranks, replicas = document["options"].get("tensor_parallel_size", 1), document["replicas"]
+    of_state = document["state_blocks"]
+    state = f", {of_state:,} of which the states of a request take" if of_state else ""
     each = "" if replicas == 1 else f" each of {replicas} replicas ({document['router']}),"
     return (
         f"tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
-        f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens; a server adds "
+        f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens"
+        f"{state}; a server adds "
         f"{document['server_ms']:.3g} ms to a request and {document['token_us']:.3g} µs to a prompt's token"
     )
 
@@ -145,8 +150,9 @@ def _verdict(document: dict[str, Any]) -> list[str]:
         if rate is None
         else f"the same requests would be kept up with at about {rate:.3g}/s"
     )
+    unsure = "" if document["device"] is None else "; no interval is stated of such a load"
     return [
         "",
         "OVERLOADED: requests come faster than they are served, so that the queue grows for as long as they do; "
-        f"{served:.3g} requests/s were served, from the first to the last; {found}",
+        f"{served:.3g} requests/s were served, from the first to the last; {found}{unsure}",
     ]

@@ -98,8 +98,9 @@ def _history(runs: Sequence[GateRun]) -> History:
     figures: dict[str, str] = {}
     operations: dict[str, tuple[str, str]] = {}
     for run in finished:
-        figures |= {figure["case"]: _name(figure) for figure in run.document["figures"]}
-        for operation in sorted(run.document["operations"], key=lambda each: -max(each["shares"].values())):
+        figures |= {figure["case"]: _name(figure) for figure in run.document.get("figures", ())}
+        having = [each for each in run.document.get("operations", ()) if each.get("shares")]
+        for operation in sorted(having, key=lambda each: -max(each["shares"].values())):
             home = max(operation["shares"], key=operation["shares"].__getitem__)
             operations.setdefault(operation["case"], (operation["signature"], home))
     tracks = [_track(name, True, [_figure(run, case) for run in finished]) for case, name in figures.items()]
@@ -110,23 +111,27 @@ def _history(runs: Sequence[GateRun]) -> History:
     return History(tuple(finished), sum(run.finished_at is None for run in runs), tuple(tracks))
 
 
+_FIGURE_KEYS = {"seconds", "now_s", "error"}
+"""Runs of an earlier version may lack them."""
+
 _Level = tuple[float, float]
 """A latency in seconds and the standard error of its logarithm; not numbers where a run lacks it."""
 
 
 def _figure(run: GateRun, case: str) -> _Level:
     """A figure as the run found it; of a baseline, as later runs are compared with it."""
-    found = next((each for each in run.document["figures"] if each["case"] == case), None)
-    if found is None:
+    found = next((each for each in run.document.get("figures", ()) if each["case"] == case), None)
+    if found is None or not found.keys() >= _FIGURE_KEYS:
         return math.nan, math.nan
     return sum(found["seconds"].values()) if run.is_baseline else found["now_s"], found["error"]
 
 
 def _operation(run: GateRun, signature: str, home: str) -> _Level:
     """An operation's part of a figure, likewise."""
-    figure = next((each for each in run.document["figures"] if _name(each) == home), None)
-    found = next((each for each in run.document["operations"] if each["signature"] == signature), None)
-    if figure is None or found is None:
+    none: dict[str, Any] = {}
+    figure = next((each for each in run.document.get("figures", ()) if _name(each) == home), none)
+    found = next((each for each in run.document.get("operations", ()) if each["signature"] == signature), none)
+    if "seconds" not in figure or not {"change", "error"} <= found.keys():
         return math.nan, math.nan
     places = ((Place.parse(text), seconds) for text, seconds in figure["seconds"].items())
     latency_s = sum(seconds for place, seconds in places if place.signature == signature)

@@ -92,6 +92,7 @@ class GatePlugin:
         """
         self._config, self._profiles = config, profiles
         self._gates: dict[str, Gate] = {}
+        self._errors: dict[str, Exception] = {}
         self._selected: dict[str, set[str]] = {}
         self._others_failed = False
         self._lines: list[str] = []
@@ -109,21 +110,19 @@ class GatePlugin:
                     run.engine, run.configuration(model), model, run.db, options, progress=progress(self._config)
                 )
                 self._gates[model.key] = gate
-        if not session.config.option.collectonly:
-            self._begin()
         if not any(gate.needs_profile for gate in self._gates.values()):
             self._profiles.idle = True
             session.config.args = [each for each in session.config.args if each != suite("test_operations.py")]
 
     def _begin(self) -> None:
-        """Writes that the run has not finished: an earlier verdict is no longer true, and no place is found out late.
+        """Writes that no verdict is there yet: an earlier one is no longer true, and no place is found out late.
 
         Raises:
             pytest.UsageError: what the gate finds could not be written.
         """
         from pytest_dooly.report.gate_report import unfinished_summary
 
-        for gate in self._gates.values():
+        for gate in (self._gates[model] for model in self._selected):
             told = os.environ.get("GITHUB_STEP_SUMMARY")
             self._summarise(gate, "" if told else unfinished_summary(gate.model.name))
             self._write_json(gate, {"model": gate.model.name, "outcome": "unfinished"})
@@ -151,6 +150,8 @@ class GatePlugin:
             case = parameter_of(item, "dooly_drift_case")
             if case is not None:
                 self._selected.setdefault(case.model, set()).add(case.id)
+        if not session.config.option.collectonly:
+            self._begin()
 
     @pytest.fixture
     def dooly_judge(self, request: pytest.FixtureRequest) -> Callable[[DriftCase], None]:
@@ -195,6 +196,8 @@ class GatePlugin:
         from pytest_dooly.gating import BrokenGate
 
         gate, run = self._gates[model], self._profiles.profiling
+        if model in self._errors:  # every other case would take all turns again
+            raise self._errors[model]
         if gate.found is None:
             run.close()  # an engine that times single points holds memory
             if gate.needs_profile:
@@ -207,6 +210,9 @@ class GatePlugin:
                 pytest.exit(reason, returncode=BROKEN)
             except DoolyError as error:  # no other case would fare better
                 pytest.exit(str(error), returncode=pytest.ExitCode.TESTS_FAILED)
+            except Exception as error:
+                self._errors[model] = error
+                raise
         return gate.found
 
     def _status(self, found: dict[str, Found]) -> int:

@@ -74,6 +74,7 @@ class Candidate:
             "tpot_interval_s": self.tpot_interval and list(dataclasses.astuple(self.tpot_interval)),
             "tokens_per_s": self.tokens_per_s,
             "shares": dict(self.shares.by_kind),
+            "stand_in": self.device.like if self.shares.by_kind["another GPU"] else None,
             "expected_error": self.shares.error,
             "out_of_range": list(self.prediction.out_of_range),
             "memory": {**dataclasses.asdict(self.footprint), "fits": self.footprint.fits},

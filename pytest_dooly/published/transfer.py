@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.device import Device
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.estimate import Estimate
@@ -23,11 +24,14 @@ __all__ = ["OF_ANOTHER", "OF_A_KIND", "Transferred", "transferred"]
 Array = npt.NDArray[np.float64]
 
 OF_A_KIND, OF_ANOTHER = 0.1, 0.3
-"""Expected relative error that another GPU's latencies add: one of the same compute capability, and any.
+"""Expected relative error that another GPU's latencies add: of one of the same compute capability that is no more than
+ALIKE times as fast or as slow, and of any other.
 
 From operations of GPUs that have tables of their own (`make bench-transfer`): 8 and 10 % between an H100 and an H200,
-15 to 79 % between generations, all eight pairs 30 % in the mean.
+whose bandwidths are 1.43 times apart; 15 to 79 % between generations, all eight pairs 30 % in the mean.
 """
+
+ALIKE = 1.5
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,17 @@ class Transferred:
 
     def basis(self, there: Basis) -> Basis:
         """What this rests on, where the other GPU's latencies rest on something."""
-        alike = self.here.device.compute_capability == self.there.device.compute_capability
-        error = float(np.hypot(there.error or 0.0, OF_A_KIND if alike else OF_ANOTHER))
+        added = OF_A_KIND if _is_alike(self.here.device, self.there.device) else OF_ANOTHER
+        error = float(np.hypot(there.error or 0.0, added))
         sources = tuple(f"{source}, for {self.here.device.product}" for source in there.sources)
         return replace(there, kind="another GPU", sources=sources, error=error, reliable=False)
+
+
+def _is_alike(one: Device, other: Device) -> bool:
+    """Whether two GPUs have the same kernels and nearly the same bandwidth and peak."""
+    pairs = ((one.memory_bytes_per_s, other.memory_bytes_per_s), (one.flops_per_s, other.flops_per_s))
+    near = all(max(pair) <= ALIKE * min(pair) for pair in pairs)
+    return near and one.compute_capability == other.compute_capability
 
 
 def transferred(there: Foundation, here: Estimate, of: Estimate) -> Foundation:

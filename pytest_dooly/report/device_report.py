@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.prediction.comparison import Candidate
 from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.shares import Shares, shares_of
@@ -27,16 +28,20 @@ __all__ = [
     "format_founded_step",
     "format_shares",
     "save_candidates",
+    "stand_ins",
 ]
 
 
-def format_founded_step(step: StepPrediction, bases: Sequence[Basis], within: Interval) -> str:
+def format_founded_step(
+    step: StepPrediction, bases: Sequence[Basis], within: Interval, device: Device | None = None
+) -> str:
     """As `format_step`, with what each prediction rests on, where that comes from, and how far it may be off.
 
     Args:
         step: as predicted.
         bases: of each of its operations.
         within: where a measured latency lies nine times out of ten.
+        device: as of `format_shares`.
     """
     rows = sorted(zip(step.operations, bases, strict=True), key=lambda row: row[0].latency_s, reverse=True)
     width = max(len(clip_label(operation.label)) for operation, _ in rows)
@@ -55,12 +60,20 @@ def format_founded_step(step: StepPrediction, bases: Sequence[Basis], within: In
         line = f"{operation.multiplicity:5}  {label:{width}}  {together:>10}  {share:6.1%}  {grounds:28}  {error:>6}"
         lines.append(line.rstrip())
     sources = dict.fromkeys(source for basis in bases for source in basis.sources)
-    return "\n".join([*lines, "", format_shares(shares_of(step, bases)), *(f"  {s}" for s in sources)])
+    return "\n".join([*lines, "", format_shares(shares_of(step, bases), device), *(f"  {s}" for s in sources)])
 
 
-def format_shares(shares: Shares) -> str:
-    """One line on what a step rests on."""
-    parts = [f"{share:.1%} {kind}" for kind, share in shares.by_kind.items() if share]
+def format_shares(shares: Shares, device: Device | None = None) -> str:
+    """One line on what a step rests on.
+
+    Args:
+        shares: of the step.
+        device: whose latencies another GPU's may stand in for, which is named then.
+    """
+    kinds: dict[str, str] = {kind: kind for kind in shares.by_kind}
+    if device is not None and device.like is not None:
+        kinds["another GPU"] = f"another GPU ({device_named(device.like).product}, scaled by both data sheets)"
+    parts = [f"{share:.1%} {kinds[kind]}" for kind, share in shares.by_kind.items() if share]
     error = "" if shares.error is None else f"; expected error of an operation {shares.error:.1%}, estimates apart"
     return f"rests on: {', '.join(parts)}{error}"
 
@@ -136,7 +149,21 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
             f"{shares['across sizes'] + shares['another GPU']:7.0%} {shares['estimate']:9.0%} "
             f"{_needed(each.footprint):>13}"
         )
-    return "\n".join([*lines, "", _CANDIDATES_NOTE])
+    by_another = {each.device for each in candidates if each.shares.by_kind["another GPU"]}
+    return "\n".join([*lines, "", _CANDIDATES_NOTE, *stand_ins(by_another)])
+
+
+def stand_ins(devices: Iterable[Device]) -> list[str]:
+    """A line for each GPU that another one's latencies stand in for.
+
+    Args:
+        devices: those GPUs.
+    """
+    return [
+        f"{each.name}: by latencies of {device_named(each.like).product}, scaled by both data sheets."
+        for each in sorted(devices, key=lambda each: each.name)
+        if each.like is not None
+    ]
 
 
 def _either_way(predicted_s: float | None, interval: Interval | None) -> str:
@@ -163,8 +190,8 @@ def format_footprint(held: Footprint) -> str:
 _CANDIDATES_NOTE = (
     "Nine of ten measurements lie between TTFT or TPOT divided by the factor after ×÷ and multiplied with it. Shares\n"
     "are those of a decode step: latencies measured or published for an operation's own sizes, predicted across\n"
-    "sizes, estimated from the data sheet. Memory is what a rank needs for weights and for all requests at their full\n"
-    "length, of what the engine takes."
+    "sizes or from another GPU's, estimated from the data sheet. Memory is what a rank needs for weights and for all\n"
+    "requests at their full length, of what the engine takes."
 )
 
 

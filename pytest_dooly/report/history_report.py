@@ -84,10 +84,10 @@ def save_history(history: History, path: Path, model: str) -> None:
     rows = math.ceil(len(tracks) / columns)
     with style():
         figure = new_figure(3.75 * columns, 2.0 * rows + 0.7)
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, track in zip(axes, tracks, strict=False):
             _draw(ax, history, track)
-        for ax in list(axes)[len(tracks) :]:
+        for ax in axes[len(tracks) :]:
             ax.set_axis_off()
         headline(figure, f"{model} over {len(history.runs)} runs of the gate")
         save_png(figure, path)

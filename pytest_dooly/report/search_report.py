@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_dooly.core.device import device_named
+from pytest_dooly.report.device_report import stand_ins
 from pytest_dooly.report.figure import (
     COLOURS,
     INK,
@@ -147,6 +149,8 @@ def _notes(search: Search) -> list[str]:
         lines.append(
             f"Steps on {', '.join(devices)} are mostly estimates from the data sheet: nothing was measured of them."
         )
+    names = {each.outcome.candidate.device for each in search.ranked if each.outcome.by_another}
+    lines += stand_ins(device_named(name) for name in names)
     for remark in dict.fromkeys(each.outcome.remark for each in search.ranked if each.outcome.remark):
         numbers = [str(each.number) for each in search.ranked if each.outcome.remark == remark]
         lines.append(f"{', '.join(numbers[:_NAMED])}: {remark}")

@@ -294,6 +294,7 @@ class _Evaluation:
             ttft_s=means["ttft"],
             tpot_s=means.get("tpot", 0.0),
             estimated=shares["tpot"].by_kind["estimate"],
+            by_another=shares["tpot"].by_kind["another GPU"],
             limit=limit,
             remark=_remark(found, few=few),
             at_most=few or found.missed is None,

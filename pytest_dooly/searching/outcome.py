@@ -30,6 +30,7 @@ class Outcome(Document):
         tokens: mean of a request, prompt and output.
         output_tokens: mean of a request.
         estimated: share of a decode step that is an estimate.
+        by_another: share of it that rests on another GPU's latencies.
         limit: what keeps the rate from being higher; None where no rate that was tried misses the objective.
         remark: what is to be known of the figures; empty for nothing.
         at_most: whether the true rate may be lower: no rate that was tried misses the objective, so that it is what the
@@ -51,6 +52,7 @@ class Outcome(Document):
     tokens: float = 0.0
     output_tokens: float = 0.0
     estimated: float = 0.0
+    by_another: float = 0.0
     limit: Limit | None = None
     remark: str = ""
     at_most: bool = False

@@ -63,7 +63,7 @@ def within(simulation: Simulation, widths: Mapping[Figure, float], *, stage: int
     if again is not None and _in_their_own_time(simulated.traffic):
         loaded = again(1 / slower)
         fast, slow = _latencies_ms(again(slower), stage, 1 / slower), _latencies_ms(loaded, stage, slower)
-        may_overload = overloaded(loaded) is not None
+        may_overload = overloaded(loaded) is not None or _beyond(simulation, slower)
     factors = {key: math.exp(widths[_WIDTHS[key.split("_")[1]]]) for key in middle}
     return Within(
         {key: min(ms / factors[key], fast[key]) for key, ms in middle.items()},
@@ -72,9 +72,14 @@ def within(simulation: Simulation, widths: Mapping[Figure, float], *, stage: int
     )
 
 
+def _beyond(simulation: Simulation, slower: float) -> bool:
+    """Whether requests come faster than they are served with room for no more, where a queue takes long to show it."""
+    return simulation.most is not None and simulation.simulated.traffic.offered_rate * slower > simulation.most()
+
+
 def _in_their_own_time(traffic: Traffic) -> bool:
     """Whether arrivals do not follow from how fast requests are served."""
-    return traffic.concurrency is None and any(request.arrival_s for request in traffic.requests)
+    return any(request.arrival_s for request in traffic.requests)
 
 
 def _latencies_ms(simulated: Simulated, stage: int | None, factor: float = 1.0) -> dict[str, float]:

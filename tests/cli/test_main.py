@@ -22,7 +22,7 @@ from tests.cli import SMALL
         (["validate", "model", "--prompt", "99", *SMALL], "no workload of that grid fits"),
         (
             ["predict", "model", "--batch=1", "--device=h300", *SMALL],
-            "unknown device 'h300': name one of a100_sxm, b200",
+            "unknown device 'h300': name one of a10, a100_pcie",
         ),
         (["compare", "model", "--device=h300", *SMALL], "unknown device 'h300'"),
         (["compare", "model", *SMALL], "name the GPUs with --device, as in --device h200_sxm"),

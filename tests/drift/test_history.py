@@ -119,6 +119,31 @@ def test_a_run_that_lacks_a_workload_leaves_a_gap(tmp_path: Path) -> None:
     assert [np.isnan(track.latency_s).tolist() for track in found.tracks] == [[False, True]] * 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("figures", "now_s"),
+        ("figures", "seconds"),
+        ("figures", "error"),
+        ("operations", "error"),
+        ("operations", "shares"),
+    ],
+)
+def test_a_run_of_an_earlier_version_that_lacks_something_is_a_gap(tmp_path: Path, kind: str, key: str) -> None:
+    with LatencyDB.open(tmp_path / "latency.db") as db:
+        keep(db, 0, document(0, {}))
+        old = document(1, {})
+        for each in old[kind]:
+            del each[key]
+        keep(db, 1, old)
+        keep(db, 2, {"figures": []})
+        (found,) = histories(db, "small")
+    assert len(found.tracks) == 4
+    assert not any(np.isnan(track.latency_s[0]) for track in found.tracks)
+    assert all(np.isnan(track.latency_s[2]) for track in found.tracks)
+    json.dumps(history_document(found), allow_nan=False)
+
+
 def test_runs_that_differ_by_what_runs_differ_by_have_no_change_between_them() -> None:
     """Three runs of one engine that the gate had let pass made 21 change points, one of -4.3 %."""
     logs, errors = np.log([1.38, 1.32, 1.4, 1.33, 1.39, 1.34]), np.full(6, 0.004)

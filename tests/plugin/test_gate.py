@@ -20,6 +20,7 @@ import pytest
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.turn import Place, Turn
+from pytest_dooly.gating import Gate
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.export import export
 from pytest_dooly.plugin.gate import BROKEN, DRIFT, UNDECIDED
@@ -232,6 +233,48 @@ def test_noise_is_undecided_with_what_it_would_take(pytester: pytest.Pytester, p
     text = (place / "reports/gate-model.md").read_text()
     assert "**What to do:** About" in text
     assert "--dooly-gate-budget=" in text
+
+
+def test_other_workloads_than_the_baseline_s_are_refused_until_a_run_is_accepted_with_them(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    refused = gate(pytester, "--dooly-workload=4+4")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(
+        ["ERROR: the baseline of model has other workloads than 8+8x2, 4+4x1: it has 8+8x2; name those with *"]
+    )
+    accepted = gate(pytester, "--dooly-workload=4+4", "--dooly-accept=more of them")
+    assert accepted.ret == 0
+    accepted.stdout.fnmatch_lines(["model: accepted: accepted as the baseline from now on: more of them"])
+    assert gate(pytester, "--dooly-workload=4+4").ret == 0
+    fewer = gate(pytester)
+    assert fewer.ret == 0
+    assert "4+4" not in fewer.stdout.str()
+
+
+def test_what_no_one_has_expected_takes_no_turns_again(
+    pytester: pytest.Pytester, place: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def fails(self: Gate, *_: object) -> None:
+        judged.append(1)
+        raise ValueError("nobody knows")
+
+    monkeypatch.setattr(Gate, "_judge", fails)
+    result = gate(pytester)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert len(judged) == 1
+
+
+def test_a_selection_without_any_of_its_cases_leaves_the_verdict_as_it_was(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    before = (place / "reports/gate-model.md").read_text()
+    assert gate(pytester, "-k", "nothing_of_the_kind").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert (place / "reports/gate-model.md").read_text() == before
 
 
 def test_an_operation_that_raises_is_broken(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:

@@ -204,8 +204,14 @@ def test_another_gpu_s_latencies_are_as_sure_as_the_two_are_alike(
     db.publish(table(linears(GRID)))
     own = Grounds(db, DEVICE).foundation(KNOWN, LIMITS)
     point = [SweepPoint(num_tokens=64)]
-    for capability, added in ((DEVICE.compute_capability, OF_A_KIND), ((8, 6), OF_ANOTHER)):
-        device = dataclasses.replace(DEVICE, product="Other GPU", compute_capability=capability, like="toy")
+    for changed, added in (
+        ({}, OF_A_KIND),
+        ({"memory_bytes_per_s": 1.4e12}, OF_A_KIND),
+        ({"memory_bytes_per_s": 1.6e12}, OF_ANOTHER),
+        ({"flops_per_s": 0.5e14}, OF_ANOTHER),
+        ({"compute_capability": (8, 6)}, OF_ANOTHER),
+    ):
+        device = dataclasses.replace(DEVICE, product="Other GPU", like="toy", **changed)
         moved = Grounds(db, device).foundation(KNOWN, LIMITS)
         assert moved.basis.error == pytest.approx(np.hypot(own.basis.error or 0, added))
         assert basis_at(moved, point).error == pytest.approx(np.hypot(basis_at(own, point).error or 0, added))

@@ -60,6 +60,21 @@ def test_near_capacity_a_queue_takes_much_longer_than_steps_do() -> None:
     assert far.high_ms["p99_ttft_ms"] == pytest.approx(1.2 * 1e3 * STEP_S)
 
 
+def test_a_run_too_short_for_a_queue_to_show_is_judged_by_what_is_served_at_most() -> None:
+    traffic = arriving(0.101, 12)
+    assert not found(traffic).may_overload
+    simulation = Simulation(served(traffic), again=lambda f: served(traffic.stretched(f)), most=lambda: 10.0)
+    assert within(simulation, {"ttft": 0.0, "tpot": WIDTH}).may_overload
+    plenty = Simulation(simulation.simulated, again=simulation.again, most=lambda: 20.0)
+    assert not within(plenty, {"ttft": 0.0, "tpot": WIDTH}).may_overload
+
+
+def test_a_bound_of_the_client_that_never_binds_changes_nothing() -> None:
+    traffic = arriving(0.101)
+    bounded = Traffic(traffic.requests, concurrency=1000)
+    assert found(bounded).high_ms == found(traffic).high_ms
+
+
 def test_what_is_known_of_ttft_itself_holds_too() -> None:
     wide = found(arriving(0.5), ttft=math.log(3))
     assert wide.high_ms["mean_ttft_ms"] == pytest.approx(3 * 1e3 * STEP_S)
