@@ -62,6 +62,7 @@ def test_a_candidate_as_json() -> None:
         "tpot_interval_s": None,
         "tokens_per_s": found.tokens_per_s,
         "shares": dict(found.shares.by_kind),
+        "stand_in": None,
         "expected_error": found.shares.error,
         "out_of_range": [],
         "memory": {
