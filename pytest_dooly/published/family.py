@@ -23,7 +23,18 @@ from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
 
-__all__ = ["Family", "Part", "Table", "columns_of", "lone_parts_of", "mixed_part_of", "parts_of", "running", "table_of"]
+__all__ = [
+    "Family",
+    "Part",
+    "Table",
+    "columns_of",
+    "lone_parts_of",
+    "mixed_part_of",
+    "parts_of",
+    "running",
+    "table_of",
+    "weight_precision",
+]
 
 Array = npt.NDArray[np.float64]
 Columns = dict[str, Array]
@@ -117,7 +128,7 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
     """The parts of an operation; none where its kind has no families."""
     attributes = dict(signature.attributes)
     shapes = {role: shape for role, _, shape in signature.tensors}
-    precision = _precision(signature)
+    precision = weight_precision(signature)
     if signature.kind in (OperationKind.LINEAR, OperationKind.LOGITS) and len(shapes.get("weight", ())) == 2:
         return (_gemm(precision, int(shapes["weight"][0]), _columns(signature)),)
     if signature.kind is OperationKind.MOE and "top_k" in attributes:
@@ -221,8 +232,8 @@ def running(columns: Columns, points: int) -> npt.NDArray[np.bool_]:
     return np.all(phases, axis=0) if phases else np.ones(points, dtype=bool)
 
 
-def _precision(signature: Signature) -> str:
-    """Of the weights: as traced, else by the quantisation method where there is one, else their dtype."""
+def weight_precision(signature: Signature) -> str:
+    """Of an operation's weights: as traced, else by the quantisation method where there is one, else their dtype."""
     attributes = dict(signature.attributes)
     method = str(attributes.get("method", "unquantized"))
     if "precision" in attributes:

@@ -15,6 +15,8 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.published.family import weight_precision
+from pytest_dooly.published.kernels import WEIGHT_BYTES
 
 __all__ = ["ENGINE_SHARE", "Footprint", "footprint", "footprint_of_batch", "kv_blocks", "state_blocks", "working_bytes"]
 
@@ -25,6 +27,9 @@ _GIB = float(1 << 30)
 
 _CONTEXT_BYTES, _COLLECTIVES_BYTES = 0.2 * _GIB, 0.45 * _GIB
 """Of CUDA and of the engine's buffers; of those that collectives take in addition."""
+
+_FLOATS = ("bf16", "fp16", "fp32")
+"""Dtypes of weights that are not packed: of others the shape is that of what holds them."""
 
 _WIDEST, _COPIES = 1.5, 5
 """How much the widest activation of a step stands for: that and half of it, as of a gated layer; tensors of the size of
@@ -157,6 +162,7 @@ def _block_bytes(model: ServedModel, device: Device, block_size: int) -> float:
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     """Bytes of an operation's parameters, and of what it keeps of one request."""
     tokens = min(seq_len, signature.window or seq_len)
+    quantised_bytes = WEIGHT_BYTES.get(weight_precision(signature), math.inf)  # where the engine does so as it loads
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]
@@ -165,6 +171,8 @@ def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
             cache_bytes += tokens * size_bytes
         elif role.startswith("state") and not asked:
             cache_bytes += size_bytes
+        elif not asked and role.endswith("weight") and len(shape) > 1 and dtype in _FLOATS:
+            weights_bytes += fixed_size(shape) * min(dtype_bytes(dtype), quantised_bytes)
         elif not asked:
             weights_bytes += size_bytes
     return weights_bytes, cache_bytes

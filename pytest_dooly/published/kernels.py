@@ -17,7 +17,7 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.work import sent
 from pytest_dooly.published.family import Columns, Family
 
-__all__ = ["FEATURES_VERSION", "Description", "describe"]
+__all__ = ["FEATURES_VERSION", "WEIGHT_BYTES", "Description", "describe"]
 
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
@@ -28,7 +28,7 @@ FEATURES_VERSION = 4
 _L2_BYTES = 50e6
 """Of a last-level cache; the trees only need its order of magnitude."""
 
-_WEIGHT_BYTES = {
+WEIGHT_BYTES = {
     "fp32": 4.0,
     "bf16": 2.0,
     "fp8": 1.0,
@@ -129,7 +129,7 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
 
 def _product(c: Columns, family: Family) -> _Kernel:
     """(m, k) x (k, n): 2 m n k operations."""
-    m, n, k, weight = c["num_tokens"], c["n"], c["k"], _WEIGHT_BYTES.get(family.precision, 2.0)
+    m, n, k, weight = c["num_tokens"], c["n"], c["k"], WEIGHT_BYTES.get(family.precision, 2.0)
     extra = {"m mod 8": m % 8, "log2 n fraction": np.log2(n) % 1, "log2 k fraction": np.log2(k) % 1}
     extra |= {f"m tail {tile}": m % tile / tile for tile in (64, 128, 256)}
     extra |= {"n tail 256": n % 256 / 256, "k over n": np.log2(k / n)}
@@ -191,7 +191,7 @@ def _attention(c: Columns, family: Family) -> tuple[Array, Array, Array, Array, 
 
 def _experts(c: Columns, family: Family) -> _Kernel:
     """Two grouped products over the experts that get a token: 6 operations a routed token and weight of an expert."""
-    weight = _WEIGHT_BYTES.get(family.precision, 2.0)
+    weight = WEIGHT_BYTES.get(family.precision, 2.0)
     hidden, inner, local = c["hidden_size"], c["intermediate_size"], c["local_experts"]
     active, busiest = np.maximum(c["activated"], 1), np.maximum(c["busiest"], 1)
     routed = np.maximum(c["num_tokens"] * c["top_k"] * local / c["experts"], active)
@@ -208,7 +208,7 @@ def _experts(c: Columns, family: Family) -> _Kernel:
 
 def _latent(c: Columns, family: Family) -> _Kernel:
     """A layer of latent attention: its projections, and attention over latents (decodes) or expanded keys (prompts)."""
-    weight = _WEIGHT_BYTES.get(family.precision.split()[0], 2.0)
+    weight = WEIGHT_BYTES.get(family.precision.split()[0], 2.0)
     cache = _CACHE_BYTES.get(family.precision.split()[1], 2.0)
     decode, batch, heads = "context_len" in c, c["batch_size"], c["num_heads"]
     length = c["context_len"] + 1 if decode else c["prompt_len"]
