@@ -45,12 +45,9 @@ _CHANGED: Mapping[str, tuple[str, Document]] = {
 """Models that another one becomes with what else stands in their config.json."""
 
 
-_DEFAULTS = {
-    "Qwen/Qwen3.5-9B": ("qwen3_5", "Qwen3_5ForConditionalGeneration"),
-    "zai-org/GLM-4.5-Air": ("glm4_moe", "Glm4MoeForCausalLM"),
-}
-"""Models whose sizes are the defaults of their type in transformers 5.19 (`Qwen3_5TextConfig`, `Glm4MoeConfig`): the
-type's name, and their architecture."""
+_DEFAULTS = {"Qwen/Qwen3.5-9B": ("qwen3_5", "Qwen3_5ForConditionalGeneration")}
+"""Models whose sizes are the defaults of their type in transformers 5.19 (`Qwen3_5TextConfig` says so): its name and
+the architecture."""
 
 
 def document_of(name: str) -> Document | None:
