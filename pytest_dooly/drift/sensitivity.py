@@ -14,6 +14,7 @@ deviations, which neither an operation that drifts nor a run that it does so in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,8 +95,8 @@ def at_one_state(found: Mapping[str, Change], common: float, slopes: Mapping[str
     for name, change in found.items():
         slope = slopes[name]
         at_one = replace(change, log=change.log - slope.value * common)
-        unsure = 1 / UNEQUAL if at_one.log * common < 0 else 1.0
-        told[name] = at_one.less_sure(unsure * slope.error * abs(common), slope.freedom)
+        unknown = (slope.error / UNEQUAL) ** 2 if at_one.log * common < 0 else 0.0  # the prior's part of the slope
+        told[name] = at_one.less_sure(math.hypot(slope.error, unknown) * abs(common), slope.freedom)
     return told
 
 
