@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.gate_run import GateRun
 from pytest_dooly.core.turn import Place
+from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.latency_db.db import LatencyDB
 
 __all__ = ["ChangePoint", "History", "Track", "histories"]
@@ -103,9 +104,10 @@ def _history(runs: Sequence[GateRun]) -> History:
         for operation in sorted(having, key=lambda each: -max(each["shares"].values())):
             home = max(operation["shares"], key=operation["shares"].__getitem__)
             operations.setdefault(operation["case"], (operation["signature"], home))
-    tracks = [_track(name, True, [_figure(run, case) for run in finished]) for case, name in figures.items()]
+    decided = np.array([run.outcome != Outcome.UNDECIDED for run in finished])
+    tracks = [_track(name, True, [_figure(run, case) for run in finished], decided) for case, name in figures.items()]
     tracks += [
-        _track(case, False, [_operation(run, signature, home) for run in finished])
+        _track(case, False, [_operation(run, signature, home) for run in finished], decided)
         for case, (signature, home) in operations.items()
     ]
     return History(tuple(finished), sum(run.finished_at is None for run in runs), tuple(tracks))
@@ -142,9 +144,10 @@ def _name(figure: Mapping[str, Any]) -> str:
     return f"{figure['figure'].upper()} of {figure['workload']}"
 
 
-def _track(name: str, is_figure: bool, levels: Sequence[_Level]) -> Track:
+def _track(name: str, is_figure: bool, levels: Sequence[_Level], decided: npt.NDArray[np.bool_]) -> Track:
+    """Levels with the points where they change; what a run could not tell from the machine's doing makes none."""
     latency_s, error = np.array(levels).T
-    return Track(name, is_figure, latency_s, error, _points(np.log(latency_s), error))
+    return Track(name, is_figure, latency_s, error, _points(np.where(decided, np.log(latency_s), np.nan), error))
 
 
 def _points(logs: Array, errors: Array) -> tuple[ChangePoint, ...]:

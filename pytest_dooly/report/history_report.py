@@ -118,6 +118,8 @@ def _draw(ax: Any, history: History, track: Track) -> None:
 def _between(history: History, point: ChangePoint) -> str:
     before, after = history.runs[point.run - 1], history.runs[point.run]
     where = f"between {_version(before)} and {_version(after)} ({after.started_at[:16]})"
+    if not before.commit and not after.commit and before.environment == after.environment:
+        where = f"between the runs of {before.started_at[:16]} and {after.started_at[:16]}"
     return where if before.environment == after.environment else f"{where}: {after.environment}"
 
 

@@ -54,9 +54,17 @@ def document(seed: int, slower: Mapping[str, float], *, level_s: float = TPOT_S)
     }
 
 
-def keep(db: LatencyDB, place: int, found: Mapping[str, Any], *, accepted: str | None = None) -> None:
-    key = db.begin_gate_run("series", "small", ENVIRONMENT, f"commit{place}")
-    outcome = "passed" if accepted is None else "accepted"
+def keep(
+    db: LatencyDB,
+    place: int,
+    found: Mapping[str, Any],
+    *,
+    accepted: str | None = None,
+    outcome: str = "passed",
+    commit: str | None = None,
+) -> None:
+    key = db.begin_gate_run("series", "small", ENVIRONMENT, f"commit{place}" if commit is None else commit)
+    outcome = outcome if accepted is None else "accepted"
     db.finish_gate_run(key, outcome, found, is_baseline=place == 0 or accepted is not None, accepted=accepted)
 
 
@@ -109,6 +117,22 @@ def test_a_baseline_that_was_accepted_is_where_the_next_runs_begin(tmp_path: Pat
     assert point.run == 6
     assert point.relative == pytest.approx(0.3, abs=0.01)
     assert "    baseline from here on: meant" in history_lines(found)
+
+
+def test_what_a_run_could_not_tell_from_the_machine_s_doing_is_no_change_point(tmp_path: Path) -> None:
+    with LatencyDB.open(tmp_path / "latency.db") as db:
+        for place in range(12):
+            slow = dict.fromkeys(SHARES, 0.2) if 4 <= place < 8 else {}
+            keep(db, place, document(place, slow), outcome="undecided" if slow else "passed", commit="")
+        (found,) = histories(db, "small")
+        assert [track.points for track in found.tracks] == [()] * 4
+        assert found.tracks[0].latency_s[5] == pytest.approx(1.2 * TPOT_S, rel=0.02)
+        for place in range(12, 18):
+            keep(db, place, document(place, {"linear": 0.3}), commit="")
+        (found,) = histories(db, "small")
+    (line,) = [line for line in history_lines(found) if line.startswith("  linear-64: +")]
+    assert line.count("20") >= 2
+    assert " between the runs of 20" in line
 
 
 def test_a_run_that_lacks_a_workload_leaves_a_gap(tmp_path: Path) -> None:
