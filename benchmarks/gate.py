@@ -10,7 +10,8 @@ A slowdown is put into the forward method of the layers of one operation: when t
 busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.
 
 `--again` judges the turns that were recorded once more, in their order and from no baseline on, with the code as it is
-now: what a change of the verdict does to real runs. `--simulate` reads the turns of the runs without a change and makes
+now: what a change of the verdict does to real runs. Some are kept in `gate_turns/`, packed: `--again --db
+benchmarks/gate_turns/xeon-1.db.xz`. `--simulate` reads the turns of the runs without a change and makes
 runs of them, see `simulated`.
 """
 
@@ -18,11 +19,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import lzma
 import math
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,7 +111,8 @@ def main() -> None:
         sys.stdout.write(text)
         return
     if asked.again:
-        runs = again(asked.db)
+        with _unpacked(asked.db) as db:
+            runs = again(db)
     else:
         _profile(asked.db)
         runs = _measured(asked)
@@ -115,6 +120,19 @@ def main() -> None:
     text = report(judged, asked.seconds, asked.reopen)
     (asked.write / "gate.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A latency DB, unpacked where it is packed."""
+    if path.suffix != ".xz":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, lzma.open(path) as packed:
+        unpacked = Path(folder) / path.stem
+        with unpacked.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        yield unpacked
 
 
 def _profile(db: Path) -> None:
