@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Coverage
 from pytest_dooly.core.signature import ServedModel, model_operations, served_key
-from pytest_dooly.errors import DocumentError
+from pytest_dooly.errors import ConfigurationError, DocumentError, TraceError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.findings import OPTIONS
 
 if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
+    from pytest_dooly.core.device import Device
     from pytest_dooly.engine.base import Engine
 
-__all__ = ["coverage_of", "serve"]
+__all__ = ["coverage_of", "serve", "serve_on"]
 
 
 def serve(
@@ -53,6 +55,37 @@ def serve(
     if db.load_finding(OPTIONS, key, environment) is None:  # new, or traced before options were kept
         db.save_finding(OPTIONS, key, environment, configuration.options.to_json())
     return model
+
+
+def serve_on(
+    device: Device,
+    engine: Engine,
+    configuration: ModelConfiguration,
+    db: LatencyDB,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ServedModel:
+    """The configuration's operations on a GPU that is not here: as traced here, else as that GPU runs them.
+
+    Some architectures have kernels for GPUs alone, and the engine says so in words of its own.
+
+    Args:
+        device: that serves it.
+        engine: as of `serve`, and so are the others.
+        configuration: what is served.
+        db: where traces are and go to.
+        progress: called with a line before anything that takes seconds.
+
+    Raises:
+        ConfigurationError: the engine refuses the configuration, on that GPU too.
+        TraceError: an operation or the architecture cannot be traced, as that GPU runs it neither.
+    """
+    try:
+        return serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+    except (ConfigurationError, TraceError) as refusal:
+        progress(f"{refusal}; trying what {device.product} would run")
+        there = replace(configuration, options=replace(configuration.options, device=device.name))
+        return serve(engine, there, db, engine.environment(there), progress=progress)
 
 
 def coverage_of(

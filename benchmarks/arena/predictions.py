@@ -31,7 +31,7 @@ from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import Server, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
-from pytest_dooly.serving import serve
+from pytest_dooly.serving import serve_on
 from pytest_dooly.simulation.arrivals import AT_ONCE
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.synthetic import SyntheticTraffic
@@ -68,7 +68,7 @@ def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict
         for each in {served(run): run for run in runs}.values():
             try:
                 configuration = resolve(written(each.model, folder), _options(each))
-                serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+                serve_on(device_named(each.device), engine, configuration, db, progress=progress)
             except DoolyError as error:
                 refused[served(each)] = str(error)
     return refused
@@ -104,7 +104,7 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
         with LatencyDB.open(db_path, create=False) as db:
             engine = load_engine("vllm")
             configuration = resolve(written(runs[0].model, folder), _options(runs[0]))
-            model = serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+            model = serve_on(device, engine, configuration, db, progress=progress)
             model = replace(model, limits=replace(model.limits, max_captured=runs[0].max_captured))
             founded = Grounds(db, device, progress=progress).of(model)
             models = {key: each.model for key, each in founded.items()}

@@ -17,11 +17,11 @@ from pytest_dooly.core.device import Device, device_named, served_on
 from pytest_dooly.core.environment import CUDA_GRAPH, EAGER, Environment
 from pytest_dooly.core.signature import ServedModel, attending_by
 from pytest_dooly.engine import load_engine
-from pytest_dooly.errors import ConfigurationError, DatabaseError, TraceError
+from pytest_dooly.errors import ConfigurationError, DatabaseError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.serving import serve
+from pytest_dooly.serving import serve, serve_on
 
 if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine  # torch, whose import load_engine speeds up
@@ -53,14 +53,10 @@ class Opened:
     def served(self, configuration: ModelConfiguration | None = None, *, device: Device | None = None) -> ServedModel:
         """The model's operations, or those of another configuration; with the limits of a GPU that is not here."""
         asked = configuration or self.configuration
-        try:
+        if device is None:
             model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
-        except (ConfigurationError, TraceError) as refusal:
-            # An architecture that has kernels for GPUs alone is traced as that GPU runs it.
-            if device is None or " CPU" not in str(refusal):
-                raise
-            asked = dataclasses.replace(asked, options=dataclasses.replace(asked.options, device=device.name))
-            model = serve(self.engine, asked, self.db, self.engine.environment(asked), progress=progress)
+        else:
+            model = serve_on(device, self.engine, asked, self.db, progress=progress)
         if self.attention_backend is not None:
             if all(each.signature.name != "attention" for each in model.operations):
                 raise ConfigurationError(

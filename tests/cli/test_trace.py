@@ -50,7 +50,7 @@ class Elsewhere(FakeEngine):
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         if configuration.options.device is None:
-            raise TraceError("Sparse Attention is not supported on CPU")
+            raise TraceError("is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now")
         with super().skeleton(configuration, origins) as skeleton:
             yield skeleton
 
@@ -80,7 +80,7 @@ def test_what_has_no_kernels_on_a_cpu_is_traced_for_the_gpu_that_is_predicted(
     assert cli.main(["predict", "model", "--device", "h200_sxm", "--batch", "1x16"]) == 0
     assert "step of 1 requests, 16 tokens" in capsys.readouterr().out
     assert cli.main(["trace", "model"]) != 0
-    assert "Sparse Attention is not supported on CPU" in capsys.readouterr().err
+    assert "is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now" in capsys.readouterr().err
 
 
 def test_trace_as_json_is_one_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
