@@ -46,6 +46,14 @@ class SchedulerOptions:
                 f"max_model_len {self.limits.max_model_len}: it takes {needed}; lower max_model_len"
             )
 
+    def held(self, tokens: float) -> float:
+        """Requests of so many tokens that the blocks hold at once, where they share none.
+
+        Args:
+            tokens: of each in the KV cache.
+        """
+        return (self.num_blocks - 1) * self.block_size / (tokens + self.state_blocks * self.block_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Decodes:

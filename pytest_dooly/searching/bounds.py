@@ -86,7 +86,7 @@ def decodes_alone(number: int, tokens: int) -> Scheduled:
 
 def _batches(options: SchedulerOptions, tokens: int) -> Iterator[int]:
     """Numbers of requests under way, ascending, up to what seats and KV blocks hold of requests so long."""
-    held = (options.num_blocks - 1) * options.block_size // max(tokens, 1)
+    held = int(options.held(max(tokens, 1)))
     most = max(min(options.limits.max_num_seqs, held, options.limits.max_num_tokens - 1), 1)
     yield from (round(2 ** (power / 2)) for power in range(2 * math.floor(math.log2(most)) + 1))
     yield most

@@ -88,5 +88,4 @@ def _room(deployment: Deployment, traffic: Traffic) -> int:
     """Requests half-way through their output that seats and KV blocks hold at once, whatever they share."""
     options = deployment.options
     tokens = float(np.mean([request.prompt_len + request.output_len / 2 for request in traffic.requests]))
-    held = (options.num_blocks - 1) * options.block_size / tokens
-    return max(int(min(options.limits.max_num_seqs, held, _MOST_AT_ONCE)), 2)
+    return max(int(min(options.limits.max_num_seqs, options.held(tokens), _MOST_AT_ONCE)), 2)

@@ -134,6 +134,7 @@ def test_a_state_takes_room_as_long_as_its_request_runs(prefix_caching: bool) ->
     assert next(set(parts) for parts, *_ in said if parts) == {0, 1}
     assert {place for parts, *_ in said for place in parts} == {0, 1, 2}
     assert scheduler.used_blocks == 0
+    assert asked.held(8) == 15 / 6
     with pytest.raises(ConfigurationError, match="do not hold one request of max_model_len 20: it takes 10"):
         SchedulerOptions(limits, 9, block_size=BLOCK, state_blocks=4)
 
