@@ -192,15 +192,14 @@ class Gate:
         Raises:
             ConfigurationError: it lacks one.
         """
-        if self.baseline is None or not self.baseline.runs:
-            return
-        kept = {case_id(each): str(each.workload) for each in kept_exposures(self.baseline.runs[0].document)}
-        if all(case in kept for case in self._figure_ids):
+        takes_turns = self._options.against is not None
+        if self.baseline is None or not self.baseline.runs or takes_turns or self._kept() is not None:
             return
         if self._options.accepted is not None:
             self.baseline = None
             return
-        asked, has = (", ".join(dict.fromkeys(each)) for each in (map(str, self.workloads), kept.values()))
+        workloads = (each.workload for each in kept_exposures(self.baseline.runs[0].document))
+        asked, has = (", ".join(dict.fromkeys(map(str, each))) for each in (self.workloads, workloads))
         raise ConfigurationError(
             f"the baseline of {self.model.name} has other workloads than {asked}: it has {has}; name those with "
             '--dooly-workload, or run once with --dooly-accept "why" for a new baseline'
@@ -214,12 +213,15 @@ class Gate:
 
     def _spent(self) -> tuple[Exposure, ...]:
         """What the figures consist of: as the baseline has it, so that the same is timed, else as is predicted."""
-        kept: dict[str, Exposure] = {}
-        if self.baseline is not None and self.baseline.runs:
-            kept = {case_id(each): each for each in kept_exposures(self.baseline.runs[0].document)}
-        if all(case in kept for case in self._figure_ids):
-            return tuple(kept[case] for case in self._figure_ids)
-        return exposures(self.model, self._regressors(), self.workloads)
+        return self._kept() or exposures(self.model, self._regressors(), self.workloads)
+
+    def _kept(self) -> tuple[Exposure, ...] | None:
+        """What the figures consist of in the baseline; None where it lacks one of them."""
+        if self.baseline is None or not self.baseline.runs:
+            return None
+        kept = {case_id(each): each for each in kept_exposures(self.baseline.runs[0].document)}
+        cases = self._figure_ids
+        return tuple(kept[case] for case in cases) if kept.keys() >= set(cases) else None
 
     def _named(self, path: Path) -> Baseline:
         """The baseline in a file: a latency DB's, or what an export has."""

@@ -415,6 +415,9 @@ def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, pla
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         new, old = db.gate_runs()
         assert len(db.gate_turns(new.key)) == len(db.gate_turns(old.key)) == document["turns"]
+    other = gate(pytester, f"--dooly-against={sys.executable}", "--dooly-workload=4+4", "--dooly-accept=other")
+    assert other.ret == 0  # of what takes turns nothing is asked of the baseline
+    assert gate(pytester, f"--dooly-against={sys.executable}").ret in (0, DRIFT, UNDECIDED)
     missing = gate(pytester, "--dooly-against=/nowhere/python", "-x")
     assert missing.ret == pytest.ExitCode.TESTS_FAILED
     missing.stdout.fnmatch_lines(
