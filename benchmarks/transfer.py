@@ -22,15 +22,15 @@ from benchmarks.study.redundancy import import_tables, progress
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.published.basis import Foundation
-from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.published.transfer import transferred
+from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import sweep
 
@@ -113,20 +113,19 @@ def _by_another(of: Grounds, without: Grounds, model: ServedModel) -> Mapping[st
     found = {}
     for operation in model.operations:
         signature = operation.signature
-        there = of.foundation(signature, model.limits)
-        if there.basis.kind != "estimate":
-            here = Estimate(signature, without.device)
-            found[signature.key] = transferred(there, here, Estimate(signature, of.device))
+        moved = transferred(of.foundation(signature, model.limits), signature, of.device, without.device)
+        if moved is not None:
+            found[signature.key] = moved
     return found
 
 
-def _apart(signature: object, model: ServedModel, own: Foundation, other: Foundation) -> Array:
-    points = sweep(signature, model.limits)  # type: ignore[arg-type]
+def _apart(signature: Signature, model: ServedModel, own: Foundation, other: Foundation) -> Array:
+    points = sweep(signature, model.limits)
     return np.asarray(other.model.predict_s(points) / own.model.predict_s(points) - 1)
 
 
-def _step_s(model: ServedModel, models: Mapping[str, object], text: str) -> float:
-    return predict_step(model, models, Batch.parse(text)).latency_s  # type: ignore[arg-type]
+def _step_s(model: ServedModel, models: Mapping[str, LatencyModel], text: str) -> float:
+    return predict_step(model, models, Batch.parse(text)).latency_s
 
 
 def _cell(errors: Sequence[float] | Array) -> str:

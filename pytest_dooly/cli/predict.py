@@ -15,7 +15,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.comparison import candidate
 from pytest_dooly.prediction.interval import Interval, is_mixture
-from pytest_dooly.prediction.shares import bases_at, shares_of
+from pytest_dooly.prediction.shares import bases_at, shares_of, stand_in
 from pytest_dooly.prediction.step import StepPrediction, check_lengths, predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_workload
@@ -97,7 +97,7 @@ def _step_on(
     shares = shares_of(step, bases)
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
-    document["stand_in"] = device.like if shares.by_kind["another GPU"] else None
+    document["stand_in"] = stand_in(device, shares)
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)
     document["memory"] = {**dataclasses.asdict(held), "fits": held.fits}

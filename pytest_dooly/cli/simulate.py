@@ -13,7 +13,7 @@ from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.cli.traffic import traffic_of
 from pytest_dooly.prediction.interval import is_mixture, log_width
-from pytest_dooly.prediction.shares import shares_at
+from pytest_dooly.prediction.shares import shares_at, stand_in
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.report.device_report import format_shares
@@ -103,7 +103,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             found = within(simulation, widths)
             document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])
-        document["stand_in"] = device.like if shares["tpot"].by_kind["another GPU"] else None
+        document["stand_in"] = stand_in(device, shares["tpot"])
         lines.append(f"a decode step {format_shares(shares['tpot'], device)}")
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 

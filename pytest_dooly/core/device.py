@@ -117,8 +117,8 @@ DEVICES: tuple[Device, ...] = (
 the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX
 Blackwell (there of the Workstation Edition).
 
-Those with a `like` have no public tables: it is the GPU of the same generation that has some, or the nearest of the
-same memory and links. Their memory is what `nvidia-smi` shows less 0.6 GiB.
+Those with a `like` have no public tables: it is the GPU of the same generation that has some. Of the RTX 4090 there
+are some of single models, which come first. Their memory is what `nvidia-smi` shows less 0.6 GiB.
 
 Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and 2026, of which vLLM takes its share:
 0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,

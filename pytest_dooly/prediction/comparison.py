@@ -13,7 +13,7 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.interval import Interval, is_mixture, typical_steps
-from pytest_dooly.prediction.shares import Shares, shares_at
+from pytest_dooly.prediction.shares import Shares, shares_at, stand_in
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served
 from pytest_dooly.published.basis import Foundation
@@ -74,7 +74,7 @@ class Candidate:
             "tpot_interval_s": self.tpot_interval and list(dataclasses.astuple(self.tpot_interval)),
             "tokens_per_s": self.tokens_per_s,
             "shares": dict(self.shares.by_kind),
-            "stand_in": self.device.like if self.shares.by_kind["another GPU"] else None,
+            "stand_in": stand_in(self.device, self.shares),
             "expected_error": self.shares.error,
             "out_of_range": list(self.prediction.out_of_range),
             "memory": {**dataclasses.asdict(self.footprint), "fits": self.footprint.fits},

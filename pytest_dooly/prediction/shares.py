@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pytest_dooly.core.batch import Batch, SweepPoint
+from pytest_dooly.core.device import Device
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.core.work import Work
@@ -15,7 +16,7 @@ from pytest_dooly.prediction.step import StepPrediction, is_hosts, predict_step,
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.parts import basis_at
 
-__all__ = ["Shares", "bases_at", "shares_at", "shares_of"]
+__all__ = ["Shares", "bases_at", "shares_at", "shares_of", "stand_in"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def shares_at(
     seen = [not (overlapped and is_hosts(operation)) for operation in step_operations(model)]
     step = replace(step, operations=tuple(itertools.compress(step.operations, seen)))
     return shares_of(step, list(itertools.compress(bases, seen)))
+
+
+def stand_in(device: Device, shares: Shares) -> str | None:
+    """The GPU whose latencies stand in for a device's in a step; None where none do."""
+    return device.like if shares.by_kind["another GPU"] else None
 
 
 def bases_at(

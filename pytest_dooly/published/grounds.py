@@ -83,9 +83,7 @@ class Grounds:
         if own.basis.kind != "estimate" or self.stand_in is None:
             return own
         there = self.stand_in.foundation(signature, limits)
-        if there.basis.kind == "estimate":
-            return own
-        return transferred(there, Estimate(signature, self.device), Estimate(signature, self.stand_in.device))
+        return transferred(there, signature, self.stand_in.device, self.device) or own
 
     def _own(self, signature: Signature, limits: Limits) -> Foundation:
         """The best of what is known of this very device."""
@@ -239,7 +237,7 @@ class Grounds:
     @property
     def empty(self) -> bool:
         """Whether nothing is known of the device nor of one like it: every prediction is an estimate."""
-        return not self._rows and not self._measured and self.stand_in is None
+        return not self.has_own and self.stand_in is None
 
     @property
     def has_own(self) -> bool:

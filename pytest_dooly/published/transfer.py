@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.device import Device
+from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.estimate import Estimate
@@ -72,13 +73,16 @@ def _is_alike(one: Device, other: Device) -> bool:
     return near and one.compute_capability == other.compute_capability
 
 
-def transferred(there: Foundation, here: Estimate, of: Estimate) -> Foundation:
-    """The foundation of an operation on this GPU, by another's.
+def transferred(there: Foundation, signature: Signature, of: Device, here: Device) -> Foundation | None:
+    """The foundation of an operation on this GPU, by another's; None where that is an estimate itself.
 
     Args:
-        there: of the operation on the other GPU; not an estimate.
-        here: estimate of it on this one.
-        of: estimate of it on the other.
+        there: of the operation on the other GPU.
+        signature: of the operation.
+        of: the other GPU.
+        here: this one.
     """
-    model = Transferred(there, of, here)
+    if there.basis.kind == "estimate":
+        return None
+    model = Transferred(there, Estimate(signature, of), Estimate(signature, here))
     return Foundation(model, model.basis(there.basis))
