@@ -40,7 +40,7 @@ from pytest_dooly.core.device import device_named, served_on
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import cache_room
 from pytest_dooly.scheduling.clock import Server
 from pytest_dooly.simulation.deployment import Deployment
 from pytest_dooly.simulation.simulate import Engine, joined
@@ -167,7 +167,7 @@ def compared(case: Case, number: int, *, clone: Path, python: str, db: Path, fol
         traced = serve(engine, configuration, opened, engine.environment(configuration), progress=progress)
     device = device_named(case.device)
     model = served_on(traced, device, case.options)
-    blocks = kv_blocks(model, device)
+    blocks = cache_room(model, device).num_blocks
     shared: dict[str, object] = {
         "replica_config_tensor_parallel_size": case.ranks,
         "request_generator_config_type": "trace_replay",

@@ -26,7 +26,7 @@ from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import cache_room
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import run
 from pytest_dooly.scheduling.native import NativeScheduler
@@ -88,7 +88,7 @@ def _llama(db_path: Path) -> tuple[StepTimes, SchedulerOptions]:
         (model,) = db.models()
         models = {key: found.model for key, found in Grounds(db, device).of(model).items()}
         times = StepTimes(model, models, overlapped=True)
-    return times, SchedulerOptions(model.limits, kv_blocks(model, device))
+    return times, SchedulerOptions(model.limits, cache_room(model, device).num_blocks)
 
 
 def _linear() -> tuple[Linear, SchedulerOptions]:

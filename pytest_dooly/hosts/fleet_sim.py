@@ -15,7 +15,7 @@ from pytest_dooly.core.device import device_named
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.hosts.backend import Backend, backend
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import cache_room
 
 __all__ = ["GpuProfile", "gpu_profile"]
 
@@ -105,5 +105,6 @@ def gpu_profile(
         raise ConfigurationError(f"chunk must be at least 1, got {chunk}")
     made = backend(model, device=device, db=db, options=options, routing=routing)
     block_size = (options.block_size if options is not None else None) or 16
-    blocks = kv_blocks(made.model, device_named(device), block_size=block_size)
+    room = cache_room(made.model, device_named(device), block_size=block_size)
+    blocks = room.for_tokens(made.model.limits.max_num_seqs)
     return GpuProfile(f"{model} on {device}", cost_per_hr, made, blocks, chunk, block_size)

@@ -25,7 +25,7 @@ from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.hosts.backend import Backend
 from pytest_dooly.hosts.deviation import Deviation
 from pytest_dooly.latency_db.export import written_whole
-from pytest_dooly.published.footprint import footprint, kv_blocks, state_blocks
+from pytest_dooly.published.footprint import cache_room, footprint
 
 __all__ = ["Numbers", "fitted"]
 
@@ -126,8 +126,8 @@ def fitted(backend: Backend, device: Device, *, prompt_len: int, output_len: int
     sent_bytes = footprint(backend.model, device, num_reqs=1, seq_len=context_len).cache_bytes / context_len
     numbers = _numbers(max(min(limits.max_num_seqs, limits.max_num_tokens // 2), 1))
     if sent_bytes:  # no more than are in memory at once
-        each = -(-context_len // _BLOCK_SIZE) + state_blocks(backend.model, device, block_size=_BLOCK_SIZE)
-        held = kv_blocks(backend.model, device, block_size=_BLOCK_SIZE) // each
+        room = cache_room(backend.model, device, block_size=_BLOCK_SIZE)
+        held = room.num_blocks // (-(-context_len // _BLOCK_SIZE) + room.of_states)
         numbers = _numbers(max(min(numbers[-1], held), 1))
     prompts = sorted({min(max(round(prompt_len * each), 1), limits.max_model_len - output_len) for each in _AROUND})
     itl_s = np.array(backend.steps_s([(1, context_len)] * number for number in numbers))

@@ -13,7 +13,7 @@ from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.step import check_regressors, is_admission
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
-from pytest_dooly.published.footprint import kv_blocks, state_blocks
+from pytest_dooly.published.footprint import cache_room
 from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
@@ -104,9 +104,8 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
     """
     limits = times.model.limits
     try:
-        options = SchedulerOptions(
-            limits, kv_blocks(times.model, device), state_blocks=state_blocks(times.model, device)
-        )
+        room = cache_room(times.model, device)
+        options = SchedulerOptions(limits, room.num_blocks, state_blocks=room.of_states)
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))
     server = Server.adding(SERVER_S, async_scheduling=True, tokenise_s=TOKENISE_S)

@@ -18,7 +18,15 @@ from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.family import weight_precision
 from pytest_dooly.published.kernels import WEIGHT_BYTES
 
-__all__ = ["ENGINE_SHARE", "Footprint", "footprint", "footprint_of_batch", "kv_blocks", "state_blocks", "working_bytes"]
+__all__ = [
+    "ENGINE_SHARE",
+    "CacheRoom",
+    "Footprint",
+    "cache_room",
+    "footprint",
+    "footprint_of_batch",
+    "working_bytes",
+]
 
 ENGINE_SHARE = 0.92
 """Of the memory, that vLLM takes unless told otherwise: `gpu_memory_utilization`, 0.9 before 0.21.0."""
@@ -110,11 +118,36 @@ def working_bytes(model: ServedModel) -> float:
     return _CONTEXT_BYTES + collectives_bytes + activations_bytes + sampling_bytes
 
 
-def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> int:
-    """KV blocks that the device's memory leaves beside the weights, by what tokens take of them.
+@dataclass(frozen=True)
+class CacheRoom:
+    """What a device's memory leaves beside the weights, in KV blocks.
 
-    Of a model with state-space mixers a request takes `state_blocks` of them besides, as if those were of one size:
-    vLLM makes blocks so large there that one holds a state, of which the last is emptier.
+    Attributes:
+        num_blocks: by what tokens take of them.
+        of_states: of those, what the states of one request take, however long it is; 0 without state-space mixers. As
+            if blocks were of one size: vLLM makes them so large there that one holds a state, and the last is emptier.
+    """
+
+    num_blocks: int
+    of_states: int = 0
+
+    def for_tokens(self, num_reqs: int) -> int:
+        """Blocks that the states of so many requests leave, for a scheduler that knows of none.
+
+        Raises:
+            ConfigurationError: they leave none.
+        """
+        left = self.num_blocks - num_reqs * self.of_states
+        if left < 1:
+            raise ConfigurationError(
+                f"the states of {num_reqs:,} requests take all of {self.num_blocks:,} KV blocks, {self.of_states:,} "
+                "each: serve fewer at once (max_num_seqs)"
+            )
+        return left
+
+
+def cache_room(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> CacheRoom:
+    """KV blocks that the device's memory leaves beside the weights.
 
     Args:
         model: one rank of it.
@@ -125,38 +158,19 @@ def kv_blocks(model: ServedModel, device: Device, *, block_size: int = 16, share
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps no keys and values.
     """
-    held, block_bytes = footprint(model, device, num_reqs=1, seq_len=0), _block_bytes(model, device, block_size)
+    held, of_a_block = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, block_size))
+    states_bytes = held.cache_bytes
+    block_bytes = of_a_block.cache_bytes - states_bytes
+    if block_bytes <= 0:
+        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     usable_bytes = share * device.memory_bytes
     left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
-    if left_bytes < held.cache_bytes + block_bytes:
+    if left_bytes < states_bytes + block_bytes:
         raise ConfigurationError(
             f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
             f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
-    return int(left_bytes / block_bytes)
-
-
-def state_blocks(model: ServedModel, device: Device, *, block_size: int = 16) -> int:
-    """KV blocks' worth of memory that the states of a request take, however long it is; 0 without state-space mixers.
-
-    Args:
-        model: one rank of it.
-        device: that serves the rank.
-        block_size: tokens in one block.
-
-    Raises:
-        ConfigurationError: the model keeps no keys and values.
-    """
-    states_bytes = footprint(model, device, num_reqs=1, seq_len=0).cache_bytes
-    return math.ceil(states_bytes / _block_bytes(model, device, block_size)) if states_bytes else 0
-
-
-def _block_bytes(model: ServedModel, device: Device, block_size: int) -> float:
-    """What the tokens of one block take."""
-    whole, states = (footprint(model, device, num_reqs=1, seq_len=tokens).cache_bytes for tokens in (block_size, 0))
-    if whole <= states:
-        raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
-    return whole - states
+    return CacheRoom(int(left_bytes / block_bytes), math.ceil(states_bytes / block_bytes))
 
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.interval import Figure, typical_steps
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
-from pytest_dooly.published.footprint import ENGINE_SHARE, kv_blocks, state_blocks
+from pytest_dooly.published.footprint import ENGINE_SHARE, cache_room
 from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.simulation.deployment import Deployment, Router
@@ -84,8 +84,8 @@ class Engine:
         blocks, of_states = self.kv_blocks, 0
         if blocks is None and device is not None:
             share, gpu = self.gpu_memory_utilization, device_named(device)
-            blocks = kv_blocks(model, gpu, block_size=self.block_size, share=share)
-            of_states = state_blocks(model, gpu, block_size=self.block_size)
+            room = cache_room(model, gpu, block_size=self.block_size, share=share)
+            blocks, of_states = room.num_blocks, room.of_states
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(

@@ -15,7 +15,7 @@ from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.hosts.fleet_sim import GpuProfile, gpu_profile
 from pytest_dooly.prediction.step_times import Shape
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import cache_room
 from tests.hosts.conftest import of_steps, planned
 
 CLONE, PYTHON = os.environ.get("DOOLY_FLEET_SIM"), os.environ.get("DOOLY_HOSTS_PYTHON", sys.executable)
@@ -75,7 +75,7 @@ def test_a_request_takes_its_chunks_and_its_tokens(gpu: GpuProfile) -> None:
 
 def test_a_model_of_a_latency_db(db: Path) -> None:
     gpu = gpu_profile("planned", device="h200_sxm", cost_per_hr=3.5, db=db)
-    assert gpu.total_kv_blks == kv_blocks(planned(), device_named("h200_sxm"))
+    assert gpu.total_kv_blks == cache_room(planned(), device_named("h200_sxm")).num_blocks
     backend = pytest_dooly.backend("planned", device="h200_sxm", db=db)
     assert gpu.iter_latency(3, 300) == backend.step_s([(1, 300)] * 3)
     with pytest.raises(ConfigurationError, match="chunk must be at least 1, got 0"):

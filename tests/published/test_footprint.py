@@ -14,10 +14,10 @@ from pytest_dooly.core.signature import ModelOperation, Signature, dtype_bytes
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.footprint import (
     ENGINE_SHARE,
+    CacheRoom,
+    cache_room,
     footprint,
     footprint_of_batch,
-    kv_blocks,
-    state_blocks,
     working_bytes,
 )
 from tests.samples import served, uses
@@ -97,8 +97,10 @@ def test_blocks_are_what_the_weights_leave() -> None:
     """10 GB, 92 % of it taken, less what a step takes; 2 MB of weights; 32 layers of 8 heads of 128 in bf16."""
     model = served(uses(linear(1024, 1024)), uses(attention(32, 8, 128), 32))
     block_bytes = 16 * 32 * 2 * 8 * 128 * 2
-    assert kv_blocks(model, DEVICE) == int((9.2e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
-    assert kv_blocks(model, DEVICE, share=0.5) == int((5e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
+    assert cache_room(model, DEVICE).num_blocks == int((9.2e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes)
+    assert cache_room(model, DEVICE, share=0.5).num_blocks == int(
+        (5e9 - working_bytes(model) - 2 * 1024 * 1024) / block_bytes
+    )
 
 
 def test_a_state_takes_blocks_once_a_request_and_leaves_those_of_tokens_as_they_are() -> None:
@@ -108,16 +110,22 @@ def test_a_state_takes_blocks_once_a_request_and_leaves_those_of_tokens_as_they_
     alone = served(uses(attention(16, 4, 256), 8))
     hybrid = served(uses(attention(16, 4, 256), 8), mixer)
     block_bytes = 16 * 8 * 2 * 4 * 256 * 2
-    assert kv_blocks(hybrid, DEVICE) == kv_blocks(alone, DEVICE) == int((9.2e9 - working_bytes(hybrid)) / block_bytes)
-    assert state_blocks(hybrid, DEVICE) == math.ceil(24 * 4 * 32 * 128 * 128 / block_bytes)
-    assert state_blocks(alone, DEVICE) == 0
+    blocks, of_states = (
+        int((9.2e9 - working_bytes(hybrid)) / block_bytes),
+        math.ceil(24 * 4 * 32 * 128**2 / block_bytes),
+    )
+    assert cache_room(hybrid, DEVICE) == CacheRoom(blocks, of_states)
+    assert cache_room(alone, DEVICE) == CacheRoom(blocks)
+    assert CacheRoom(blocks, of_states).for_tokens(8) == blocks - 8 * of_states
+    with pytest.raises(ConfigurationError, match=r"the states of 1,000 requests take all of .* serve fewer at once"):
+        CacheRoom(blocks, of_states).for_tokens(1000)
     with pytest.raises(ConfigurationError, match="keeps no keys and values"):
-        kv_blocks(served(mixer), DEVICE)
+        cache_room(served(mixer), DEVICE)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     small = Device("tiny", "Tiny GPU", 1, 1e8, 1e12, 1e14, 1e13, 1e11)
     with pytest.raises(ConfigurationError, match=r"does not fit on tiny: 0.0 GB of weights .* use more ranks"):
-        kv_blocks(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
+        cache_room(served(uses(linear(64, 64)), uses(attention(32, 8, 128))), small)
     with pytest.raises(ConfigurationError, match="keeps no keys and values: name the number of KV blocks"):
-        kv_blocks(served(uses(linear(64, 64))), DEVICE)
+        cache_room(served(uses(linear(64, 64))), DEVICE)

@@ -12,7 +12,7 @@ from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.hosts.vidur.configs import Dooly, add_devices, add_model
 from pytest_dooly.hosts.vidur_family import backend_of, device_of, requests_of
-from pytest_dooly.published.footprint import kv_blocks
+from pytest_dooly.published.footprint import cache_room
 
 __all__ = ["DoolyExecutionTimePredictor", "StepTime", "register"]
 
@@ -64,8 +64,8 @@ class DoolyExecutionTimePredictor(BaseExecutionTimePredictor):
         self._backend = backend_of(predictor_config, replica_config, replica_config.tensor_parallel_size)
         if not replica_scheduler_config.num_blocks:
             device, block_size = device_of(predictor_config, replica_config), replica_scheduler_config.block_size
-            blocks = kv_blocks(self._backend.model, device_named(device), block_size=block_size)
-            replica_scheduler_config.num_blocks = blocks
+            room = cache_room(self._backend.model, device_named(device), block_size=block_size)
+            replica_scheduler_config.num_blocks = room.for_tokens(replica_scheduler_config.batch_size_cap)
 
     def get_execution_time(self, batch: Any, pipeline_stage: int) -> StepTime:
         """The time of a step.

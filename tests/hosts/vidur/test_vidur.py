@@ -53,7 +53,7 @@ def replica(**changes: Any) -> SimpleNamespace:
 
 def made(predictor: ModuleType, db: Path, *, num_blocks: int | None = None, **changes: Any) -> Any:
     config = sys.modules["pytest_dooly.hosts.vidur.configs"].DoolyExecutionTimePredictorConfig(db=str(db))
-    scheduler = SimpleNamespace(num_blocks=num_blocks, block_size=16)
+    scheduler = SimpleNamespace(num_blocks=num_blocks, block_size=16, batch_size_cap=128)
     made = predictor.DoolyExecutionTimePredictor(config, replica(**changes), scheduler, None)
     return made, scheduler
 
@@ -76,10 +76,10 @@ def test_a_step_of_vidur_takes_what_the_back_end_says(predictor: ModuleType, db:
 
 def test_it_has_the_blocks_of_the_engine_where_none_are_named(predictor: ModuleType, db: Path) -> None:
     from pytest_dooly.core.device import device_named
-    from pytest_dooly.published.footprint import kv_blocks
+    from pytest_dooly.published.footprint import cache_room
 
     _, scheduler = made(predictor, db, device="h200_sxm")
-    assert scheduler.num_blocks == kv_blocks(planned(), device_named("h200_sxm"))
+    assert scheduler.num_blocks == cache_room(planned(), device_named("h200_sxm")).num_blocks
     _, scheduler = made(predictor, db, num_blocks=77)
     assert scheduler.num_blocks == 77
 
