@@ -18,6 +18,9 @@ One class per remedy::
 At the edge (`plugin/`, `cli/`) a DoolyError becomes one message, never a traceback.
 """
 
+import os
+from pathlib import Path
+
 __all__ = [
     "ConfigurationError",
     "DatabaseError",
@@ -34,6 +37,7 @@ __all__ = [
     "UntestedEngineWarning",
     "WorkerError",
     "reason_of",
+    "refusal_of",
 ]
 
 
@@ -97,3 +101,12 @@ def reason_of(error: Exception) -> str:
     """What somebody else's code has raised, on one line: its kind, and the first line of what it says."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def refusal_of(error: OSError) -> str:
+    """Why the system writes no file: its own words, or what stands where a folder is needed."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
+        path = Path(error.filename)
+        in_the_way = next((each for each in (path, *path.parents) if each.is_file()), path)
+        return f"{in_the_way} is a file, where a folder is needed"
+    return os.strerror(error.errno) if error.errno else str(error)

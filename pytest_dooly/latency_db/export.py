@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pytest_dooly.core.environment import Environment
-from pytest_dooly.errors import ConfigurationError, DoolyError, MissingExtraError
+from pytest_dooly.errors import ConfigurationError, DoolyError, MissingExtraError, refusal_of
 from pytest_dooly.latency_db.all_latencies import LatencyRow
 from pytest_dooly.latency_db.db import LatencyDB
 
@@ -104,8 +104,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         with _replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ExportError(f"cannot write {path}: {reason}; name another file, or free some disk space") from error
+        raise ExportError(
+            f"cannot write {path}: {refusal_of(error)}; name another file, or free some disk space"
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sqlite_utils import Database
 
-from pytest_dooly.errors import DatabaseError
+from pytest_dooly.errors import DatabaseError, refusal_of
 from pytest_dooly.latency_db.migrations import APPLICATION_ID, MIGRATIONS
 
 __all__ = ["copy_of", "explained", "open_file", "transaction"]
@@ -101,7 +101,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DatabaseError(
-            f"cannot {doing} latency DB {path}: {error.strerror or error}; name a file that can be read and written"
+            f"cannot {doing} latency DB {path}: {refusal_of(error)}; name a file that can be read and written"
         ) from error
     except sqlite3.Error as error:
         remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "if this stays, name another file")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_dooly.errors import ConfigurationError, DoolyError
+from pytest_dooly.errors import ConfigurationError, DoolyError, refusal_of
 from pytest_dooly.plugin.session import DoolyPlugin, parameter_of
 from pytest_dooly.plugin.settings import number, percent, progress, setting, suite, usage_errors, write_above
 
@@ -246,7 +246,7 @@ class GatePlugin:
         """Adds to GitHub's summary of the job, or else writes a file among the reports."""
         told = os.environ.get("GITHUB_STEP_SUMMARY")
         reports = self._config.rootpath / (setting(self._config, "reports") or "reports")
-        path = Path(told) if told else reports / f"gate-{Path(gate.model.name).name}.md"
+        path = Path(told) if told else reports / f"gate-{self._file_name(gate)}.md"
         _write(path, text, append=bool(told))
         return path
 
@@ -255,8 +255,14 @@ class GatePlugin:
         asked = setting(self._config, "gate-json")
         if asked:
             name = Path(asked)
-            one = name if len(self._gates) == 1 else name.with_stem(f"{name.stem}-{Path(gate.model.name).name}")
+            one = name if len(self._gates) == 1 else name.with_stem(f"{name.stem}-{self._file_name(gate)}")
             _write(self._config.rootpath / one, json.dumps(document, indent=2) + "\n")
+
+    def _file_name(self, gate: Gate) -> str:
+        """The model's, numbered where several of this session have the same: directories of one name, say."""
+        name = Path(gate.model.name).name
+        alike = [each for each in self._gates.values() if Path(each.model.name).name == name]
+        return name if len(alike) == 1 else f"{name}-{alike.index(gate) + 1}"
 
     def _options(self) -> GateOptions:
         from pytest_dooly.core.workload import Workload
@@ -293,7 +299,7 @@ def _write(path: Path, text: str, *, append: bool = False) -> None:
         with path.open("a" if append else "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise pytest.UsageError(f"cannot write {path}: {error.strerror}; name another file") from error
+        raise pytest.UsageError(f"cannot write {path}: {refusal_of(error)}; name another file") from error
 
 
 def _commit(root: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.errors import ConfigurationError, refusal_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,7 @@ def png_path(text: str) -> Path:
         if not there:
             path.unlink()
     except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+        raise ConfigurationError(f"cannot write {path}: {refusal_of(error)}; name another file") from error
     return path
 
 

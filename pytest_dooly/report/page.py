@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from pytest_dooly.errors import DoolyError
+from pytest_dooly.errors import DoolyError, refusal_of
 from pytest_dooly.prediction.validation import (
     Validation,
 )
@@ -55,7 +55,7 @@ def write_report(report: ModelReport, directory: Path) -> Path:
         _replace(directory / "summary.md", summary)
         _replace(directory / "index.html", page)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = refusal_of(error)
         raise ReportError(f"cannot write the report to {directory}: {reason}; name another directory") from error
     return directory / "index.html"
 

@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(db: LatencyDB, tmp_path: Pat
 
 def test_a_directory_that_cannot_be_made_is_explained(db: LatencyDB, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(ExportError, match="cannot write .*Not a directory"):
+    with pytest.raises(ExportError, match="cannot write .*file is a file, where a folder is needed; name another file"):
         export(db, tmp_path / "file" / "deeper")
 
 

@@ -71,7 +71,7 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(DatabaseError, match="Not a directory"):
+    with pytest.raises(DatabaseError, match="file is a file, where a folder is needed; name a file"):
         LatencyDB.open(tmp_path / "file" / "latencies.sqlite")
     assert (tmp_path / "file").read_text() == "kept"
 

@@ -389,6 +389,13 @@ def test_wrong_usage_is_one_line(pytester: pytest.Pytester, place: Path, args: t
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
 
 
+def test_models_of_one_name_have_a_summary_each(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
+    (place / "other").mkdir()
+    write(place / "other" / "model", LLAMA, hidden_size=64, intermediate_size=96, vocab_size=128, num_hidden_layers=3)
+    assert gate(pytester, "-q", "-k", "rms_norm", "--dooly-model=other/model").ret == 0
+    assert sorted(path.name for path in (place / "reports").glob("gate-*")) == ["gate-model-1.md", "gate-model-2.md"]
+
+
 def test_no_place_to_write_to_is_found_before_anything_is_timed(
     pytester: pytest.Pytester, place: Path, machine: Machine
 ) -> None:
