@@ -92,7 +92,7 @@ class Exploration:
     """Explores one operation after the other within a budget of time; every point is kept as soon as it is timed.
 
     Attributes:
-        budget_s: seconds for all of them together.
+        budget_s: seconds for all of them together, the engine's start not counted.
         spent_s: seconds so far; the last point may end later than the budget.
         explored: the operations so far.
     """
@@ -133,6 +133,7 @@ class Exploration:
             )
         explored = Explored(signature, fit(signature, known), known)
         self.explored.append(explored)
+        self._profiling.start(self._profiling.beyond(model, operation, next(iter(known))))
         begin_s = self._clock()
         until_s = begin_s + share * max(self.budget_s - self.spent_s, 0.0)
         try:

@@ -138,6 +138,15 @@ class Profiling:
         """Reads the clock of the case's operation; the difference of two readings is in seconds."""
         return self._clocks.of(case.operation.signature).now
 
+    def start(self, case: Case) -> None:
+        """Starts the engine that times the case and others beside the plan, so that no budget of timing pays for that.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        self._beyond = True
+        self._session_for(case)
+
     def unneeded(self, case: Case) -> str | None:
         """Why a case need not be timed, asked right before it would be; None where it is."""
         if case.use != "refinement" or case.reused:

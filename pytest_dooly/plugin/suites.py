@@ -61,7 +61,8 @@ def register(config: pytest.Config) -> None:
                 raise ConfigurationError(f"--dooly-suite={name} needs --dooly-{name}, as in --dooly-{name}={bound}")
         if setting(config, "slo"):
             _objective(config)
-        _minutes(config)
+        if setting(config, "explore") and not _minutes(config):
+            raise ConfigurationError("--dooly-explore=0 leaves no time: name minutes above 0, or drop it")
 
 
 def arguments(config: pytest.Config) -> list[str]:

@@ -138,6 +138,7 @@ def test_without_a_model_or_an_slo_tests_are_skipped(place: Path, pytester: pyte
         (("--dooly-suite=slow",), "unknown suite 'slow': name one of operations, explore, *"),
         (("--dooly-suite=slo",), "--dooly-suite=slo needs --dooly-slo, as in --dooly-slo=ttft:300ms,tpot:40ms"),
         (("--dooly-suite=cliffs,explore",), "--dooly-suite=explore needs --dooly-explore, as in --dooly-explore=5"),
+        (("--dooly-explore=0",), "--dooly-explore=0 leaves no time: name minutes above 0, or drop it"),
         (("--dooly-explore=soon",), "--dooly-explore takes a number that is not negative, got 'soon'"),
     ],
 )
