@@ -112,21 +112,33 @@ DEVICES: tuple[Device, ...] = (
         link_bytes_per_s=64e9,
         compute_capability=(12, 0),
     ),
+    Device(
+        "v100s_pcie_32gb",
+        "Tesla V100S-PCIE-32GB",
+        80,
+        31.75 * _GIB,
+        1.134e12,
+        130e12,
+        16.4e12,
+        16e9,
+        (7, 0),
+        "a100_sxm",
+    ),
 )
-"""Figures of NVIDIA's data sheets; dense matrix products, HGX boards, PCIe 4.0 for the L40S and the RTX 4090, 5.0 for
-the RTX Pro 6000. Its and the RTX 4090's products are those that add up in fp32, by the whitepapers on Ada and on RTX
-Blackwell (there of the Workstation Edition).
+"""Figures of NVIDIA's data sheets; dense matrix products (Volta's in fp16, having no bf16), HGX boards, PCIe 3.0 for
+the V100S, 4.0 for the L40S and the RTX 4090, 5.0 for the RTX Pro 6000. Its and the RTX 4090's products are those that
+add up in fp32, by the whitepapers on Ada and on RTX Blackwell (there of the Workstation Edition).
 
-Those with a `like` have no public tables: it is the GPU of the same generation that has some. Of the RTX 4090 there
-are some of single models, which come first. Their memory is what `nvidia-smi` shows less 0.6 GiB.
+Those with a `like` have no public tables: it is the GPU of the same generation that has some, or else of the next. Of
+the RTX 4090 there are some of single models, which come first. Their memory is what `nvidia-smi` shows less 0.6 GiB.
 
 Memory is what `torch.cuda.get_device_properties` says under drivers of 2025 and 2026, of which vLLM takes its share:
 0.5 to 0.8 GiB less than `nvidia-smi` shows, which has 81,920 MiB of an A100, 81,559 of an H100, 143,771 of an H200,
 183,359 of a B200 and 46,068 of an L40S. Drivers differ by up to 0.1 GiB. Sources: vLLM's own words in public logs
 ("Free memory on device (78.84/79.25 GiB)" of an A100 80GB under 0.31.0; 79.19 of an H100, 139.8 of an H200), and
-PyTorch's "total capacity of" in those of the B200 (178.35 GiB) and the L40S (44.39). Of the B300, GB200 and GB300 it is
-what `nvidia-smi` shows (275,040, 189,471 and 284,208 MiB, as aiconfigurator's `systems/*.yaml` have it) less the B200's
-difference, 0.7 GiB; their other figures are that package's too.
+PyTorch's "total capacity of" in those of the B200 (178.35 GiB), the L40S (44.39) and V100s of 32 GB (31.75). Of the
+B300, GB200 and GB300 it is what `nvidia-smi` shows (275,040, 189,471 and 284,208 MiB, as aiconfigurator's
+`systems/*.yaml` have it) less the B200's difference, 0.7 GiB; their other figures are that package's too.
 """
 
 

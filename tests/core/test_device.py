@@ -36,7 +36,7 @@ def test_names_and_products_are_sorted_and_each_stands_for_one_device() -> None:
 def test_figures_are_in_bytes_and_operations_per_second(device: Device) -> None:
     *figures, capability, _ = dataclasses.astuple(device)[2:]
     assert all(value > 0 for value in figures)
-    assert (8, 0) <= capability <= (12, 0)
+    assert (7, 0) <= capability <= (12, 0)
     assert device.link_bytes_per_s < device.memory_bytes_per_s < device.flops_per_s
     assert 30 < device.flops_per_s / device.memory_bytes_per_s < 500  # operations a byte: the ridge of a roofline
 
@@ -66,6 +66,7 @@ def test_what_stands_in_for_a_device_has_latencies_of_its_own() -> None:
         ("rtx_3090", 24576),
         ("rtx_5090", 32607),
         ("rtx_a6000", 49140),
+        ("v100s_pcie_32gb", 32768),
     ],
 )
 def test_memory_is_a_little_less_than_nvidia_smi_shows(name: str, shown: int) -> None:
