@@ -1,45 +1,49 @@
 """Published runs of vLLM, each predicted from published latencies of operations alone, through simulated traffic.
 
-    python -m benchmarks.arena [--db FILE] [--every N] [--write DIR]
+    python -m benchmarks.arena [--runs FILE] [--configs DIR] [--db FILE] [--every N] [--write DIR]
 
-`runs.csv` has the figures as their sources print them, with sources, versions and the servers' options. A run can be
+`runs.csv` has the figures as their sources print them, with sources, versions and the servers' options; `--runs` names
+another file of the same columns, and `--configs` a folder that holds ORG--NAME/config.json of its models. A run can be
 expressed where its model's config.json, its lengths and its load are known; what is left out is counted by reason.
-Lengths are drawn as the client drew them, `range0.8-1` uniformly from 0.8 to 1.0 times the value. An engine takes 8,192
-tokens and 1,024 requests a step where the source names nothing else. Beside each group stands what aiconfigurator
-itself estimates of its closed loops (`theirs.py`).
+Lengths are drawn as the client drew them, `range0.8-1` uniformly from 0.8 to 1.0 times the value; where only means or
+medians are known, by a law that `client.py` states. Requests of a rate come at random, as most clients send them. An
+engine takes as many tokens and requests a step as `vllm serve` does on the device where the source names nothing else.
+Beside each group stands what aiconfigurator itself estimates of its closed loops (`theirs.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from benchmarks.arena.calibration import calibration
-from benchmarks.arena.models import document_of
-from benchmarks.arena.predictions import predict_all, served, tables_of, trace_all
+from benchmarks.arena.models import is_known
+from benchmarks.arena.predictions import predict_all, served, trace_all
 from benchmarks.arena.report import Row, save_picture, tables
-from benchmarks.arena.runs import PublishedRun, read_runs
+from benchmarks.arena.runs import RUNS, PublishedRun, read_runs
 from benchmarks.arena.theirs import estimates, key_of
 from benchmarks.public import write
 from pytest_dooly.core.device import DEVICES
-
-TABLES = frozenset({"a100_sxm", "b200_sxm", "h100_sxm", "h200_sxm", "l40s", "rtx_pro_6000_server"})
-"""GPUs whose operations are published in aiconfigurator's tables, and whose data sheets are known here."""
 
 
 def main() -> None:
     """Imports tables, traces, predicts, prints, and writes where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", metavar="FILE", type=Path, default=RUNS, help="published runs (runs.csv beside this)")
+    parser.add_argument("--configs", metavar="DIR", type=Path, help="holds ORG--NAME/config.json of models")
     parser.add_argument("--db", metavar="FILE", type=Path, help="latency DB to import into; a temporary one else")
     parser.add_argument("--every", metavar="N", type=int, default=1, help="only every so many runs of a group")
     parser.add_argument("--write", metavar="DIR", type=Path, help="a report and a picture as well")
     options = parser.parse_args()
     left_out: Counter[str] = Counter()
-    runs = list(_thinned(_expressible(left_out), options.every))
     with tempfile.TemporaryDirectory() as folder:
+        if options.configs is not None:
+            shutil.copytree(options.configs, folder, dirs_exist_ok=True)
+        runs = list(_thinned(_expressible(options.runs, Path(folder), left_out), options.every))
         db_path = options.db or Path(folder) / "latency.db"
         refused = trace_all(runs, db_path, Path(folder))
         rows, theirs = [], estimates()
@@ -57,13 +61,13 @@ def main() -> None:
         save_picture(rows, options.write / "arena.png")
 
 
-def _expressible(left_out: Counter[str]) -> list[PublishedRun]:
+def _expressible(path: Path, folder: Path, left_out: Counter[str]) -> list[PublishedRun]:
     """The runs that can be predicted; counts the others by reason."""
-    found = []
-    for run, _, reason in read_runs():
-        if run is not None and not any(run.device == each.name and tables_of(each) in TABLES for each in DEVICES):
+    found, devices = [], {each.name for each in DEVICES}
+    for run, _, reason in read_runs(path):
+        if run is not None and run.device not in devices:
             reason = "no operations of its device are published"
-        elif run is not None and document_of(run.model) is None:
+        elif run is not None and not is_known(run.model, folder):
             reason = "its config.json is not at hand"
         if reason or run is None:
             left_out[reason] += 1

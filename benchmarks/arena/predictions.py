@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arena.client import longest_of, server_of, traffic_of
 from benchmarks.arena.models import written
 from benchmarks.arena.runs import PublishedRun
 from benchmarks.study.redundancy import import_tables, progress
@@ -17,7 +18,6 @@ from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import Device, device_named
 from pytest_dooly.core.signature import ServedModel
-from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
@@ -25,16 +25,12 @@ from pytest_dooly.prediction.interval import is_mixture, typical_steps
 from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.basis import Foundation
-from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
-from pytest_dooly.published.footprint import kv_blocks, state_blocks
+from pytest_dooly.published.footprint import CacheRoom, cache_room
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.scheduling.clock import Server, run
+from pytest_dooly.scheduling.clock import run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.serving import serve_on
-from pytest_dooly.simulation.arrivals import AT_ONCE
-from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
-from pytest_dooly.simulation.synthetic import SyntheticTraffic
 
 
 @dataclass(frozen=True)
@@ -110,25 +106,28 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
             models = {key: each.model for key, each in founded.items()}
     except DoolyError as error:
         return [str(error)] * len(runs)
-    blocks = _blocks(model, device)
-    longest = max((run.prompt_len + run.output_len) * (3 if run.roughly else 2) // 2 for run in runs)
+    longest = max(longest_of(run) for run in runs)
     widest = Limits(max(run.max_num_tokens for run in runs), max(run.max_num_seqs for run in runs), longest + 1)
     kinds = {
         overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
         for overlapped in {run.async_scheduling for run in runs}
     }
-    served_model = _Served(model, founded, longest, blocks, kinds)
+    rooms = {share: _room(model, device, share) for share in {run.memory_share for run in runs}}
+    served_model = _Served(model, founded, longest, rooms, kinds)
     return [_predicted(each, served_model) for each in runs]
 
 
 @dataclass(frozen=True)
 class _Served:
-    """A model on a device, ready to be sent requests; step times by whether scheduling is asynchronous."""
+    """A model on a device, ready to be sent requests.
+
+    KV blocks are by the share of the memory, step times by whether scheduling is asynchronous.
+    """
 
     model: ServedModel
     founded: Mapping[str, Foundation]
     longest: int
-    blocks: tuple[int | None, int]
+    rooms: Mapping[float, CacheRoom | None]
     times: Mapping[bool, StepTimes]
 
 
@@ -137,25 +136,27 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     model, founded, longest = served_model.model, served_model.founded, served_model.longest
     limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
     overlapped = each.async_scheduling
+    room = served_model.rooms[each.memory_share] or CacheRoom(room_for_all(limits))
     try:
         options = SchedulerOptions(
             limits,
-            served_model.blocks[0] or room_for_all(limits),
+            room.num_blocks,
             prefix_caching=False,
             async_scheduling=overlapped,
-            state_blocks=served_model.blocks[1],
+            state_blocks=room.of_states,
         )
     except DoolyError as error:
         return str(error)
     simulated = run(
-        _traffic(each),
+        traffic_of(each),
         NativeScheduler(options),
         served_model.times[overlapped],
-        Server.adding(SERVER_S, async_scheduling=overlapped, tokenise_s=TOKENISE_S),
+        server_of(each),
     )
     centre = np.nanmedian if each.medians else np.nanmean
     tokens = sum(request.output_len for request in simulated.traffic.requests)
-    steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or each.num_requests, limits)
+    at_once = max(round(float(simulated.latency_s.sum() / simulated.last_s.max())), 1)
+    steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or at_once, limits)
     return Predicted(
         float(centre(simulated.ttft_s)),
         float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
@@ -166,25 +167,12 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     )
 
 
-def _traffic(run: PublishedRun) -> Traffic:
-    prompt, output = (_lengths(tokens, run) for tokens in (run.prompt_len, run.output_len))
-    synthetic = SyntheticTraffic(AT_ONCE, PromptAndOutput(prompt, output), concurrency=run.concurrency)
-    return synthetic.draw(num_requests=run.num_requests)
-
-
-def _lengths(tokens: int, run: PublishedRun) -> Lengths:
-    """As the client drew them; around a mean from a half to three halves, since equal ones would keep in step."""
-    if run.roughly:
-        return Lengths(low=max(1, tokens // 2), high=tokens + tokens // 2)
-    return Lengths.fixed(tokens) if run.shortest == 1 else Lengths.below(tokens, run.shortest)
-
-
-def _blocks(model: ServedModel, device: Device) -> tuple[int | None, int]:
-    """KV blocks, None for room for all, and those of a request's states."""
+def _room(model: ServedModel, device: Device, share: float) -> CacheRoom | None:
+    """None for room for all."""
     try:
-        return kv_blocks(model, device), state_blocks(model, device)
+        return cache_room(model, device, share=share)
     except DoolyError:
-        return None, 0
+        return None
 
 
 def _options(run: PublishedRun) -> ServingOptions:

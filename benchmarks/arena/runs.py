@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_dooly.core.batch import Limits
+from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.core.device import device_named, serving_limits
+from pytest_dooly.published.footprint import ENGINE_SHARE
 
 RUNS = Path(__file__).with_name("runs.csv")
-
-NUM_TOKENS, NUM_SEQS = 8192, 1024
-"""Most tokens and requests of a step where the source names none: what `vllm serve` takes on the largest GPUs."""
 
 _ASYNC_SINCE = 14
 """Minor release of vLLM that made asynchronous scheduling the default."""
 
+_SHARE_BEFORE, _SHARE_SINCE = 0.9, 21
+"""Share of the memory that vLLM took, up to the minor release that raised it."""
+
+_FIGURES = ("tpot_mean_ms", "tpot_median_ms", "ttft_mean_ms", "ttft_median_ms", "output_tok_per_s")
+
 _SEVERAL = 10
 """Requests for each that is under way at once, where a closed loop's number is not said: InferenceMAX's recipe."""
+
+
+_NOT_DATA_PARALLEL = "minimax_m2_5_h100_sxm_vllm_fp8_agg"
+"""In the id of runs whose columns say 4 copies of 4 ranks, 16 GPUs, and which were 4 ranks that share the experts: the
+id says tp4_ep4, and 13 of 15 TPOTs are within 1.5 % of those whose columns say so too."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,15 @@ class PublishedRun:
         prompt_len: tokens of a prompt at most.
         output_len: tokens of an output at most.
         shortest: share of those that the shortest of both have; lengths are uniform between.
-        concurrency: requests at once; None where all come at once.
+        concurrency: requests at once; None where they come by themselves, or all at once.
         num_requests: in all.
         ttft_s: time to first token, mean or else median; None where it is not said.
         tpot_s: time per output token, mean or else median; None where it is not said.
         tokens_per_s: generated, all devices together; None where it is not said.
         medians: whether TTFT and TPOT are medians.
-        roughly: whether only means or medians of the lengths are known; lengths are uniform around those then.
+        rate: requests per second that come by themselves; None where all come at once.
+        roughly: whether only means or medians of the lengths are known.
+        sharegpt: whether those are means of what vLLM's client takes of ShareGPT's conversations.
     """
 
     row: Mapping[str, str]
@@ -62,7 +75,19 @@ class PublishedRun:
     tpot_s: float | None
     tokens_per_s: float | None
     medians: bool
+    rate: float | None = None
     roughly: bool = False
+    sharegpt: bool = False
+
+    @property
+    def evenly(self) -> bool:
+        """Whether requests come at equal intervals, not at random."""
+        return "constant rate" in self.row["notes"]
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the client called the engine without a server between."""
+        return "in-process engine" in self.row["notes"]
 
     @property
     def low_trust(self) -> bool:
@@ -92,15 +117,15 @@ class PublishedRun:
 
     @property
     def max_num_tokens(self) -> int:
-        """Most tokens of a step."""
-        return self._number("max-num-batched-tokens") or NUM_TOKENS
+        """Most tokens of a step: what `vllm serve` takes on the device where the source names none."""
+        return self._number("max-num-batched-tokens") or self._by_default.max_num_tokens
 
     @property
     def max_num_seqs(self) -> int:
-        """Most requests of a step."""
+        """Most requests of a step, likewise."""
         if "max-num-seqs=concurrency" in self.row["notes"] and self.concurrency:
             return self.concurrency
-        return self._number("max-num-seqs") or NUM_SEQS
+        return self._number("max-num-seqs") or self._by_default.max_num_seqs
 
     @property
     def max_captured(self) -> int:
@@ -109,50 +134,68 @@ class PublishedRun:
         return Limits(self.max_num_tokens, self.max_num_seqs, 1, said).captured_tokens
 
     @property
+    def memory_share(self) -> float:
+        """Of the device's memory, that the engine took: as it was told, or the default of its version."""
+        told = self._told("gpu-memory-utilization")
+        return float(told) if told else _SHARE_BEFORE if self._release < _SHARE_SINCE else ENGINE_SHARE
+
+    @property
     def async_scheduling(self) -> bool:
         """Whether a step is prepared while the one before runs: the default since 0.14, an option before."""
+        return "async-scheduling" in self.row["notes"] or self._release >= _ASYNC_SINCE
+
+    @property
+    def _release(self) -> float:
+        """Minor release of vLLM; infinite, as of the newest, where the source does not say."""
         release = re.match(r"0\.(\d+)", self.version)
-        return "async-scheduling" in self.row["notes"] or (int(release[1]) >= _ASYNC_SINCE if release else True)
+        return int(release[1]) if release else math.inf
+
+    @property
+    def _by_default(self) -> Limits:
+        return serving_limits(device_named(self.device), ServingOptions(), self.prompt_len + self.output_len)
 
     def _number(self, option: str) -> int | None:
+        told = self._told(option)
+        return int(told) if told else None
+
+    def _told(self, option: str) -> str | None:
         """The last value that the notes give for an option: a page's own line follows that of its baseline."""
-        found = re.findall(rf"{option}[ =](\d+)", self.row["notes"])
-        return int(found[-1]) if found else None
+        found = re.findall(rf"{option.replace('-', '[-_]')}(?:[ =]|': )(\d+(?:\.\d+)?)", self.row["notes"])
+        return found[-1] if found else None
 
 
-def read_runs() -> Iterator[tuple[PublishedRun | None, Mapping[str, str], str]]:
-    """Each row as a run, or None with the reason why it cannot be expressed."""
-    with RUNS.open(encoding="utf-8") as file:
+def read_runs(path: Path = RUNS) -> Iterator[tuple[PublishedRun | None, Mapping[str, str], str]]:
+    """Each row of the file as a run, or None with the reason why it cannot be expressed."""
+    with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             reason = _why_not(row)
             yield (None if reason else _run(row)), row, reason
 
 
 def _why_not(row: Mapping[str, str]) -> str:
-    kind, _, load = row["load"].partition("=")
+    load = row["load"].partition("=")[2]
     told = not {"speculative", "pipeline", "data parallel"}.isdisjoint(re.findall(r"[a-z]+", row["notes"].lower()))
     if not row["hf_model"]:
         return "the model is not named"
-    if _lengths(row) is None:
+    if "LLMServingSim" in row["source"]:
+        return "its requests are published one by one: simulated so by benchmarks.requests"
+    if _lengths(row) is None or load == "saturating":
         return "the lengths of its requests are not published"
     if "profile coding-agent" in row["notes"]:
         return "prompts of agents begin alike, and how much of them is not published"
-    if row["lengths"] == "distribution" and kind != "concurrency":
-        return "lengths of many kinds, whose distribution is not published, and no closed loop"
-    if kind == "rate" and load != "inf/s":
-        return "open loop: its arrival times are not published"
-    if int(row["tp"] or 1) < int(row["ep"] or 1) or "parallel=dep" in row["notes"]:
+    if int(row["tp"] or 1) < _experts(row) or "parallel=dep" in row["notes"]:
         return "attention is data parallel"
     if told:
         return "speculative decoding, pipeline or data parallel"
-    if not any(row[name] for name in ("tpot_mean_ms", "tpot_median_ms", "ttft_mean_ms", "ttft_median_ms")):
-        return "neither TTFT nor TPOT is published"
+    if not any(row[name] for name in _FIGURES):
+        return "neither TTFT nor TPOT nor throughput is published"
     return ""
 
 
 def _run(row: Mapping[str, str]) -> PublishedRun:
     kind, _, load = row["load"].partition("=")
     at_once = int(load) if kind != "rate" else None
+    rate = float(load.removesuffix("/s")) if kind == "rate" else math.inf
     said = row["num_prompts"] or next(iter(re.findall(r"closed loop of about (\d+) requests", row["notes"])), "")
     number = int(said) if said else (at_once or 1) * (1 if kind == "batch" else _SEVERAL)
     mean = bool(row["tpot_mean_ms"] or not row["tpot_median_ms"])
@@ -166,7 +209,7 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         device=row["device"],
         version=row["engine_version"],
         ranks=int(row["tp"] or 1),
-        experts=int(row["ep"] or 1),
+        experts=_experts(row),
         prompt_len=lengths[0],
         output_len=lengths[1],
         shortest=0.8 if row["lengths"] == "range0.8-1" else 1.0,
@@ -176,16 +219,32 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         tpot_s=_seconds(row[f"tpot_{which}_ms"]),
         tokens_per_s=float(row["output_tok_per_s"]) if row["output_tok_per_s"] else None,
         medians=not mean,
+        rate=None if math.isinf(rate) else rate,
         roughly=row["lengths"] == "distribution",
+        sharegpt=_totals(row) is not None and not row["prompt_len"],
     )
 
 
+def _experts(row: Mapping[str, str]) -> int:
+    """Ranks over which experts are spread."""
+    return int(row["tp"]) if _NOT_DATA_PARALLEL in row["notes"] else int(row["ep"] or 1)
+
+
 def _lengths(row: Mapping[str, str]) -> tuple[int, int] | None:
-    """Tokens of prompts and outputs: at most, in the mean, or the medians that the notes give; None where none are."""
+    """Tokens of prompts and outputs: at most, or the means or medians that the notes give; None where none are."""
     if row["prompt_len"] and row["output_len"]:
         return int(float(row["prompt_len"])), int(float(row["output_len"]))
+    totals = _totals(row)
+    if totals is not None:
+        return totals[0] // int(row["num_prompts"]), totals[1] // int(row["num_prompts"])
     found = re.search(r"input p50 (\d+) tokens, output p50 (\d+)", row["notes"])
     return (int(found[1]), int(found[2])) if found else None
+
+
+def _totals(row: Mapping[str, str]) -> tuple[int, int] | None:
+    """Tokens of all prompts and of all outputs, where the notes add them up."""
+    found = re.search(r"total_in=(\d+) total_out=(\d+)", row["notes"])
+    return (int(found[1]), int(found[2])) if found and row["num_prompts"] else None
 
 
 def _served(row: Mapping[str, str]) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.arena.calibration import calibration, system_error
-from benchmarks.arena.models import document_of
+from benchmarks.arena.client import longest_of, server_of, traffic_of
+from benchmarks.arena.models import document_of, is_known, written
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.report import Row, tables, within
+from benchmarks.arena.runs import RUNS as RUNS_FILE
 from benchmarks.arena.runs import PublishedRun, read_runs
 from benchmarks.arena.theirs import estimates, key_of
 from pytest_dooly.prediction.interval import operations_error
@@ -24,7 +28,7 @@ FOUND = [run for run, _, _ in RUNS if run is not None]
 def test_every_row_is_a_run_or_has_a_reason() -> None:
     assert len(RUNS) == 1478
     assert all((run is None) == bool(reason) for run, _, reason in RUNS)
-    assert len(FOUND) == 1069
+    assert len(FOUND) == 1319
 
 
 def test_a_run_is_what_its_row_says() -> None:
@@ -40,12 +44,40 @@ def test_a_run_is_what_its_row_says() -> None:
 
 def test_lengths_may_be_known_roughly() -> None:
     rough = [run for run in FOUND if run.roughly]
-    a6000 = next(run for run in rough if run.device == "rtx_a6000" and "3-8B" in run.model)
+    a6000 = next(run for run in rough if run.device == "rtx_a6000" and "3-8B" in run.model and run.concurrency == 1)
     assert (a6000.prompt_len, a6000.output_len, a6000.concurrency, a6000.medians) == (280, 310, 1, True)
     rtx_3090 = next(run for run in rough if run.device == "rtx_3090" and run.concurrency == 10)
     assert (rtx_3090.prompt_len, rtx_3090.output_len, rtx_3090.num_requests) == (184, 285, 200)
     reasons = Counter(reason for _, row, reason in RUNS if "coding-agent" in row["notes"])
     assert list(reasons) == ["prompts of agents begin alike, and how much of them is not published"]
+
+
+def test_conversations_scatter_by_their_mean() -> None:
+    run = next(run for run in FOUND if run.sharegpt and run.concurrency is None and run.row["num_prompts"] == "1000")
+    assert (run.prompt_len, run.output_len, run.roughly, run.rate) == (219, 200, True, None)
+    requests = traffic_of(run).requests
+    for lengths, mean in (([each.prompt_len for each in requests], 219), ([each.output_len for each in requests], 200)):
+        assert np.mean(lengths) == pytest.approx(mean, rel=0.1)
+        assert np.std(lengths) == pytest.approx(mean, rel=0.25)
+    assert max(each.prompt_len + each.output_len for each in requests) <= longest_of(run) == 2048
+    assert {each.arrival_s for each in requests} == {0.0}
+
+
+def test_requests_of_a_rate_come_at_random_or_evenly() -> None:
+    poisson = next(run for run in FOUND if run.rate == 25.0)
+    assert (poisson.concurrency, poisson.num_requests, poisson.in_process) == (None, 200, True)
+    gaps = np.diff([each.arrival_s for each in traffic_of(poisson).requests])
+    assert np.mean(gaps) == pytest.approx(1 / 25, rel=0.05)
+    assert np.std(gaps) == pytest.approx(1 / 25, rel=0.25)
+    even = next(run for run in FOUND if run.evenly and run.rate == 4.0)
+    assert np.ptp(np.diff([each.arrival_s for each in traffic_of(even).requests])) < 1e-9
+
+
+def test_an_engine_in_the_client_s_process_has_no_server() -> None:
+    alone = next(run for run in FOUND if run.in_process)
+    behind = next(run for run in FOUND if not run.in_process)
+    assert (server_of(alone).request_s, server_of(alone).token_s) == (0.0, 0.0)
+    assert server_of(behind).request_s > 0
 
 
 def test_scheduling_is_asynchronous_by_default_since_0_14() -> None:
@@ -66,6 +98,42 @@ def test_configurations_are_as_published() -> None:
     assert (llama["hidden_size"], llama["quantization_config"]["quant_method"]) == (8192, "modelopt")
     assert minimax["quantization_config"]["weight_block_size"] == [128, 128]
     assert document_of("nobody/nothing") is None
+
+
+def test_a_type_of_transformers_becomes_a_model_with_what_differs() -> None:
+    air, large = document_of("zai-org/GLM-4.5-Air"), document_of("zai-org/GLM-4.6-FP8")
+    assert air is not None
+    assert large is not None
+    assert (air["n_routed_experts"], air["num_hidden_layers"], air["architectures"]) == (
+        128,
+        46,
+        ["Glm4MoeForCausalLM"],
+    )
+    assert (large["n_routed_experts"], large["num_hidden_layers"], large["use_qk_norm"]) == (160, 92, True)
+    assert large["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] == "channel"
+
+
+def test_a_configuration_may_be_brought_along(tmp_path: Path) -> None:
+    assert not is_known("somebody/else", tmp_path)
+    own = tmp_path / "somebody--else"
+    own.mkdir()
+    (own / "config.json").write_text('{"hidden_size": 7}')
+    assert is_known("somebody/else", tmp_path)
+    assert written("somebody/else", tmp_path) == str(own)
+    assert (own / "config.json").read_text() == '{"hidden_size": 7}'
+
+
+def test_runs_of_other_people_are_read_alike(tmp_path: Path) -> None:
+    rows = RUNS_FILE.read_text(encoding="utf-8").splitlines()
+    few = tmp_path / "runs.csv"
+    few.write_text("\n".join(rows[:3]) + "\n", encoding="utf-8")
+    assert [row for _, row, _ in read_runs(few)] == [row for _, row, _ in RUNS[:2]]
+
+
+def test_four_ranks_that_are_called_sixteen_are_four() -> None:
+    named = [run for run in FOUND if "attention_dp=4 moe_tp=1 moe_ep=16" in run.row["notes"]]
+    assert {(run.ranks, run.experts, run.device) for run in named} == {(4, 4, "h100_sxm")}
+    assert len(named) == 15
 
 
 def row(run: PublishedRun, tpot_s: float, ttft_s: float, *, mixture: bool = False) -> Row:
