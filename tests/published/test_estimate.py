@@ -14,7 +14,15 @@ from pytest_dooly.core.device import device_named
 from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
-from pytest_dooly.published.estimate import ADMISSION_S, LAUNCH_S, MEMORY_SHARE, PEAK_SHARE, STEP_S, Estimate
+from pytest_dooly.published.estimate import (
+    ADMISSION_S,
+    LAUNCH_S,
+    MEMORY_SHARE,
+    PEAK_SHARE,
+    STEP_REQUEST_S,
+    STEP_S,
+    Estimate,
+)
 from tests.samples import ADMISSION, MIXTURE, SAMPLER, STEP
 from tests.traced import (
     DEEPSEEK_ATTENTION,
@@ -125,12 +133,13 @@ def test_a_collective_sends_through_the_links(name: str, shares: float) -> None:
     assert sent == pytest.approx(1000 * 4096 * 2 * 3 * shares)
 
 
-def test_overheads_are_constants_and_a_replayed_graph_launches_nothing() -> None:
+def test_overheads_grow_with_requests_alone_and_a_replayed_graph_launches_nothing() -> None:
     launch = Signature(OperationKind.OVERHEAD, LAUNCH, (), (), "num_tokens")
     for point in ("T1", "T8192"):
         assert estimate_s(ADMISSION, point) == ADMISSION_S
         assert estimate_s(launch, point) == 0
-    assert estimate_s(STEP, "8x1+512") == STEP_S
+    assert estimate_s(STEP, "8x1+512") == pytest.approx(STEP_S + 8 * STEP_REQUEST_S)
+    assert estimate_s(STEP, "512+0") == pytest.approx(STEP_S + STEP_REQUEST_S)
 
 
 def test_bytes_follow_the_dtype() -> None:
