@@ -37,12 +37,23 @@ _NVFP4 = {**_MODELOPT, "quant_algo": "NVFP4", "group_size": 16}
 
 _LARGE = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
 
+_FBGEMM = {
+    "quant_method": "fbgemm_fp8",
+    "activation_scale_ub": 1200.0,
+    "modules_to_not_convert": [
+        "lm_head",
+        *(f"model.layers.{layer}.self_attn.{part}_proj" for layer in range(126) for part in "qkvo"),
+        *(f"model.layers.{layer}.mlp.{part}_proj" for layer in (0, 125) for part in ("gate", "up", "down")),
+    ],
+}
+"""Products of attention and of the first and last layer stay in bf16: The Llama 3 Herd of Models, arXiv 2407.21783."""
+
 _CHANGED: Mapping[str, tuple[str, Document]] = {
     "nvidia/Llama-3.1-8B-Instruct-FP8": ("meta-llama/Meta-Llama-3.1-8B", {"quantization_config": _MODELOPT}),
     "nvidia/Llama-3.3-70B-Instruct-FP4": ("meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _NVFP4}),
     "meta-llama/Llama-3.1-405B-FP8": (
         "meta-llama/Meta-Llama-3.1-405B",
-        {**_LARGE, "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}},
+        {**_LARGE, "quantization_config": _FBGEMM},
     ),
 }
 """Models that another one becomes with what else stands in their config.json."""
