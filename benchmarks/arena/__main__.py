@@ -28,6 +28,7 @@ from benchmarks.arena.runs import RUNS, PublishedRun, read_runs
 from benchmarks.arena.theirs import estimates, key_of
 from benchmarks.public import write
 from pytest_dooly.core.device import DEVICES
+from pytest_dooly.errors import DoolyError
 
 
 def main() -> None:
@@ -41,9 +42,14 @@ def main() -> None:
     options = parser.parse_args()
     left_out: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
+        if options.configs is not None and not options.configs.is_dir():
+            parser.error(f"--configs {options.configs} is no directory: it holds ORG--NAME/config.json of models")
         if options.configs is not None:
             shutil.copytree(options.configs, folder, dirs_exist_ok=True)
-        runs = list(_thinned(_expressible(options.runs, Path(folder), left_out), options.every))
+        try:
+            runs = list(_thinned(_expressible(options.runs, Path(folder), left_out), options.every))
+        except DoolyError as error:
+            parser.error(str(error))
         db_path = options.db or Path(folder) / "latency.db"
         refused = trace_all(runs, db_path, Path(folder))
         rows, theirs = [], estimates()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named, serving_limits
+from pytest_dooly.errors import ConfigurationError, reason_of
 from pytest_dooly.published.footprint import ENGINE_SHARE
 
 RUNS = Path(__file__).with_name("runs.csv")
@@ -23,6 +25,12 @@ _SHARE_BEFORE, _SHARE_SINCE = 0.9, 21
 """Share of the memory that vLLM took, up to the minor release that raised it."""
 
 _FIGURES = ("tpot_mean_ms", "tpot_median_ms", "ttft_mean_ms", "ttft_median_ms", "output_tok_per_s")
+
+_COLUMNS = (
+    *("engine_version", "hf_model", "precision", "device", "tp", "ep", "prompt_len", "output_len", "lengths", "load"),
+    *(*_FIGURES, "source", "num_prompts", "notes"),
+)
+"""That are read; what is not known is left empty."""
 
 _SEVERAL = 10
 """Requests for each that is under way at once, where a closed loop's number is not said: InferenceMAX's recipe."""
@@ -165,11 +173,28 @@ class PublishedRun:
 
 
 def read_runs(path: Path = RUNS) -> Iterator[tuple[PublishedRun | None, Mapping[str, str], str]]:
-    """Each row of the file as a run, or None with the reason why it cannot be expressed."""
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+    """Each row of the file as a run, or None with the reason why it cannot be expressed.
+
+    Raises:
+        ConfigurationError: the file is not there, or lacks columns.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {reason_of(error)}; name a CSV file of runs") from error
+    rows = csv.DictReader(io.StringIO(text))
+    lacking = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+    if lacking:
+        raise ConfigurationError(
+            f"{path} has no column {', '.join(lacking)}: name a file of the columns of {RUNS.name}"
+        )
+    for row in rows:
+        try:
             reason = _why_not(row)
-            yield (None if reason else _run(row)), row, reason
+            run = None if reason else _run(row)
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            run, reason = None, f"its row cannot be read: {reason_of(error)}"
+        yield run, row, reason
 
 
 def _why_not(row: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from benchmarks.arena.report import Row, tables, within
 from benchmarks.arena.runs import RUNS as RUNS_FILE
 from benchmarks.arena.runs import PublishedRun, read_runs
 from benchmarks.arena.theirs import estimates, key_of
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.interval import operations_error
 from pytest_dooly.prediction.shares import Shares
 
@@ -128,6 +129,20 @@ def test_runs_of_other_people_are_read_alike(tmp_path: Path) -> None:
     few = tmp_path / "runs.csv"
     few.write_text("\n".join(rows[:3]) + "\n", encoding="utf-8")
     assert [row for _, row, _ in read_runs(few)] == [row for _, row, _ in RUNS[:2]]
+
+
+def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read .*nowhere.csv: FileNotFoundError: .*; name a CSV file"):
+        list(read_runs(tmp_path / "nowhere.csv"))
+    few = tmp_path / "few.csv"
+    few.write_text("hf_model,device\nme/mine,h100_sxm\n")
+    with pytest.raises(ConfigurationError, match="has no column engine_version, precision, tp, ep, prompt_len"):
+        list(read_runs(few))
+    header, first = RUNS_FILE.read_text(encoding="utf-8").splitlines()[:2]
+    few.write_text(f"{header}\n{first.replace('concurrency=', 'concurrency=many')}\n")
+    ((run, _, reason),) = read_runs(few)
+    assert run is None
+    assert reason.startswith("its row cannot be read: ValueError: invalid literal for int()")
 
 
 def test_four_ranks_that_are_called_sixteen_are_four() -> None:
