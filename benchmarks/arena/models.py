@@ -35,6 +35,8 @@ _MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_al
 
 _NVFP4 = {**_MODELOPT, "quant_algo": "NVFP4", "group_size": 16}
 
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+
 _LARGE = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
 
 _FBGEMM = {
@@ -50,6 +52,11 @@ _FBGEMM = {
 
 _CHANGED: Mapping[str, tuple[str, Document]] = {
     "nvidia/Llama-3.1-8B-Instruct-FP8": ("meta-llama/Meta-Llama-3.1-8B", {"quantization_config": _MODELOPT}),
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8": (
+        "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        {"quantization_config": _MODELOPT},
+    ),
+    "Qwen/Qwen3-32B-AWQ": ("Qwen/Qwen3-32B", {"quantization_config": _AWQ}),
     "nvidia/Llama-3.3-70B-Instruct-FP4": ("meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _NVFP4}),
     "meta-llama/Llama-3.1-405B-FP8": (
         "meta-llama/Meta-Llama-3.1-405B",

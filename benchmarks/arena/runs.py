@@ -24,7 +24,10 @@ _ASYNC_SINCE = 14
 _SHARE_BEFORE, _SHARE_SINCE = 0.9, 21
 """Share of the memory that vLLM took, up to the minor release that raised it."""
 
-_FIGURES = ("tpot_mean_ms", "tpot_median_ms", "ttft_mean_ms", "ttft_median_ms", "output_tok_per_s")
+_FIGURES = (
+    *("tpot_mean_ms", "tpot_median_ms", "itl_median_ms", "ttft_mean_ms", "ttft_median_ms", "e2e_mean_ms"),
+    *("output_tok_per_s", "total_tok_per_s"),
+)
 
 _COLUMNS = (
     *("engine_version", "hf_model", "precision", "device", "tp", "ep", "prompt_len", "output_len", "lengths", "load"),
@@ -59,7 +62,8 @@ class PublishedRun:
         concurrency: requests at once; None where they come by themselves, or all at once.
         num_requests: in all.
         ttft_s: time to first token, mean or else median; None where it is not said.
-        tpot_s: time per output token, mean or else median; None where it is not said.
+        tpot_s: time per output token, mean or else median, of one request at a time that between tokens; None where it
+            is not said.
         tokens_per_s: generated, all devices together; None where it is not said.
         medians: whether TTFT and TPOT are medians.
         rate: requests per second that come by themselves; None where all come at once.
@@ -241,13 +245,24 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         concurrency=at_once,
         num_requests=max(number, at_once or 1),
         ttft_s=_seconds(row[f"ttft_{which}_ms"]),
-        tpot_s=_seconds(row[f"tpot_{which}_ms"]),
-        tokens_per_s=float(row["output_tok_per_s"]) if row["output_tok_per_s"] else None,
+        tpot_s=_seconds(row[f"tpot_{which}_ms"] or (row["itl_median_ms"] if at_once == 1 else "")),
+        tokens_per_s=_tokens_per_s(row, lengths[0], lengths[1], at_once if kind == "batch" else None),
         medians=not mean,
         rate=None if math.isinf(rate) else rate,
         roughly=row["lengths"] == "distribution",
         sharegpt=_totals(row) is not None and not row["prompt_len"],
     )
+
+
+def _tokens_per_s(row: Mapping[str, str], prompt_len: int, output_len: int, batch: int | None) -> float | None:
+    """Generated, as it is said, or as follows from all tokens, or from how long a batch took, of equal requests."""
+    if row["output_tok_per_s"]:
+        return float(row["output_tok_per_s"])
+    if row["lengths"] != "fixed":
+        return None
+    if row["total_tok_per_s"]:
+        return float(row["total_tok_per_s"]) * output_len / (prompt_len + output_len)
+    return batch * output_len / float(row["e2e_mean_ms"]) * 1e3 if batch and row["e2e_mean_ms"] else None
 
 
 def _experts(row: Mapping[str, str]) -> int:

@@ -29,7 +29,7 @@ FOUND = [run for run, _, _ in RUNS if run is not None]
 def test_every_row_is_a_run_or_has_a_reason() -> None:
     assert len(RUNS) == 1478
     assert all((run is None) == bool(reason) for run, _, reason in RUNS)
-    assert len(FOUND) == 1319
+    assert len(FOUND) == 1344
 
 
 def test_a_run_is_what_its_row_says() -> None:
@@ -72,6 +72,17 @@ def test_requests_of_a_rate_come_at_random_or_evenly() -> None:
     assert np.std(gaps) == pytest.approx(1 / 25, rel=0.25)
     even = next(run for run in FOUND if run.evenly and run.rate == 4.0)
     assert np.ptp(np.diff([each.arrival_s for each in traffic_of(even).requests])) < 1e-9
+
+
+def test_throughput_may_follow_from_what_else_is_said() -> None:
+    long = next(run for run in FOUND if run.row["total_tok_per_s"] and not run.row["output_tok_per_s"])
+    share = long.output_len / (long.prompt_len + long.output_len)
+    assert long.tokens_per_s == pytest.approx(float(long.row["total_tok_per_s"]) * share)
+    batch = next(run for run in FOUND if run.row["e2e_mean_ms"] == "997.542")
+    assert batch.tokens_per_s == pytest.approx(8 * 128 / 0.997542)
+    alone = next(run for run in FOUND if run.row["itl_median_ms"] == "7.75" and run.concurrency == 1)
+    assert alone.tpot_s == pytest.approx(7.75e-3)
+    assert all(run.tpot_s or run.ttft_s or run.tokens_per_s for run in FOUND)
 
 
 def test_an_engine_in_the_client_s_process_has_no_server() -> None:

@@ -103,10 +103,9 @@ def test_a_collective_keeps_every_rank_busy() -> None:
 
 def test_a_case_takes_its_set_up_and_its_runs_and_an_engine_its_start() -> None:
     cases = cases_of([served(uses(STEP), limits=SHORT)], Known())
-    step_s = float(Estimate(STEP, H200).predict_s(list(points(STEP, SHORT)))[0])
-    number = len(points(STEP, SHORT))
+    steps_s = Estimate(STEP, H200).predict_s(list(points(STEP, SHORT)))
     assumed = Assumptions(engine_s=7.0, case_s=2.0, warm_up=3, rounds=30)
-    assert cases.hours("separately", assumed)[-1] * 3600 == pytest.approx(7 + number * (2 + 33 * step_s))
+    assert cases.hours("separately", assumed)[-1] * 3600 == pytest.approx(7 + 2 * len(steps_s) + 33 * steps_s.sum())
 
 
 def test_no_strategy_takes_more_than_the_one_before() -> None:
