@@ -42,9 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     left_out: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        if options.configs is not None and not options.configs.is_dir():
-            parser.error(f"--configs {options.configs} is no directory: it holds ORG--NAME/config.json of models")
         if options.configs is not None:
+            if not options.configs.is_dir():
+                parser.error(f"--configs {options.configs} is no directory: it holds ORG--NAME/config.json of models")
             shutil.copytree(options.configs, folder, dirs_exist_ok=True)
         try:
             runs = list(_thinned(_expressible(options.runs, Path(folder), left_out), options.every))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 from benchmarks.arena.runs import PublishedRun
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.scheduling.clock import Server
-from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals, RateStage
+from pytest_dooly.simulation.arrivals import AT_ONCE, Arrivals
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.synthetic import SyntheticTraffic
 
-SHAREGPT = {"prompt": (4, 1024), "output": (4, 1024)}
-"""Shortest and longest of what vLLM's client takes of ShareGPT: `is_valid_sequence` in
+SHORTEST, LONGEST = 4, 1024
+"""Of prompts and of outputs that vLLM's client takes of ShareGPT: `is_valid_sequence` in
 `vllm/benchmarks/datasets/datasets.py` of vLLM 0.32.0, whose bound of 2,048 tokens for both leaves an output half."""
 
 
 def traffic_of(run: PublishedRun) -> Traffic:
     """Requests as they were sent."""
-    lengths = PromptAndOutput(_lengths(run, run.prompt_len, "prompt"), _lengths(run, run.output_len, "output"))
-    arrivals = AT_ONCE
-    if run.rate is not None:
-        arrivals = Arrivals((RateStage(run.rate),), math.inf if run.evenly else 1.0)
+    lengths = PromptAndOutput(_lengths(run, run.prompt_len), _lengths(run, run.output_len))
+    kind = "constant" if run.evenly else "poisson"
+    arrivals = AT_ONCE if run.rate is None else Arrivals.parse(str(run.rate), kind)
     synthetic = SyntheticTraffic(arrivals, lengths, concurrency=run.concurrency)
     return synthetic.draw(num_requests=run.num_requests)
 
@@ -30,7 +27,7 @@ def traffic_of(run: PublishedRun) -> Traffic:
 def longest_of(run: PublishedRun) -> int:
     """Tokens of the longest request that may be drawn."""
     if run.sharegpt:
-        return sum(high for _, high in SHAREGPT.values())
+        return 2 * LONGEST
     return (run.prompt_len + run.output_len) * (3 if run.roughly else 2) // 2
 
 
@@ -41,15 +38,14 @@ def server_of(run: PublishedRun) -> Server:
     return Server.adding(SERVER_S, async_scheduling=run.async_scheduling, tokenise_s=TOKENISE_S)
 
 
-def _lengths(run: PublishedRun, tokens: int, part: str) -> Lengths:
+def _lengths(run: PublishedRun, tokens: int) -> Lengths:
     """As the client drew them; around a mean or median by a law of our own, since equal ones would keep in step.
 
     Of conversations lengths scatter as much as an exponential law's; of others nothing is known, and they are uniform
     from a half to three halves.
     """
     if run.sharegpt:
-        low, high = SHAREGPT[part]
-        return Lengths("lognormal", float(tokens), float(tokens), low, high)
+        return Lengths("lognormal", float(tokens), float(tokens), SHORTEST, LONGEST)
     if run.roughly:
         return Lengths(low=max(1, tokens // 2), high=tokens + tokens // 2)
     return Lengths.fixed(tokens) if run.shortest == 1 else Lengths.below(tokens, run.shortest)

@@ -24,14 +24,10 @@ _ASYNC_SINCE = 14
 _SHARE_BEFORE, _SHARE_SINCE = 0.9, 21
 """Share of the memory that vLLM took, up to the minor release that raised it."""
 
-_FIGURES = (
-    *("tpot_mean_ms", "tpot_median_ms", "itl_median_ms", "ttft_mean_ms", "ttft_median_ms", "e2e_mean_ms"),
-    *("output_tok_per_s", "total_tok_per_s"),
-)
-
 _COLUMNS = (
     *("engine_version", "hf_model", "precision", "device", "tp", "ep", "prompt_len", "output_len", "lengths", "load"),
-    *(*_FIGURES, "source", "num_prompts", "notes"),
+    *("tpot_mean_ms", "tpot_median_ms", "itl_median_ms", "ttft_mean_ms", "ttft_median_ms", "e2e_mean_ms"),
+    *("output_tok_per_s", "total_tok_per_s", "source", "num_prompts", "notes"),
 )
 """That are read; what is not known is left empty."""
 
@@ -196,6 +192,8 @@ def read_runs(path: Path = RUNS) -> Iterator[tuple[PublishedRun | None, Mapping[
         try:
             reason = _why_not(row)
             run = None if reason else _run(row)
+            if run is not None and run.ttft_s is run.tpot_s is run.tokens_per_s is None:
+                run, reason = None, "neither TTFT nor TPOT nor throughput is published"
         except (ValueError, TypeError, ZeroDivisionError) as error:
             run, reason = None, f"its row cannot be read: {reason_of(error)}"
         yield run, row, reason
@@ -216,8 +214,6 @@ def _why_not(row: Mapping[str, str]) -> str:
         return "attention is data parallel"
     if told:
         return "speculative decoding, pipeline or data parallel"
-    if not any(row[name] for name in _FIGURES):
-        return "neither TTFT nor TPOT nor throughput is published"
     return ""
 
 
