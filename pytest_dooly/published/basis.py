@@ -1,7 +1,8 @@
 """What the prediction of an operation on a device rests on: measurements, published latencies, or an estimate.
 
 Our own measurements outrank published latencies of the same operation, these outrank a regressor across other sizes,
-that what is published of another GPU, and an estimate from the data sheet comes last. The signature of a trace on
+that what is known of the same operation with weights in another precision or on another GPU, and an estimate from the
+data sheet comes last. The signature of a trace on
 another device is compared without what only that device decides: its attention backend, its block size, how its layers
 dispatch.
 """
@@ -15,7 +16,7 @@ from pytest_dooly.regress.regressor import LatencyModel
 
 __all__ = ["Basis", "BasisKind", "Foundation"]
 
-BasisKind = Literal["measured", "published", "across sizes", "another GPU", "estimate"]
+BasisKind = Literal["measured", "published", "across sizes", "another precision", "another GPU", "estimate"]
 """Best first."""
 
 

@@ -29,7 +29,7 @@ from pytest_dooly.published.graphs import is_padded, layer_launches
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
-from pytest_dooly.published.transfer import transferred
+from pytest_dooly.published.transfer import transferred, unquantised
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
@@ -73,17 +73,30 @@ class Grounds:
         return founded | {key: replace(founded[key], model=layer_launches(model)) for key in unmeasured}
 
     def foundation(self, signature: Signature, limits: Limits) -> Foundation:
-        """The best latency model of an operation; another GPU's where all else is an estimate.
+        """The best latency model of an operation: with weights as bf16, or another GPU's, where else it is an estimate.
 
         Args:
             signature: of the operation, as traced on any device.
             limits: of the engine; the expected error is the mean over the sweep within them.
         """
         own = self._own(signature, limits)
-        if own.basis.kind != "estimate" or self.stand_in is None:
+        if own.basis.kind != "estimate":
             return own
-        there = self.stand_in.foundation(signature, limits)
-        return transferred(there, signature, self.stand_in.device, self.device) or own
+        return self._unquantised(signature, limits) or self._of_another(signature, limits) or own
+
+    def _unquantised(self, signature: Signature, limits: Limits) -> Foundation | None:
+        """By the operation with its weights as bf16, where they are quantised."""
+        wide = unquantised(signature)
+        if wide is None:
+            return None
+        return transferred(self._own(wide, limits), Estimate(wide, self.device), Estimate(signature, self.device))
+
+    def _of_another(self, signature: Signature, limits: Limits) -> Foundation | None:
+        """By the GPU that this one is like."""
+        if self.stand_in is None:
+            return None
+        there, like = self.stand_in.foundation(signature, limits), Estimate(signature, self.stand_in.device)
+        return transferred(there, like, Estimate(signature, self.device))
 
     def _own(self, signature: Signature, limits: Limits) -> Foundation:
         """The best of what is known of this very device."""

@@ -1,8 +1,10 @@
-"""Latencies of a GPU of which nothing is published, from those of one that is like it.
+"""Latencies of an operation of which nothing is published, from those of one that is like it.
 
-What both data sheets say of an operation, at the point that it is asked for, multiplies what is published of the other
-GPU: a product that waits for memory takes as much longer as the memory is slower, one that computes as much as the peak
-is lower, and a launch takes what it takes. Kernels, tiles and waves are the other GPU's.
+That is the same operation on a GPU that is like this one, or on this GPU with its weights as bf16. What the data sheet
+says of both, at the point that is asked for, multiplies what is published: a product that waits for memory takes as
+much longer as the memory is slower or the weights are larger, one that computes as much as the peak is lower, and a
+launch takes what it takes. Kernels, tiles and waves are the other's. Where a GPU has no cores for a precision (fp8 on
+an A100, 4 bits beside 16 anywhere), kernels unpack weights and multiply in bf16, which is what is left of it here.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
-from pytest_dooly.published.basis import Basis, Foundation
+from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.family import weight_precision
 
-__all__ = ["OF_ANOTHER", "OF_A_KIND", "Transferred", "transferred"]
+__all__ = ["OF_ANOTHER", "OF_ANOTHER_PRECISION", "OF_A_KIND", "Transferred", "transferred", "unquantised"]
 
 Array = npt.NDArray[np.float64]
 
@@ -34,15 +37,52 @@ whose bandwidths are 1.43 times apart; 15 to 79 % between generations, all eight
 
 ALIKE = 1.5
 
+OF_ANOTHER_PRECISION = 0.41
+"""Expected relative error that taking weights for bf16 adds.
+
+From experts of four GPUs that have tables of both (`make bench-transfer`; 21 to 71 %, where the data sheet alone is 28
+to 85 % off): mostly too short, the more so the newer the GPU.
+"""
+
+_UNPACKED = frozenset({"bf16", "fp16", "fp32"})
+"""Dtypes of weights that no kernel unpacks."""
+
+
+def unquantised(signature: Signature) -> Signature | None:
+    """The operation with its weights as bf16; None where they are not quantised.
+
+    Args:
+        signature: of the operation, its weights in the shapes that they stand for, packed or not.
+    """
+    quantised = [role for role, dtype, shape in signature.tensors if _is_weight(role, shape) and dtype not in _UNPACKED]
+    if not quantised:
+        return None
+    tensors = tuple(
+        (role, "bf16" if role in quantised else dtype, shape)
+        for role, dtype, shape in signature.tensors
+        if not _belongs_to_quantised(role)
+    )
+    kept = {name: value for name, value in signature.attributes if name != "precision"}
+    return replace(signature, tensors=tensors, attributes=tuple(sorted((kept | {"method": "unquantized"}).items())))
+
+
+def _is_weight(role: str, shape: tuple[int | str, ...]) -> bool:
+    return role.endswith("weight") and len(shape) > 1
+
+
+def _belongs_to_quantised(role: str) -> bool:
+    """Whether a tensor holds scales or zero points."""
+    return role.endswith(("_scale", "_scale_inv", "_scale_2", "scales", "zeros"))
+
 
 @dataclass(frozen=True)
 class Transferred:
-    """The latency model of an operation on another GPU, as this one would have it.
+    """The latency model of an operation, by that of one that is like it.
 
     Attributes:
-        foundation: of the operation on the other GPU.
-        there: estimate from the other's data sheet.
-        here: from this one's.
+        foundation: of the other operation: on another GPU, or with weights as bf16.
+        there: estimate of it from its GPU's data sheet.
+        here: of this one.
     """
 
     foundation: Foundation
@@ -55,15 +95,20 @@ class Transferred:
         return self.foundation.model.predict_s(work) * self.here.predict_s(work) / self.there.predict_s(work)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
-        """As of the other GPU."""
+        """As of the other operation."""
         return self.foundation.model.out_of_range(points)
 
     def basis(self, there: Basis) -> Basis:
-        """What this rests on, where the other GPU's latencies rest on something."""
-        added = OF_A_KIND if _is_alike(self.here.device, self.there.device) else OF_ANOTHER
+        """What this rests on, where the other operation's latencies rest on something."""
+        if self.here.device == self.there.device:
+            kind: BasisKind = "another precision"
+            added, towards = OF_ANOTHER_PRECISION, f"{weight_precision(self.here.signature)} weights"
+        else:
+            kind, towards = "another GPU", self.here.device.product
+            added = OF_A_KIND if _is_alike(self.here.device, self.there.device) else OF_ANOTHER
         error = float(np.hypot(there.error or 0.0, added))
-        sources = tuple(f"{source}, for {self.here.device.product}" for source in there.sources)
-        return replace(there, kind="another GPU", sources=sources, error=error, reliable=False)
+        sources = tuple(f"{source}, for {towards}" for source in there.sources)
+        return replace(there, kind=kind, sources=sources, error=error, reliable=False)
 
 
 def _is_alike(one: Device, other: Device) -> bool:
@@ -73,16 +118,15 @@ def _is_alike(one: Device, other: Device) -> bool:
     return near and one.compute_capability == other.compute_capability
 
 
-def transferred(there: Foundation, signature: Signature, of: Device, here: Device) -> Foundation | None:
-    """The foundation of an operation on this GPU, by another's; None where that is an estimate itself.
+def transferred(there: Foundation, like: Estimate, here: Estimate) -> Foundation | None:
+    """The foundation of an operation, by another's; None where that is an estimate itself.
 
     Args:
-        there: of the operation on the other GPU.
-        signature: of the operation.
-        of: the other GPU.
-        here: this one.
+        there: of the other operation.
+        like: estimate of that.
+        here: of this one.
     """
     if there.basis.kind == "estimate":
         return None
-    model = Transferred(there, Estimate(signature, of), Estimate(signature, here))
+    model = Transferred(there, like, here)
     return Foundation(model, model.basis(there.basis))

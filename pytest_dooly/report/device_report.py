@@ -12,7 +12,7 @@ from pytest_dooly.prediction.comparison import Candidate
 from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.shares import Shares, shares_of
 from pytest_dooly.prediction.step import StepPrediction
-from pytest_dooly.published.basis import Basis
+from pytest_dooly.published.basis import Basis, BasisKind
 from pytest_dooly.published.budget import Budget
 from pytest_dooly.published.footprint import Footprint
 from pytest_dooly.report.figure import COLOURS, LINE, decimal_axis, headline, new_figure, note, save_png, style
@@ -146,7 +146,7 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
         lines.append(
             f"{place} {ttft:>15} {tpot:>15} {each.tokens_per_s:9,.0f} "
             f"{shares['measured'] + shares['published']:10.0%} "
-            f"{shares['across sizes'] + shares['another GPU']:7.0%} {shares['estimate']:9.0%} "
+            f"{sum(shares[kind] for kind in _ACROSS):7.0%} {shares['estimate']:9.0%} "
             f"{_needed(each.footprint):>13}"
         )
     by_another = {each.device for each in candidates if each.shares.by_kind["another GPU"]}
@@ -187,11 +187,14 @@ def format_footprint(held: Footprint) -> str:
     )
 
 
+_ACROSS: tuple[BasisKind, ...] = ("across sizes", "another precision", "another GPU")
+"""What rests on latencies of an operation that is not quite this one."""
+
 _CANDIDATES_NOTE = (
     "Nine of ten measurements lie between TTFT or TPOT divided by the factor after ×÷ and multiplied with it. Shares\n"
     "are those of a decode step: latencies measured or published for an operation's own sizes, predicted across\n"
-    "sizes or from another GPU's, estimated from the data sheet. Memory is what a rank needs for weights and for all\n"
-    "requests at their full length, of what the engine takes."
+    "sizes, from another precision's or another GPU's, estimated from the data sheet. Memory is what a rank needs for\n"
+    "weights and for all requests at their full length, of what the engine takes."
 )
 
 

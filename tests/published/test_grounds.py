@@ -323,7 +323,7 @@ def test_a_step_is_predicted_with_models_of_every_kind(db: LatencyDB) -> None:
     step = predict_step(model, models, Batch.uniform(4, 1, 64))
     shares = shares_at(model, foundations, step.batch)
     assert sum(shares.by_kind.values()) == pytest.approx(1)
-    assert {kind for kind, share in shares.by_kind.items() if not share} == {"another GPU"}
+    assert {kind for kind, share in shares.by_kind.items() if not share} == {"another precision", "another GPU"}
     beyond = predict_step(served(uses(KNOWN)), models, Batch.uniform(1, 4096))
     assert beyond.out_of_range == (f"{KNOWN.label}: num_tokens 4,096 is outside of the published 1 to 256",)
 
