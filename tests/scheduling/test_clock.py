@@ -48,8 +48,8 @@ def test_what_server_and_client_add_is_in_the_first_token_and_not_between_them()
 
 def test_a_server_of_one_process_takes_requests_in_one_after_the_other() -> None:
     traffic = Traffic([*[TrafficRequest(0.0, 20, 1)] * 3, TrafficRequest(100.0, 20, 1)])
-    # The first is alone in its step; the others have come by its end, and share the next.
-    assert served(traffic, Server(4.0, 0.5, in_turn=True)).ttft_s.tolist() == [15.5, 36.5, 36.5, 15.5]
+    # All three are read by 6 s and handed on at 8, 10 and 12: the first is alone in its step, the others share the next.
+    assert served(traffic, Server(4.0, 0.5, in_turn=True)).ttft_s.tolist() == [19.5, 40.5, 40.5, 15.5]
     # Had they come together, all would have shared one.
     assert served(traffic, Server(4.0, 0.5)).ttft_s.tolist() == [35.5, 35.5, 35.5, 15.5]
 
@@ -58,10 +58,16 @@ def test_the_longer_a_prompt_the_longer_it_is_tokenised() -> None:
     apart = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(100.0, 10, 1)])
     longer_s = served(apart, Server(1.0, tokenise_s=0.1)).ttft_s - served(apart).ttft_s
     assert longer_s == pytest.approx([3.0, 2.0])
-    # Of two that come at once the second waits for the first one too.
+    # Of two that come at once the first waits until both are read, the second for the first one too.
     together = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(0.0, 40, 1)])
     in_turn = served(together, Server(1.0, tokenise_s=1.0, in_turn=True))
-    assert in_turn.scheduled_s == pytest.approx([21.0, 21.0 + 41.0])
+    assert in_turn.scheduled_s == pytest.approx([(21.0 + 41.0) / 2 + 21.0 / 2, 21.0 + 41.0])
+
+
+def test_a_request_that_comes_later_is_read_after_those_before_it() -> None:
+    traffic = Traffic([*[TrafficRequest(0.0, 20, 1)] * 2, TrafficRequest(0.1, 20, 1)])
+    simulated = served(traffic, Server(20.0, in_turn=True))
+    assert simulated.scheduled_s.tolist() == [30.0, 41.0, 60.0]  # the first one's step takes eleven seconds
 
 
 @pytest.mark.parametrize("server_s", [0.0, 0.008])
