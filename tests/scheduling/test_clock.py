@@ -48,7 +48,7 @@ def test_what_server_and_client_add_is_in_the_first_token_and_not_between_them()
 
 def test_a_server_of_one_process_takes_requests_in_one_after_the_other() -> None:
     traffic = Traffic([*[TrafficRequest(0.0, 20, 1)] * 3, TrafficRequest(100.0, 20, 1)])
-    # All three are read by 6 s and handed on at 8, 10 and 12: the first is alone in its step, the others share the next.
+    # All are read by 6 s and handed on at 8, 10 and 12: the first is alone in its step, the others share the next.
     assert served(traffic, Server(4.0, 0.5, in_turn=True)).ttft_s.tolist() == [19.5, 40.5, 40.5, 15.5]
     # Had they come together, all would have shared one.
     assert served(traffic, Server(4.0, 0.5)).ttft_s.tolist() == [35.5, 35.5, 35.5, 15.5]
