@@ -4,7 +4,8 @@ Run as `python -m benchmarks.gate [--runs 40 --slowed 20 --seconds 20] [--write 
 real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`,
 which looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session
 of pytest with --dooly-gate does. Runs share a process, but each starts its engine, since where that puts its
-memory makes single operations 3 % faster or slower; with --reopen N, N runs share one.
+memory makes single operations 3 % faster or slower; with --reopen N, N runs share one. With --against another engine of
+this interpreter takes turns with each, as `--dooly-against` has it, and stands for the baseline.
 
 A slowdown is put into the forward method of the layers of one operation: when the layer is done, the processor is kept
 busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
     parser.add_argument("--reopen", type=int, default=1, help="runs after which the engine is started again (1)")
+    parser.add_argument("--against", action="store_true", help="compare with an engine that takes turns")
     parser.add_argument("--db", type=Path, default=Path(".dooly/gate.db"), help="latency DB (.dooly/gate.db)")
     parser.add_argument("--write", type=Path, default=Path("reports/gate"), metavar="DIR")
     parser.add_argument("--again", action="store_true", help="judge the recorded runs again, instead")
@@ -117,7 +119,7 @@ def main() -> None:
         _profile(asked.db)
         runs = _measured(asked)
     judged = [run for run in runs if run.found.outcome is not Outcome.BASELINE]
-    text = report(judged, asked.seconds, asked.reopen)
+    text = report(judged, asked.seconds, asked.reopen, against=asked.against)
     (asked.write / "gate.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
@@ -146,7 +148,7 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
     """Runs without a change until there is a baseline, then all others in random order."""
     configuration = resolve(MODEL, parse_options(LIMITS))
     with LatencyDB.open(asked.db) as db:
-        bench = _Bench(configuration, db, asked.seconds)
+        bench = _Bench(configuration, db, asked.seconds, Path(sys.executable) if asked.against else None)
         plan: list[Slowdown | None] = [None] * min(6, asked.runs)
         rest = [None] * (asked.runs - len(plan)) + [each for each in SLOWDOWNS for _ in range(asked.slowed)]
         random.Random(0).shuffle(rest)
@@ -206,8 +208,10 @@ def again(path: Path) -> list[Run]:
 class _Bench:
     """An engine that many runs share."""
 
-    def __init__(self, configuration: ModelConfiguration, db: LatencyDB, seconds: float) -> None:
-        self._configuration, self._db, self._seconds = configuration, db, seconds
+    def __init__(
+        self, configuration: ModelConfiguration, db: LatencyDB, seconds: float, against: Path | None = None
+    ) -> None:
+        self._configuration, self._db, self._seconds, self._against = configuration, db, seconds, against
         self._engine = load_engine("vllm")
         self._model = serve(self._engine, configuration, db, self._engine.environment(configuration))
         self._session: Any = None
@@ -219,7 +223,7 @@ class _Bench:
         begin_s = time.perf_counter()
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
-        options = GateOptions((WORKLOAD,), budget_s=self._seconds, commit=put)
+        options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
         gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=self._taking(slowdown))
         found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
@@ -304,16 +308,18 @@ def _say(number: int, run: Run) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def report(runs: Sequence[Run], seconds: float, reopen: int) -> str:
+def report(runs: Sequence[Run], seconds: float, reopen: int, *, against: bool = False) -> str:
     """Markdown: outcomes by what was put in, and which operations were named."""
     environment = runs[0].found.environment
+    how = (
+        "starts a second one, which stands for the baseline" if against else "looks for its baseline in the latency DB"
+    )
     lines = [
         "# The gate on drift, as it is",
         "",
         f"`make bench-gate`: {len(runs)} runs of {MODEL}, workload {WORKLOAD}, up to {seconds:.0f} s of turns each, in "
         f"{sum(run.wall_s for run in runs) / 60:.0f} minutes; the limit is 3 %. On {environment}. An engine serves "
-        f"{reopen} of them; each looks for its baseline in the latency DB, takes its turns, judges and is kept as a "
-        "session of pytest does it.",
+        f"{reopen} of them; each {how}, takes its turns, judges and is kept as a session of pytest does it.",
         "",
         "| put in | operation | its share | runs | passed | undecided | drift | right one named | another one named |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
