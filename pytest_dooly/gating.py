@@ -389,15 +389,15 @@ class Gate:
             runs = self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
         levels_s = _levels_s(runs, seen)
-        told: _Tells | None = None
+        tells: tuple[_Tells, _Tells] | None = None  # of figures, and of operations
         if profiled and self.baseline is not None:
             levels_s = _predicted_s(self.baseline.regressors, seen)
-            told = partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent))
+            tells = (partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent)),) * 2
         elif olds:
-            told = partial(paired_changes, new, runs[0])
+            tells = partial(paired_changes, new, runs[0]), partial(paired_changes, new, runs[0], apart=True)
         figures, operations = sums_of(spent, levels_s)
-        if told is not None:
-            found = Comparison(told(figures), told(operations), 0.0)
+        if tells is not None:
+            found = Comparison(tells[0](figures), tells[1](operations), 0.0)
         else:
             found = compared(new, runs, figures, operations, () if alone else self._earlier(seen, operations))
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)

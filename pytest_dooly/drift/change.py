@@ -50,10 +50,10 @@ BLOCKS = 8
 FEWEST_CALM = 2 * BLOCKS
 """Calm turns that something can be decided from."""
 
-_FLOOR, _FLOOR_APART, _FLOOR_PAIRED = 0.003, 0.006, 0.0015
+_FLOOR, _FLOOR_APART = 0.003, 0.006
 """Standard error that no number of turns takes away, as a logarithm: where a process has put its memory, what the
-linker did. Of runs apart: of figures, and of operations compared with each other, single ones of which llama-tiny's
-engine has up to 3 % faster or slower each time that it starts. Of processes that take turns."""
+linker did. Of figures, and of operations compared with each other, single ones of which llama-tiny's engine has up to
+3 % faster or slower each time that it starts. Engines that take turns have started too, each where it did."""
 
 _ALIKE = 0.5
 """Of what all operations have changed by alike, how much is taken for standard error of a figure: a machine does that
@@ -265,21 +265,22 @@ def _told_by(others: Sequence[Sequence[Array]]) -> _Others:
     return _Others(medians, reliability if reliability > _RELIABLE else 0.0)
 
 
-def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights]) -> dict[str, Change]:
+def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights], *, apart: bool = False) -> dict[str, Change]:
     """Change of every sum between two engines that took turns, by name.
 
     Args:
         new: turns of one.
         old: as many of the other, each beside one of those.
         sums: weighted sums of latencies, by name.
+        apart: whether sums have nothing in common, as operations have not.
     """
     found = {}
-    apart = new.references - old.references
+    references, floor = new.references - old.references, _FLOOR_APART if apart else _FLOOR
     for name, weights in sums.items():
         values = new.log_of(weights) - old.log_of(weights)
-        medians, variance = _levels([values], [apart], about=np.zeros(apart.shape[1]))
-        error = math.sqrt(_UNDERSTATED * variance + _FLOOR_PAIRED**2)
-        found[name] = Change(float(medians[0]), error, BLOCKS - 1.0)
+        medians, variance = _levels([values], [references], about=np.zeros(references.shape[1]))
+        error = math.sqrt(_UNDERSTATED * variance + 2 * floor**2)
+        found[name] = Change(float(medians[0]), error, 2 * (BLOCKS - 1.0))
     return found
 
 

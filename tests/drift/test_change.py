@@ -86,6 +86,17 @@ def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
     assert abs(found["rotary"].relative) < 0.002
 
 
+def test_engines_that_take_turns_have_started_apart_too() -> None:
+    """However many turns they take, an operation that the one start put 1.5 % off has not changed; 5 % has."""
+    calm = {"noise": 0.001}
+    old = Timed.of(turns(11, 200, **calm))
+    for slower, is_told in ((0.015, False), (0.05, True)):
+        new = Timed.of(turns(12, 200, slower={"rotary": slower}, **calm))
+        found = paired_changes(new, old, SUMS, apart=True)["rotary"]
+        assert found.relative == pytest.approx(slower, abs=0.002)
+        assert (found.p_slower < 0.01) == is_told
+
+
 def test_engines_that_take_turns_are_compared_where_both_were_calm() -> None:
     """Processes that disturb one of both now and then: 24 calm turns of one engine, 23 of the other."""
     new, old = turns(1, 40), turns(2, 40)
