@@ -4,11 +4,13 @@ That is the same operation on a GPU that is like this one, or on this GPU with i
 says of both, at the point that is asked for, multiplies what is published: a product that waits for memory takes as
 much longer as the memory is slower or the weights are larger, one that computes as much as the peak is lower, and a
 launch takes what it takes. Kernels, tiles and waves are the other's. Where a GPU has no cores for a precision (fp8 on
-an A100, 4 bits beside 16 anywhere), kernels unpack weights and multiply in bf16, which is what is left of it here.
+an A100, 4 bits beside 16 anywhere), kernels unpack weights and multiply in bf16, as is supposed here of them all: int8
+beside int8, which every GPU here computes faster than bf16, is predicted too slow where it computes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,12 +49,15 @@ to 85 % off): mostly too short, the more so the newer the GPU.
 _UNPACKED = frozenset({"bf16", "fp16", "fp32"})
 """Dtypes of weights that no kernel unpacks."""
 
+_BESIDE = re.compile(r"(^|[._])(scale(_inv|_2)?|scales|q?zeros|zero_point|g_idx(_sort_indices)?|weight_shape)$")
+"""How roles end of what quantised weights have beside them."""
+
 
 def unquantised(signature: Signature) -> Signature | None:
     """The operation with its weights as bf16; None where they are not quantised.
 
     Args:
-        signature: of the operation, its weights in the shapes that they stand for, packed or not.
+        signature: of the operation, its weights in the shapes that they stand for, however they are packed.
     """
     quantised = [role for role, dtype, shape in signature.tensors if _is_weight(role, shape) and dtype not in _UNPACKED]
     if not quantised:
@@ -60,7 +65,7 @@ def unquantised(signature: Signature) -> Signature | None:
     tensors = tuple(
         (role, "bf16" if role in quantised else dtype, shape)
         for role, dtype, shape in signature.tensors
-        if not _belongs_to_quantised(role)
+        if _BESIDE.search(role) is None
     )
     kept = {name: value for name, value in signature.attributes if name != "precision"}
     return replace(signature, tensors=tensors, attributes=tuple(sorted((kept | {"method": "unquantized"}).items())))
@@ -68,11 +73,6 @@ def unquantised(signature: Signature) -> Signature | None:
 
 def _is_weight(role: str, shape: tuple[int | str, ...]) -> bool:
     return role.endswith("weight") and len(shape) > 1
-
-
-def _belongs_to_quantised(role: str) -> bool:
-    """Whether a tensor holds scales or zero points."""
-    return role.endswith(("_scale", "_scale_inv", "_scale_2", "scales", "zeros"))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def quantised(signature: Signature, dtype: str, method: str, precision: str, *sc
         ("float8_e4m3fn", "fp8", "fp8_block", ["weight_scale_inv"]),
         ("float8_e4m3fn", "modelopt", "fp8", ["weight_scale", "input_scale"]),
         ("uint4", "autoawqmarlin", "int4", ["qzeros", "scales"]),
+        ("uint4", "compressedtensors", "int4", ["weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape"]),
+        ("uint4", "modeloptnvfp4", "nvfp4", ["weight_scale", "weight_scale_2", "weight_global_scale", "input_scale"]),
     ],
 )
 def test_weights_as_bf16_are_those_of_the_model_that_is_not_quantised(
