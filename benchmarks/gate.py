@@ -23,6 +23,7 @@ import contextlib
 import lzma
 import math
 import random
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate_simulation import UNCHANGED, simulated
+from benchmarks.slowed_engine import slow_down
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
 from pytest_dooly.core.operation import OperationKind
@@ -49,8 +51,11 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.gating import Gate, GateOptions, TakesTurns
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
+from pytest_dooly.other_engine import OtherEngine
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import kv_tokens
+
+SLOWED = Path(__file__).with_name("slowed_engine.py")
 
 MODEL, WORKLOAD = "llama-tiny", Workload(16, 32, 4)
 
@@ -224,7 +229,8 @@ class _Bench:
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
         options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
-        gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=self._taking(slowdown))
+        taking = self._taking(slowdown) if self._against is None else self._taking_apart(slowdown)
+        gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=taking)
         found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
         return Run(slowdown, label, found, time.perf_counter() - begin_s)
@@ -250,9 +256,7 @@ class _Bench:
                 self._turns = Turns(self._session, operations, batches, clocks)
             layers = []
             if slowdown is not None:
-                layers = self._layers(slowdown.share)
-                for layer in layers:
-                    layer.forward = _slowed(layer.forward, slowdown.slower)
+                layers = slow_down(self._session, self._nearest(slowdown.share).layers, slowdown.slower)
             try:
                 yield self._turns.turn
             finally:
@@ -261,12 +265,27 @@ class _Bench:
 
         return taking
 
+    def _taking_apart(self, slowdown: Slowdown | None) -> Callable[[Sequence[Batch]], Any]:
+        """Turns of an engine in a process of its own, as --dooly-against has it."""
+
+        @contextmanager
+        def taking(batches: Sequence[Batch]) -> Iterator[TakesTurns]:
+            kept = kv_tokens(self._model.limits)
+            with tempfile.TemporaryDirectory() as folder:
+                python = Path(sys.executable)
+                if slowdown is not None:
+                    python = Path(folder) / "python"
+                    asked = [str(slowdown.slower), *self._nearest(slowdown.share).layers]
+                    code = f"exec(open({str(SLOWED)!r}).read())"
+                    python.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', code, *asked])}\n")
+                    python.chmod(0o755)
+                with OtherEngine(python, self._engine.name, self._configuration, batches, kv_tokens=kept) as engine:
+                    yield engine.turn
+
+        return taking
+
     def _nearest(self, share: float) -> ModelOperation:
         return nearest(self._model, self._shares, share)
-
-    def _layers(self, share: float) -> list[Any]:
-        paths = set(self._nearest(share).layers)
-        return list({id(module): module for path, module in self._session.modules() if path in paths}.values())
 
 
 def nearest(model: ServedModel, shares: Mapping[str, float], share: float) -> ModelOperation:
@@ -283,20 +302,6 @@ def nearest(model: ServedModel, shares: Mapping[str, float], share: float) -> Mo
         if each.signature.kind is not OperationKind.OVERHEAD and shares.get(each.signature.key)
     ]
     return min(known, key=lambda each: abs(math.log(shares[each.signature.key] / share)))
-
-
-def _slowed(forward: Callable[..., Any], slower: float) -> Callable[..., Any]:
-    """The same, and then the processor is kept busy for a share of the time that it took."""
-
-    def slowed(*args: Any, **kwargs: Any) -> Any:
-        begin_s = time.perf_counter()
-        output = forward(*args, **kwargs)
-        until_s = time.perf_counter() + slower * (time.perf_counter() - begin_s)
-        while time.perf_counter() < until_s:
-            pass
-        return output
-
-    return slowed
 
 
 def _say(number: int, run: Run) -> None:

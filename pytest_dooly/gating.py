@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -45,6 +46,7 @@ from pytest_dooly.sweep.grid import kv_tokens
 if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine
+    from pytest_dooly.other_engine import OtherEngine
 
 __all__ = ["BrokenGate", "Gate", "GateOptions", "TakesTurns", "Taking"]
 
@@ -131,7 +133,8 @@ class Gate:
         self.model = model
         self.found: Found | None = None
         self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
-        self._progress, self._taking = progress, taking or self._here
+        self._progress = progress
+        self._taking = taking or (self._here if options.against is None else self._apart)
         self._learnt: dict[frozenset[Place], Sequence[Earlier]] = {}
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
@@ -270,21 +273,24 @@ class Gate:
         finally:
             session.close()
 
+    @contextmanager
+    def _apart(self, batches: Sequence[Batch]) -> Iterator[TakesTurns]:
+        """This interpreter's engine in a process of its own, as the one that it is compared with has one."""
+        with self._started(Path(sys.executable), batches) as started:
+            yield started.turn
+
+    def _started(self, python: Path, batches: Sequence[Batch]) -> OtherEngine:
+        """An interpreter's engine, which starts as its context does."""
+        from pytest_dooly.other_engine import OtherEngine
+
+        self._progress(f"starting the engine of {python}")
+        kept = kv_tokens(self.model.limits)
+        return OtherEngine(python, self._engine.name, self._configuration, batches, kv_tokens=kept)
+
     def _beside(self, engines: ExitStack, batches: Sequence[Batch]) -> TakesTurns | None:
         if self._options.against is None:
             return None
-        from pytest_dooly.other_engine import OtherEngine
-
-        self._progress(f"starting the engine of {self._options.against}")
-        other = engines.enter_context(
-            OtherEngine(
-                self._options.against,
-                self._engine.name,
-                self._configuration,
-                batches,
-                kv_tokens=kv_tokens(self.model.limits),
-            )
-        )
+        other = engines.enter_context(self._started(self._options.against, batches))
         environment = other.environment
         if not alike(environment, self._environment):
             raise ConfigurationError(

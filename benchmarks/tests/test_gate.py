@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gate import SLOWDOWNS, Run, _slowed, nearest, report
+from benchmarks.gate import SLOWDOWNS, Run, nearest, report
 from benchmarks.gate_simulation import LIMITS, UNCHANGED, simulated
+from benchmarks.slowed_engine import slowed
 from pytest_dooly.core.turn import Place
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.latency_db.db import LatencyDB
@@ -32,7 +33,7 @@ def test_a_slowdown_keeps_the_processor_busy(monkeypatch: pytest.MonkeyPatch) ->
         now_s[0] += 1.0
         return value + 1
 
-    assert _slowed(forward, 0.5)(1) == 2
+    assert slowed(forward, 0.5)(1) == 2
     assert now_s[0] == pytest.approx(1.5, abs=0.1)
 
 

@@ -1,0 +1,61 @@
+"""The engine that `--dooly-against` starts, with some of its layers slowed down, for `make bench-gate`.
+
+Run in place of an interpreter, as `python -c "exec(open(this).read())" SLOWER PATH…`: beside this file lie modules that
+have the names of libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+from unittest import mock
+
+from pytest_dooly import other_engine
+from pytest_dooly.timing import turns
+
+
+def slow_down(session: Any, paths: Collection[str], slower: float) -> list[Any]:
+    """Slows layers of a session down; returns them, to be freed by `del layer.forward`.
+
+    Args:
+        session: of an engine.
+        paths: of the layers.
+        slower: relative slowdown, 0.05 for 5 %.
+    """
+    layers = list({id(module): module for path, module in session.modules() if path in paths}.values())
+    for layer in layers:
+        layer.forward = slowed(layer.forward, slower)
+    return layers
+
+
+def slowed(forward: Callable[..., Any], slower: float) -> Callable[..., Any]:
+    """The same, and then the processor is kept busy for a share of the time that it took."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        begin_s = time.perf_counter()
+        output = forward(*args, **kwargs)
+        until_s = time.perf_counter() + slower * (time.perf_counter() - begin_s)
+        while time.perf_counter() < until_s:
+            pass
+        return output
+
+    return run
+
+
+def main() -> None:
+    """Answers as `other_engine` does."""
+    slower, *paths = sys.argv[1:]
+
+    class Slowed(turns.Turns):
+        def __init__(self, session: Any, *rest: Any) -> None:
+            super().__init__(session, *rest)
+            slow_down(session, paths, float(slower))
+
+    with mock.patch.object(turns, "Turns", Slowed):
+        other_engine.main()
+
+
+if __name__ == "__main__":
+    main()
