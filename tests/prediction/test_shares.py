@@ -35,7 +35,14 @@ def test_shares_add_up_to_one_and_errors_count_by_latency() -> None:
     bases = [basis("measured", 0.01), basis("published", 0.03), basis("across sizes", 0.10), basis("estimate", None)]
     shares = shares_of(step_of({TIMED: 1e-3, KNOWN: 2e-3, BETWEEN: 3e-3, NORM: 4e-3}), bases)
     assert dict(shares.by_kind) == pytest.approx(
-        {"measured": 0.1, "published": 0.2, "across sizes": 0.3, "another GPU": 0.0, "estimate": 0.4}
+        {
+            "measured": 0.1,
+            "published": 0.2,
+            "across sizes": 0.3,
+            "another precision": 0.0,
+            "another GPU": 0.0,
+            "estimate": 0.4,
+        }
     )
     assert sum(shares.by_kind.values()) == pytest.approx(1)
     assert shares.error == pytest.approx((1 * 0.01 + 2 * 0.03 + 3 * 0.10) / 6)
