@@ -102,7 +102,8 @@ class Transferred:
         """What this rests on, where the other operation's latencies rest on something."""
         if self.here.device == self.there.device:
             kind: BasisKind = "another precision"
-            added, towards = OF_ANOTHER_PRECISION, f"{weight_precision(self.here.signature)} weights"
+            precision = weight_precision(self.here.signature).removesuffix("_weights")
+            added, towards = OF_ANOTHER_PRECISION, f"{precision} weights"
         else:
             kind, towards = "another GPU", self.here.device.product
             added = OF_A_KIND if _is_alike(self.here.device, self.there.device) else OF_ANOTHER
