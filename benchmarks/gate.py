@@ -48,7 +48,7 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
-from pytest_dooly.gating import Gate, GateOptions, TakesTurns
+from pytest_dooly.gating import Gate, GateOptions, TakesTurns, Taking
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
 from pytest_dooly.other_engine import OtherEngine
@@ -229,7 +229,11 @@ class _Bench:
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
         options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
-        taking = self._taking(slowdown) if self._against is None else self._taking_apart(slowdown)
+        taking: Taking | None = None
+        if self._against is None:
+            taking = self._taking(slowdown)
+        elif slowdown is not None:
+            taking = self._taking_apart(slowdown)
         gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=taking)
         found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
@@ -265,20 +269,17 @@ class _Bench:
 
         return taking
 
-    def _taking_apart(self, slowdown: Slowdown | None) -> Callable[[Sequence[Batch]], Any]:
-        """Turns of an engine in a process of its own, as --dooly-against has it."""
+    def _taking_apart(self, slowdown: Slowdown) -> Callable[[Sequence[Batch]], Any]:
+        """Turns of an engine in a process of its own, as --dooly-against has it, slowed down."""
 
         @contextmanager
         def taking(batches: Sequence[Batch]) -> Iterator[TakesTurns]:
             kept = kv_tokens(self._model.limits)
             with tempfile.TemporaryDirectory() as folder:
-                python = Path(sys.executable)
-                if slowdown is not None:
-                    python = Path(folder) / "python"
-                    asked = [str(slowdown.slower), *self._nearest(slowdown.share).layers]
-                    code = f"exec(open({str(SLOWED)!r}).read())"
-                    python.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', code, *asked])}\n")
-                    python.chmod(0o755)
+                python, layers = Path(folder) / "python", self._nearest(slowdown.share).layers
+                command = [sys.executable, "-P", str(SLOWED), str(slowdown.slower), *layers]
+                python.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
+                python.chmod(0o755)
                 with OtherEngine(python, self._engine.name, self._configuration, batches, kv_tokens=kept) as engine:
                     yield engine.turn
 

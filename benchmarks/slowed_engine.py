@@ -1,7 +1,7 @@
 """The engine that `--dooly-against` starts, with some of its layers slowed down, for `make bench-gate`.
 
-Run in place of an interpreter, as `python -c "exec(open(this).read())" SLOWER PATH…`: beside this file lie modules that
-have the names of libraries.
+Run in place of an interpreter, as `python -P slowed_engine.py SLOWER PATH…`: beside this file lie modules that have the
+names of libraries, which `-P` keeps off the path.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def _by_bf16(db: LatencyDB, grounds: Grounds) -> Iterator[tuple[str, str, Array,
             if wide is None:
                 continue
             moved = transferred(grounds.foundation(wide, limits), Estimate(wide, device), here)
-            rows = db.published(environment, [key])[key]
             if moved is not None:
+                rows = db.published(environment, [key])[key]
                 points, own_s = [row.point for row in rows], np.array([row.latency_s for row in rows])
                 pairs.append([each.predict_s(points) / own_s - 1 for each in (moved.model, here)])
         if pairs:

@@ -23,7 +23,6 @@ from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
 from pytest_dooly.drift.change import (
     FEWEST_CALM,
-    Change,
     Timed,
     paired_changes,
     profiled_changes,
@@ -59,7 +58,6 @@ _UNKNOWN_ERROR = 0.05
 _CROWD = 0.1
 """Of all processors: what other processes may have more, or less, than at the baseline before figures are left open."""
 
-_Tells = Callable[[Mapping[str, Mapping[Place, float]]], dict[str, Change]]
 
 TakesTurns = Callable[[], Turn]
 
@@ -386,7 +384,8 @@ class Gate:
     ) -> Verdict:
         """What has changed; with `alone`, on nothing but the noise of the turns."""
         new, places = Timed.of(turns), {place for each in spent for place in each.seconds}
-        profiled = self._is_first and not alone and self.baseline is not None
+        first = self.baseline if self._is_first and not alone else None
+        profiled = None if first is None else first.regressors
         runs: Sequence[Timed] = [new]
         if olds:
             new, old = Timed.of_pairs(turns, olds)
@@ -394,16 +393,14 @@ class Gate:
         elif self.baseline is not None and not self._is_first:
             runs = self.baseline.timed
         seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
-        levels_s = _levels_s(runs, seen)
-        tells: tuple[_Tells, _Tells] | None = None  # of figures, and of operations
-        if profiled and self.baseline is not None:
-            levels_s = _predicted_s(self.baseline.regressors, seen)
-            tells = (partial(profiled_changes, new, levels_s, _errors(self.baseline.regressors, spent)),) * 2
-        elif olds:
-            tells = partial(paired_changes, new, runs[0]), partial(paired_changes, new, runs[0], apart=True)
+        levels_s = _levels_s(runs, seen) if profiled is None else _predicted_s(profiled, seen)
         figures, operations = sums_of(spent, levels_s)
-        if tells is not None:
-            found = Comparison(tells[0](figures), tells[1](operations), 0.0)
+        if profiled is not None:
+            told = partial(profiled_changes, new, levels_s, _errors(profiled, spent))
+            found = Comparison(told(figures), told(operations), 0.0)
+        elif olds:
+            told = partial(paired_changes, new, runs[0])
+            found = Comparison(told(figures), told(operations, apart=True), 0.0)
         else:
             found = compared(new, runs, figures, operations, () if alone else self._earlier(seen, operations))
         calm = min(sum(turn.is_calm for turn in each) for each in (turns, olds) if each)

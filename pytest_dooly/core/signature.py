@@ -17,6 +17,7 @@ from pytest_dooly.core.environment import Environment, content_hash
 from pytest_dooly.core.operation import Operation, OperationKind, TensorSpec, Trace, evaluate, is_request_dependent
 
 __all__ = [
+    "FLOATS",
     "ModelOperation",
     "ServedModel",
     "Signature",
@@ -25,6 +26,7 @@ __all__ = [
     "attending_by",
     "dtype_bytes",
     "fixed_size",
+    "is_weight_matrix",
     "model_operations",
     "portable",
     "served_key",
@@ -55,6 +57,9 @@ _USUAL = frozenset({"unquantized", "kv_auto"})
 
 _TRACE_FORMAT = 5
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
+
+FLOATS = frozenset({"bf16", "fp16", "fp32"})
+"""Dtypes of weights that are not quantised."""
 
 _STATEFUL = frozenset({OperationKind.ATTENTION, OperationKind.MIXER})
 
@@ -193,6 +198,11 @@ def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:
 def fixed_size(shape: Sequence[int | str]) -> int:
     """Elements of a tensor for each value of its request-dependent dimensions: all, where it has none."""
     return math.prod(dim for dim in shape if isinstance(dim, int))
+
+
+def is_weight_matrix(role: str, shape: Sequence[int | str]) -> bool:
+    """Whether a tensor is a weight that is multiplied by, of one expert or of all."""
+    return role.endswith("weight") and len(shape) > 1
 
 
 def dtype_bytes(dtype: str) -> float:

@@ -2,9 +2,8 @@
 
 Our own measurements outrank published latencies of the same operation, these outrank a regressor across other sizes,
 that what is known of the same operation with weights in another precision or on another GPU, and an estimate from the
-data sheet comes last. The signature of a trace on
-another device is compared without what only that device decides: its attention backend, its block size, how its layers
-dispatch.
+data sheet comes last. The signature of a trace on another device is compared without what only that device decides: its
+attention backend, its block size, how its layers dispatch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
+from pytest_dooly.core.signature import FLOATS, ServedModel, Signature, dtype_bytes, fixed_size, is_weight_matrix
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.family import weight_precision
 from pytest_dooly.published.kernels import WEIGHT_BYTES
@@ -35,9 +35,6 @@ _GIB = float(1 << 30)
 
 _CONTEXT_BYTES, _COLLECTIVES_BYTES = 0.2 * _GIB, 0.45 * _GIB
 """Of CUDA and of the engine's buffers; of those that collectives take in addition."""
-
-_FLOATS = ("bf16", "fp16", "fp32")
-"""Dtypes of weights that are not packed: of others the shape is that of what holds them."""
 
 _WIDEST, _COPIES = 1.5, 5
 """How much the widest activation of a step stands for: that and half of it, as of a gated layer; tensors of the size of
@@ -185,7 +182,7 @@ def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
             cache_bytes += tokens * size_bytes
         elif role.startswith("state") and not asked:
             cache_bytes += size_bytes
-        elif not asked and role.endswith("weight") and len(shape) > 1 and dtype in _FLOATS:
+        elif not asked and is_weight_matrix(role, shape) and dtype in FLOATS:
             weights_bytes += fixed_size(shape) * min(dtype_bytes(dtype), quantised_bytes)
         elif not asked:
             weights_bytes += size_bytes

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.device import Device
-from pytest_dooly.core.signature import Signature
+from pytest_dooly.core.signature import FLOATS, Signature, is_weight_matrix
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
@@ -46,9 +46,6 @@ From experts of four GPUs that have tables of both (`make bench-transfer`; 21 to
 to 85 % off): mostly too short, the more so the newer the GPU.
 """
 
-_UNPACKED = frozenset({"bf16", "fp16", "fp32"})
-"""Dtypes of weights that no kernel unpacks."""
-
 _BESIDE = re.compile(r"(^|[._])(scale(_inv|_2)?|scales|q?zeros|zero_point|g_idx(_sort_indices)?|weight_shape)$")
 """How roles end of what quantised weights have beside them."""
 
@@ -59,7 +56,8 @@ def unquantised(signature: Signature) -> Signature | None:
     Args:
         signature: of the operation, its weights in the shapes that they stand for, however they are packed.
     """
-    quantised = [role for role, dtype, shape in signature.tensors if _is_weight(role, shape) and dtype not in _UNPACKED]
+    weights = [(role, dtype) for role, dtype, shape in signature.tensors if is_weight_matrix(role, shape)]
+    quantised = {role for role, dtype in weights if dtype not in FLOATS}
     if not quantised:
         return None
     tensors = tuple(
@@ -69,10 +67,6 @@ def unquantised(signature: Signature) -> Signature | None:
     )
     kept = {name: value for name, value in signature.attributes if name != "precision"}
     return replace(signature, tensors=tensors, attributes=tuple(sorted((kept | {"method": "unquantized"}).items())))
-
-
-def _is_weight(role: str, shape: tuple[int | str, ...]) -> bool:
-    return role.endswith("weight") and len(shape) > 1
 
 
 @dataclass(frozen=True)

@@ -289,12 +289,11 @@ class _Run:
                 together = []
             self._sent_s[place] = at_s
             together.append(place)
-        self._take_in(together)
+        if together:
+            self._take_in(together)
 
     def _take_in(self, places: Sequence[int]) -> None:
         """Puts requests that were sent at once on their way to the engine."""
-        if not places:
-            return
         sent_s, server = float(self._sent_s[places[0]]), self._server
         taking_s = [server.taking_in_s(self._traffic.requests[place].prompt_len) for place in places]
         if not server.in_turn:

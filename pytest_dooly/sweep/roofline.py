@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import Signature, dtype_bytes, fixed_size
+from pytest_dooly.core.signature import Signature, dtype_bytes, fixed_size, is_weight_matrix
 from pytest_dooly.core.work import Features, Work, sent
 
 __all__ = ["bytes_of", "bytes_sent", "flops", "flops_of", "window_of"]
@@ -81,7 +81,7 @@ def flops(signature: Signature, of: Features) -> Array:
     weights = sum(
         fixed_size(shape) * (met if len(shape) > 2 else 1)
         for role, _, shape in signature.tensors
-        if role.endswith("weight") and len(shape) > 1 and signature.kind is not OperationKind.EMBEDDING
+        if is_weight_matrix(role, shape) and signature.kind is not OperationKind.EMBEDDING
     )
     channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
     pairs = of.work.sum(of.pairs) if signature.kind is OperationKind.ATTENTION else np.zeros(len(of.work))

@@ -13,7 +13,7 @@ import torch
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.language_model import language_model
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import ModelOperation, Signature, fixed_size
+from pytest_dooly.core.signature import ModelOperation, Signature, fixed_size, is_weight_matrix
 
 __all__ = ["Ballast", "layers_needed", "reads_a_matrix"]
 
@@ -53,7 +53,7 @@ def layers_needed(configuration: ModelConfiguration, operations: Sequence[ModelO
         for operation in operations
         if len(operation.layers) > 1
         for role, _, shape in operation.signature.tensors
-        if role.endswith("weight") and len(shape) > 1
+        if is_weight_matrix(role, shape)
     )
     rotation = math.ceil(2 * _last_level_cache_bytes() / max(1, layer_bytes))
     affordable = psutil.virtual_memory().available // 3 // max(1, layer_bytes)
@@ -63,7 +63,7 @@ def layers_needed(configuration: ModelConfiguration, operations: Sequence[ModelO
 
 def reads_a_matrix(signature: Signature) -> bool:
     """Whether the kernel reads a whole weight, of which an embedding reads some rows."""
-    matrix = any(role.endswith("weight") and len(shape) > 1 for role, _, shape in signature.tensors)
+    matrix = any(is_weight_matrix(role, shape) for role, _, shape in signature.tensors)
     return matrix and signature.kind is not OperationKind.EMBEDDING
 
 
