@@ -55,7 +55,7 @@ _DETAILS = {
 _USUAL = frozenset({"unquantized", "kv_auto"})
 """Parts that a label leaves out."""
 
-_TRACE_FORMAT = 5
+_TRACE_FORMAT = 6
 """Raised when the tracer records a model differently, so that a trace in the DB is not taken for a new one."""
 
 FLOATS = frozenset({"bf16", "fp16", "fp32"})

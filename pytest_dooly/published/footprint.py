@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import FLOATS, ServedModel, Signature, dtype_bytes, fixed_size, is_weight_matrix
+from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.published.family import weight_precision
-from pytest_dooly.published.kernels import WEIGHT_BYTES
 
 __all__ = [
     "ENGINE_SHARE",
@@ -173,7 +171,6 @@ def cache_room(model: ServedModel, device: Device, *, block_size: int = 16, shar
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     """Bytes of an operation's parameters, and of what it keeps of one request."""
     tokens = min(seq_len, signature.window or seq_len)
-    quantised_bytes = WEIGHT_BYTES.get(weight_precision(signature), math.inf)  # where the engine does so as it loads
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]
@@ -182,8 +179,6 @@ def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
             cache_bytes += tokens * size_bytes
         elif role.startswith("state") and not asked:
             cache_bytes += size_bytes
-        elif not asked and is_weight_matrix(role, shape) and dtype in FLOATS:
-            weights_bytes += fixed_size(shape) * min(dtype_bytes(dtype), quantised_bytes)
         elif not asked:
             weights_bytes += size_bytes
     return weights_bytes, cache_bytes

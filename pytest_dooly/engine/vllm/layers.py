@@ -13,7 +13,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.engine.base import Attribute, Layer, RequestSymbols
 from pytest_dooly.engine.vllm.absent_gpu import described
 from pytest_dooly.engine.vllm.arguments import MOE_PRECISION
-from pytest_dooly.engine.vllm.quantisation import experts_kernel, method_of, packed, precision_of
+from pytest_dooly.engine.vllm.quantisation import Weights, experts_kernel, method_of, packed, precision_of
 
 __all__ = ["LayerCatalogue", "decoder_layers", "outermost_leaves"]
 
@@ -108,6 +108,7 @@ class LayerCatalogue:
     def _latent_layer(self, layer: Any) -> Layer:
         """Latent attention from hidden states to hidden states: projections, norms, rotary and indexer within one."""
         attention = self._latent_attention(layer)
+        parameters, weights = _within(layer)
         attributes = dict(attention.attributes)
         attributes |= {"method": method_of(layer.q_b_proj), "hidden_size": int(layer.o_proj.output_size)}
         attributes["q_lora_rank"] = int(layer.q_lora_rank)
@@ -127,7 +128,7 @@ class LayerCatalogue:
             cached = dict(attention.implied(request)) if attention.implied is not None else {}
             if indexer is not None:
                 cached["index_keys"] = indexer.k_cache.dtype, (seq_len, indexer.k_cache.head_dim)
-            return cached
+            return {**cached, **weights}
 
         def output(positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
             return torch.empty_like(hidden_states)
@@ -136,7 +137,7 @@ class LayerCatalogue:
             OperationKind.ATTENTION,
             "mla_layer",
             _pairs(attributes),
-            dict(layer.named_parameters()),
+            parameters,
             implied=cache,
             stand_in=output,
         )
@@ -153,18 +154,21 @@ class LayerCatalogue:
         sizes = ("head_size", "num_heads", "num_kv_heads", "kv_lora_rank", "v_head_dim")
         attributes |= {name: int(getattr(layer, name)) for name in (*sizes, "qk_nope_head_dim", "qk_rope_head_dim")}
 
+        parameters, weights = _within(layer)
+
         def cache(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
             seq_len = request.context_len + request.query_len
             return {
                 "latents": (_cache_dtype(layer), (seq_len, layer.head_size)),
                 "block_table": (torch.int32, ((seq_len + self._block_size - 1) // self._block_size,)),
+                **weights,
             }
 
         return Layer(
             OperationKind.ATTENTION,
             "mla_attention",
             _pairs(attributes),
-            dict(layer.named_parameters()),
+            parameters,
             ignored=frozenset({"output_shape"}),
             implied=cache,
         )
@@ -241,11 +245,12 @@ def _experts(layer: Any) -> Layer:
     shapes = {"w13_weight": (wide, hidden), "w2_weight": (hidden, inner)}
     found = [packed(routed, role, (config.num_local_experts, *shape)) for role, shape in shapes.items()]
     names = frozenset().union(*(names for names, _ in found))
-    parameters = {name: value for name, value in layer.named_parameters() if name.rpartition(".")[2] not in names}
+    parameters, others = _within(layer)
+    parameters = {name: value for name, value in parameters.items() if name.rpartition(".")[2] not in names}
 
     def share(request: RequestSymbols) -> Mapping[str, tuple[torch.dtype, Sequence[Any]]]:
         weights = {role: weight for _, implied in found for role, weight in implied.items()}
-        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, hidden)), **weights}
+        return {"expert_input": (config.in_dtype, (request.tokens_per_expert, hidden)), **weights, **others}
 
     return Layer(OperationKind.MOE, "fused_moe", _pairs(attributes), parameters, implied=share)
 
@@ -278,10 +283,27 @@ def _facts_of(layer: torch.nn.Module) -> tuple[Attribute, ...]:
 
 def _linear(layer: Any) -> Layer:
     attributes = {"method": method_of(layer), "precision": precision_of(layer)}
-    shape = [getattr(layer, f"{size}_per_partition", getattr(layer, size)) for size in ("output_size", "input_size")]
-    names, implied = packed(layer, "weight", shape)
+    names, implied = packed(layer, "weight", _linear_shape(layer))
     parameters = {name: value for name, value in _weights(layer).items() if name not in names}
     return Layer(OperationKind.LINEAR, "linear", _pairs(attributes), parameters, implied=lambda _: implied)
+
+
+def _linear_shape(layer: Any) -> list[Any]:
+    """Rows and columns of a rank's weight, with their origins, however it is packed."""
+    return [getattr(layer, f"{size}_per_partition", getattr(layer, size)) for size in ("output_size", "input_size")]
+
+
+def _within(layer: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], Weights]:
+    """Parameters of a layer that encloses others by path, and what stands for those of its linears that are packed."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    parameters, weights = dict(layer.named_parameters()), {}
+    for path, linear in layer.named_modules():
+        if isinstance(linear, LinearBase):
+            names, implied = packed(linear, "weight", _linear_shape(linear))
+            parameters = {name: value for name, value in parameters.items() if name not in {f"{path}.{n}" for n in names}}
+            weights |= {f"{path}.{role}": weight for role, weight in implied.items()}
+    return parameters, weights
 
 
 def _embedding(layer: Any) -> Layer:

@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-__all__ = ["any_kernel", "experts_kernel", "method_of", "packed", "precision_of"]
+__all__ = ["Weights", "any_kernel", "experts_kernel", "method_of", "packed", "precision_of"]
 
 Weights = Mapping[str, tuple[torch.dtype, Sequence[Any]]]
 """Dtype and shape by role."""
@@ -22,10 +22,22 @@ _CHOOSERS = re.compile(r"(choose|init)_\w+_kernel|select_\w+_moe_backend|make_\w
 
 _HOMES = ("vllm.model_executor.kernels.linear", "vllm.model_executor.layers.fused_moe.oracle")
 
+_UNQUANTISED = frozenset({torch.bfloat16, torch.float16, torch.float32})
+
+_DTYPES = {
+    "fp8": torch.float8_e4m3fn,
+    "fp8_block": torch.float8_e4m3fn,
+    "mxfp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "int8_weights": torch.int8,
+}
+"""Of a weight, by its precision; those of others have four bits."""
+
 _PRECISIONS = (
     ("mxfp4", "mxfp4"),
     ("mxfp8", "mxfp8"),
     (r"nvfp4|fp4", "nvfp4"),
+    ("int8online", "int8_weights"),
     (r"w8a8_?int8|int8", "int8"),
     (r"fp8|w8a8", "fp8"),
 )
@@ -71,7 +83,10 @@ def experts_kernel(layer: Any) -> str | None:
 
 
 def packed(layer: Any, role: str, shape: Sequence[Any]) -> tuple[frozenset[str], Weights]:
-    """Names of a weight whose parameter is packed, and the dtype and shape that it stands for; empty where none is.
+    """Names of a weight whose parameter is not what its kernel reads, and the dtype and shape of that.
+
+    Several numbers are packed into one, or the engine quantises them as it loads. Empty where the parameter is read as
+    it is.
 
     Args:
         layer: that holds it.
@@ -81,10 +96,12 @@ def packed(layer: Any, role: str, shape: Sequence[Any]) -> tuple[frozenset[str],
     form = re.compile(rf"{role}(_packed)?|{role.replace('weight', 'qweight')}")
     held = {name: value for name, value in layer.named_parameters(recurse=False) if form.fullmatch(name)}
     sizes = sorted(int(size) for size in shape)
-    if not held or any(sorted(int(size) for size in value.shape) == sizes for value in held.values()):
+    precision = precision_of(layer)
+    as_loaded = precision is not None and all(value.dtype in _UNQUANTISED for value in held.values())
+    whole = any(sorted(int(size) for size in value.shape) == sizes for value in held.values())
+    if not held or (whole and not as_loaded):
         return frozenset(), {}
-    dtype = torch.int8 if precision_of(layer) == "int8_weights" else torch.uint4
-    return frozenset(held), {role: (dtype, shape)}
+    return frozenset(held), {role: (_DTYPES.get(precision or "", torch.uint4), shape)}
 
 
 def _bits(scheme: Any) -> int | None:
