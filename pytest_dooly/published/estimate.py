@@ -18,13 +18,12 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
+from pytest_dooly.published.family import weight_precision
+from pytest_dooly.published.kernels import LAUNCH_S, MEMORY_SHARE, PEAK_SHARE, speedup
 from pytest_dooly.sweep.roofline import bytes_of, bytes_sent, flops, window_of
 
 __all__ = [
     "ADMISSION_S",
-    "LAUNCH_S",
-    "MEMORY_SHARE",
-    "PEAK_SHARE",
     "SERVER_S",
     "STEP_REQUEST_S",
     "STEP_S",
@@ -33,12 +32,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float64]
-
-LAUNCH_S = 2.5e-6
-"""One kernel in a replayed graph that does next to nothing: the least of 35,742 published products on an H200 (2.4)."""
-
-MEMORY_SHARE, PEAK_SHARE = 0.8, 0.7
-"""Of the bandwidth and of the peak in the data sheet."""
 
 STEP_S, ADMISSION_S = 1.5e-3, 1e-4
 """The engine's own share of a step (scheduling, inputs, outputs), and of a request's admission.
@@ -104,7 +97,9 @@ class Estimate:
         vLLM leaves `VLLM_FLOAT32_MATMUL_PRECISION` at "highest", which is no TF32 (vllm/envs.py of 0.32.0).
         """
         weights = {dtype for role, dtype, _ in self.signature.tensors if role == "weight"}
-        return self.device.fp32_flops_per_s if weights == {"fp32"} else self.device.flops_per_s
+        if weights == {"fp32"}:
+            return self.device.fp32_flops_per_s
+        return self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pytest_dooly.core.environment import content_hash
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.published_latency import PublishedLatency
-from pytest_dooly.core.signature import Signature
+from pytest_dooly.core.signature import FLOATS, Signature, is_weight_matrix
 from pytest_dooly.core.work import Features, Work
 
 __all__ = [
@@ -44,6 +44,13 @@ _PRECISIONS = {"fp8pertensoronline": "fp8", "gptossmxfp4": "mxfp4"}
 
 _CACHES = {"fp8_e4m3": "fp8"}
 """What one kernel works on by several names, by vLLM's name of the KV cache's dtype."""
+
+_QUANTISED = {
+    "float8_e4m3fn": ("fp8", "fp8_block", "mxfp8"),
+    "int8": ("int8_weights", "int8"),
+    "uint4": ("int4", "mxfp4", "nvfp4"),
+}
+"""Precisions that a weight may have, by its dtype."""
 
 _PUBLISHED_LATENT = {
     "hidden_size": 7168,
@@ -317,11 +324,19 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
         "top_k": int(attributes["top_k"]),
     }
     others = [
-        _gemm("bf16" if role.endswith("gate.weight") else precision, int(shape[0]), int(shape[1]))
-        for role, shape in shapes.items()
-        if role.endswith("weight") and len(shape) == 2
+        _gemm(_beside(dtype, precision), int(shape[0]), int(shape[1]))
+        for role, dtype, shape in signature.tensors
+        if is_weight_matrix(role, shape) and len(shape) == 2
     ]
     return Part(Family("experts", precision), tuple(sorted(sizes.items()))), *others
+
+
+def _beside(dtype: str, experts: str) -> str:
+    """Precision of a weight of a router or a shared expert, beside experts of another."""
+    if dtype in FLOATS:
+        return _dtype(dtype)
+    usual = _QUANTISED.get(dtype, (experts,))
+    return experts if experts in usual else usual[0]
 
 
 def _prompts(work: Work, window: int) -> Columns:

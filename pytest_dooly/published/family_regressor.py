@@ -20,6 +20,9 @@ __all__ = ["FamilyRegressor"]
 
 Array = npt.NDArray[np.float64]
 
+_NEAR = 1.0
+"""Doublings within which a latency says something of a point."""
+
 
 @dataclass(frozen=True)
 class FamilyRegressor:
@@ -90,8 +93,19 @@ class FamilyRegressor:
         """How far the nearest latency is in every dimension, requests' too, in doublings, shape (rows,)."""
         return self.learner.away(describe(self.family, columns, self.device).matrix)
 
+    def beyond(self, columns: Columns) -> float:
+        """Relative error that distance adds: for each doubling that no published latency is near, the family's worst.
+
+        Trees of errors know no more of what lies outside than trees of latencies do. A family's worst is what one
+        prediction in twenty exceeds where latencies of whole sizes, or else single ones, are left out of its fit.
+
+        Args:
+            columns: of the rows that are predicted; the furthest counts.
+        """
+        return self._worst * max(float(self.away(columns).max()) - _NEAR, 0.0)
+
     @property
-    def worst(self) -> float:
+    def _worst(self) -> float:
         """Relative error that one prediction in twenty exceeds where whole sizes, or else rows, are left out."""
         known = self.learner.unseen_sizes or self.learner.unseen_rows
         return known[1] if known else 0.0

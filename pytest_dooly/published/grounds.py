@@ -18,18 +18,30 @@ from pytest_dooly.core.measurement import Measurement
 from pytest_dooly.core.operation import BETWEEN_LAYERS
 from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import ServedModel, Signature, portable
+from pytest_dooly.core.work import Work
 from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
+from pytest_dooly.published.another_precision import OF_ANOTHER_PRECISION, AnotherPrecision, KernelModel, like
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import Family, Part, lone_parts_of, mixed_part_of, parts_of, table_of
+from pytest_dooly.published.family import (
+    Columns,
+    Family,
+    Part,
+    columns_of,
+    lone_parts_of,
+    mixed_part_of,
+    parts_of,
+    running,
+    table_of,
+)
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.graphs import is_padded, layer_launches
 from pytest_dooly.published.kernels import FEATURES_VERSION, describe
 from pytest_dooly.published.launches import Freed, peer_of, without_launches
 from pytest_dooly.published.parts import PartsModel
-from pytest_dooly.published.transfer import transferred, unquantised
+from pytest_dooly.published.transfer import transferred
 from pytest_dooly.regress.fit import fit
 from pytest_dooly.regress.foreign import ForeignEstimator
 from pytest_dooly.regress.regressor import LatencyModel
@@ -73,7 +85,7 @@ class Grounds:
         return founded | {key: replace(founded[key], model=layer_launches(model)) for key in unmeasured}
 
     def foundation(self, signature: Signature, limits: Limits) -> Foundation:
-        """The best latency model of an operation: with weights as bf16, or another GPU's, where else it is an estimate.
+        """The best latency model of an operation: another GPU's, where else it is an estimate.
 
         Args:
             signature: of the operation, as traced on any device.
@@ -82,14 +94,7 @@ class Grounds:
         own = self._own(signature, limits)
         if own.basis.kind != "estimate":
             return own
-        return self._unquantised(signature, limits) or self._of_another(signature, limits) or own
-
-    def _unquantised(self, signature: Signature, limits: Limits) -> Foundation | None:
-        """By the operation with its weights as bf16, where they are quantised."""
-        wide = unquantised(signature)
-        if wide is None:
-            return None
-        return transferred(self._own(wide, limits), Estimate(wide, self.device), Estimate(signature, self.device))
+        return self._of_another(signature, limits) or own
 
     def _of_another(self, signature: Signature, limits: Limits) -> Foundation | None:
         """By the GPU that this one is like."""
@@ -110,13 +115,14 @@ class Grounds:
         published = None if asked else self._published.get(portable(signature))
         if published is not None:
             return self._at_own_sizes(signature, *published)
-        parts = [(part, self.regressor(part.family)) for part in asked]
+        work = Work.of(sweep(signature, limits))
+        parts = [(part, self._surest(part, work)) for part in asked]
         known = tuple((part, regressor) for part, regressor in parts if regressor is not None)
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
         captured = limits.captured_tokens if is_padded(signature) else 0
         founded = PartsModel(known, estimate, self._mixed(signature), captured)
-        _, errors = founded.predict(sweep(signature, limits))
+        _, errors = founded.predict(work)
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.
         rows = {
@@ -124,9 +130,29 @@ class Grounds:
             for part, r in known
         }
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        reliable = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
-        kind: BasisKind = "published" if exact else "across sizes"
-        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
+        own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
+        near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
+        kind: BasisKind = "another precision" if not own else "published" if exact else "across sizes"
+        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), own and near))
+
+    def _surest(self, part: Part, work: Work) -> KernelModel | None:
+        """What predicts a part at some points with the least error to be expected; None where nothing is known of it.
+
+        Another precision's latencies are asked for only where its own are of other sizes, and far away.
+        """
+        own = self.regressor(part.family)
+        if own is not None and part.sizes in own.rows:
+            return own
+        columns = columns_of(part, work)
+        runs = running(columns, len(work))
+        asked = {name: values[runs] for name, values in columns.items()}
+        if not runs.any() or (own is not None and _error_of(own, asked) <= OF_ANOTHER_PRECISION):
+            return own
+        found = (self.regressor(family) for family in like(part.family, (f for _, f in self._rows), self.device))
+        candidates: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
+        if own is not None:
+            candidates.append(own)
+        return min(candidates, key=lambda each: _error_of(each, asked), default=None)
 
     def _mixed(self, signature: Signature) -> tuple[Part, FamilyRegressor] | None:
         """Attention to prompts and decodes in one step, where such steps are published at its sizes."""
@@ -312,6 +338,11 @@ class Grounds:
                 if len(rows) >= _FEWEST and (same not in found or len(rows) > len(found[same][1])):
                     found[same] = environment, rows
         return found
+
+
+def _error_of(regressor: KernelModel, columns: Columns) -> float:
+    """Relative error to be expected of rows in the mean."""
+    return float(np.hypot(regressor.predict(columns)[1].mean(), regressor.beyond(columns)))
 
 
 def _measurement(latency_s: float) -> Measurement:

@@ -17,7 +17,17 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.work import sent
 from pytest_dooly.published.family import Columns, Family
 
-__all__ = ["FEATURES_VERSION", "WEIGHT_BYTES", "Description", "describe"]
+__all__ = [
+    "FEATURES_VERSION",
+    "LAUNCH_S",
+    "MEMORY_SHARE",
+    "PEAK_SHARE",
+    "WEIGHT_BYTES",
+    "Description",
+    "describe",
+    "estimated_s",
+    "speedup",
+]
 
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
@@ -33,7 +43,9 @@ WEIGHT_BYTES = {
     "bf16": 2.0,
     "fp8": 1.0,
     "fp8_block": 1.0,
+    "mxfp8": 1.03,
     "int8": 1.0,
+    "int8_weights": 1.0,
     "int4": 0.5,
     "nvfp4": 0.56,
     "mxfp4": 0.53,
@@ -44,8 +56,22 @@ WEIGHT_BYTES = {
 _CACHE_BYTES = {"fp32": 4.0, "fp8": 1.0}
 """Of an element of the KV cache; 2 for others."""
 
-_SPEEDUPS = {"fp8": 2.0, "fp8_block": 2.0, "int8": 2.0, "nvfp4": 4.0, "mxfp4_mxfp8": 2.0}
-"""Of matrix products, over bf16; other weights are made bf16 first."""
+_SPEEDUPS = {
+    "fp8": (2.0, (8, 9)),
+    "fp8_block": (2.0, (8, 9)),
+    "mxfp8": (2.0, (10, 0)),
+    "int8": (2.0, (7, 5)),
+    "nvfp4": (4.0, (10, 0)),
+    "mxfp4_mxfp8": (2.0, (10, 0)),
+}
+"""Of matrix products over bf16, and from which compute capability on there are cores for them; where there are none,
+and with other weights, a kernel makes them bf16 first."""
+
+LAUNCH_S = 2.5e-6
+"""One kernel in a replayed graph that does next to nothing: the least of 35,742 published products on an H200 (2.4)."""
+
+MEMORY_SHARE, PEAK_SHARE = 0.8, 0.7
+"""Of the bandwidth and of the peak in the data sheet, that good kernels reach."""
 
 _PRODUCT: Tiles = ((64, 64), (64, 128), (128, 128), (64, 256), (128, 256), (256, 128))
 _EXPERT: Tiles = ((16, 128), (64, 128), (128, 128))
@@ -99,9 +125,7 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
         device: that runs them.
     """
     kernel = _KERNELS.get(family.kernel, _message)(columns, family)
-    bandwidth = device.link_bytes_per_s if "elements" in columns else device.memory_bytes_per_s
-    speed = device.flops_per_s * _SPEEDUPS.get(family.precision.partition(" ")[0], 1.0)
-    compute_s, memory_s = kernel.flops / speed, kernel.moved / bandwidth
+    compute_s, memory_s = _bounds(kernel, family, columns, device)
     bound_s = np.maximum(compute_s, memory_s)
     sizes = {f"size {name}": np.log2(np.maximum(values, 0.5)) for name, values in columns.items()}
     features = dict(sizes)
@@ -125,6 +149,32 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
     features |= kernel.extra
     matrix = np.column_stack([np.broadcast_to(values, bound_s.shape) for values in features.values()])
     return Description(tuple(features), matrix, bound_s, len(sizes))
+
+
+def estimated_s(family: Family, columns: Columns, device: Device) -> Array:
+    """What rows of a family take by the data sheet alone, shape (rows,), in seconds; as `Estimate` is of operations.
+
+    Args:
+        family: of the rows.
+        columns: sizes and request values by name, each of shape (rows,), as `family.columns_of` gives them.
+        device: that runs them.
+    """
+    kernel = _KERNELS.get(family.kernel, _message)(columns, family)
+    compute_s, memory_s = _bounds(kernel, family, columns, device)
+    return LAUNCH_S + np.maximum(compute_s / PEAK_SHARE, memory_s / MEMORY_SHARE)
+
+
+def speedup(precision: str, device: Device) -> float:
+    """How much faster than in bf16 a device computes products with weights of a precision."""
+    factor, capability = _SPEEDUPS.get(precision, (1.0, (0, 0)))
+    return factor if device.compute_capability >= capability else 1.0
+
+
+def _bounds(kernel: _Kernel, family: Family, columns: Columns, device: Device) -> tuple[Array, Array]:
+    """Seconds that the device needs at least to compute and to move, each of shape (rows,)."""
+    bandwidth = device.link_bytes_per_s if "elements" in columns else device.memory_bytes_per_s
+    speed = device.flops_per_s * speedup(family.precision.partition(" ")[0], device)
+    return kernel.flops / speed, kernel.moved / bandwidth
 
 
 def _product(c: Columns, family: Family) -> _Kernel:

@@ -10,20 +10,16 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.work import Work
+from pytest_dooly.published.another_precision import KernelModel
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import Columns, Part, columns_of, running
-from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.graphs import padded
 from pytest_dooly.published.transfer import Transferred
 
 __all__ = ["PartsModel", "basis_at"]
 
 Array = npt.NDArray[np.float64]
-
-
-_NEAR = 1.0
-"""Doublings within which a latency says something of a point."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class PartsModel:
         captured_tokens: most tokens of a step that is padded to a captured size; 0 where none is.
     """
 
-    parts: tuple[tuple[Part, FamilyRegressor], ...]
+    parts: tuple[tuple[Part, KernelModel], ...]
     estimate: Estimate
-    mixed: tuple[Part, FamilyRegressor] | None = None
+    mixed: tuple[Part, KernelModel] | None = None
     captured_tokens: int = 0
 
     @property
@@ -72,19 +68,11 @@ class PartsModel:
         return next((line for line in lines if line is not None), None)
 
     def beyond(self, points: Sequence[SweepPoint] | Work) -> float:
-        """Relative error that distance adds: for each doubling that no published latency is near, a part's worst.
-
-        Trees of errors know no more of what lies outside than trees of latencies do. A family's worst is what one
-        prediction in twenty exceeds where latencies of whole sizes, or else single ones, are left out of its fit.
-
-        Args:
-            points: that are predicted; the furthest counts.
-        """
+        """Relative error that distance adds, of the part that it adds most to; the furthest point counts."""
         work = points if isinstance(points, Work) else Work.of(points)
-        asked = ((regressor, float(regressor.away(columns).max())) for _, regressor, columns, _ in self._asked(work))
-        return max((regressor.worst * max(away - _NEAR, 0.0) for regressor, away in asked), default=0.0)
+        return max((regressor.beyond(columns) for _, regressor, columns, _ in self._asked(work)), default=0.0)
 
-    def _asked(self, work: Work) -> Iterator[tuple[Part, FamilyRegressor, Columns, npt.NDArray[np.bool_]]]:
+    def _asked(self, work: Work) -> Iterator[tuple[Part, KernelModel, Columns, npt.NDArray[np.bool_]]]:
         """Each part with its regressor, the columns of the points that run it, and which points those are."""
         mixed = np.zeros(len(work), dtype=bool)
         if self.mixed is not None:

@@ -14,15 +14,8 @@ from pytest_dooly.core.device import device_named
 from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
-from pytest_dooly.published.estimate import (
-    ADMISSION_S,
-    LAUNCH_S,
-    MEMORY_SHARE,
-    PEAK_SHARE,
-    STEP_REQUEST_S,
-    STEP_S,
-    Estimate,
-)
+from pytest_dooly.published.estimate import ADMISSION_S, STEP_REQUEST_S, STEP_S, Estimate
+from pytest_dooly.published.kernels import LAUNCH_S, MEMORY_SHARE, PEAK_SHARE
 from tests.samples import ADMISSION, MIXTURE, SAMPLER, STEP
 from tests.traced import (
     DEEPSEEK_ATTENTION,

@@ -110,8 +110,20 @@ def test_a_mixture_is_experts_router_and_shared_experts() -> None:
 
 
 def test_a_router_and_shared_experts_have_precisions_of_their_own() -> None:
-    experts, gate, up, down = parts_of(with_attributes(DEEPSEEK_MOE, method="fp8"))
-    assert [part.family.precision for part in (experts, gate, up, down)] == ["fp8", "bf16", "fp8", "fp8"]
+    def precisions(experts: str, gate: str, shared: str) -> list[str]:
+        dtypes = {"gate.weight": gate} | {
+            f"_shared_experts._layer.{name}_proj.weight": shared for name in ("gate_up", "down")
+        }
+        tensors = tuple((role, dtypes.get(role, dtype), shape) for role, dtype, shape in DEEPSEEK_MOE.tensors)
+        signature = with_attributes(dataclasses.replace(DEEPSEEK_MOE, tensors=tensors), precision=experts)
+        return [part.family.precision for part in parts_of(signature)]
+
+    fp8 = "float8_e4m3fn"
+    assert precisions("fp8_block", "bf16", fp8) == ["fp8_block", "bf16", "fp8_block", "fp8_block"]
+    assert precisions("fp8", fp8, fp8) == ["fp8", "fp8", "fp8", "fp8"]
+    assert precisions("int4", "uint4", "bf16") == ["int4", "int4", "bf16", "bf16"]
+    assert precisions("nvfp4", "bf16", fp8) == ["nvfp4", "bf16", "fp8", "fp8"]  # as some checkpoints mix them
+    assert precisions("mxfp4", "fp16", "int8") == ["mxfp4", "bf16", "int8_weights", "int8_weights"]
     router = dataclasses.replace(
         DEEPSEEK_MOE,
         tensors=tuple(

@@ -35,12 +35,6 @@ def test_parameters_count_as_often_as_layers_have_them_and_activations_do_not() 
     assert held(uses(NORM, 2)) == (2 * dtype_bytes(dtype) * int(size), 0)
 
 
-def test_weights_that_the_engine_quantises_as_it_loads_take_what_they_take_then() -> None:
-    assert held(uses(linear(100, 10, method="fp8pertensoronline"))) == (1000, 0)
-    assert held(uses(linear(100, 10, method="fp8", dtype="fp8_e4m3fn"))) == (1000, 0)
-    assert held(uses(linear(100, 10, method="awq", dtype="uint8"))) == (1000, 0)  # packed already
-
-
 def test_keys_and_values_count_for_every_token_of_every_request() -> None:
     a_token = 2 * 2 * (2 * 64)  # keys and values of two bytes
     assert held(uses(attention(8, 2, 64), 4), num_reqs=3, seq_len=256) == (0, 4 * 3 * 256 * a_token)

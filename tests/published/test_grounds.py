@@ -163,7 +163,7 @@ def test_too_few_latencies_found_nothing_and_the_next_best_are_taken(db: Latency
     assert Grounds(db, DEVICE).foundation(KNOWN, LIMITS).basis.sources == ("tables 1, eager",)
 
 
-def test_other_devices_and_precisions_found_nothing(db: LatencyDB) -> None:
+def test_other_devices_and_other_operations_found_nothing(db: LatencyDB) -> None:
     db.publish(table(linears(GRID), environment=dataclasses.replace(replayed(), device="Other GPU")))
     grounds = Grounds(db, DEVICE)
     assert grounds.empty
@@ -171,7 +171,7 @@ def test_other_devices_and_precisions_found_nothing(db: LatencyDB) -> None:
     assert grounds.foundation(KNOWN, LIMITS).basis.kind == "estimate"
     db.publish(table(linears(GRID), file="toy"))
     assert not Grounds(db, DEVICE).empty
-    assert Grounds(db, DEVICE).foundation(linear(2048, 1024, "fp8"), LIMITS).basis.kind == "estimate"
+    assert Grounds(db, DEVICE).foundation(NORM, LIMITS).basis.kind == "estimate"
 
 
 def test_a_gpu_without_latencies_takes_those_of_one_like_it(db: LatencyDB, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,13 +297,14 @@ def _within(layer: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], Weig
     """Parameters of a layer that encloses others by path, and what stands for those of its linears that are packed."""
     from vllm.model_executor.layers.linear import LinearBase
 
-    parameters, weights = dict(layer.named_parameters()), {}
+    replaced: set[str] = set()
+    weights: dict[str, tuple[torch.dtype, Sequence[Any]]] = {}
     for path, linear in layer.named_modules():
         if isinstance(linear, LinearBase):
             names, implied = packed(linear, "weight", _linear_shape(linear))
-            parameters = {name: value for name, value in parameters.items() if name not in {f"{path}.{n}" for n in names}}
+            replaced |= {f"{path}.{name}" for name in names}
             weights |= {f"{path}.{role}": weight for role, weight in implied.items()}
-    return parameters, weights
+    return {name: value for name, value in layer.named_parameters() if name not in replaced}, weights
 
 
 def _embedding(layer: Any) -> Layer:

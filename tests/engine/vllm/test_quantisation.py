@@ -106,6 +106,13 @@ MOE = {
     "mlp_only_layers": [],
     "attention_bias": False,
 }
+SHARED = {
+    **MOE,
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "shared_expert_intermediate_size": 512,
+    "qkv_bias": True,
+}
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1, "head_dim": 128}
 
 
@@ -140,6 +147,27 @@ def test_experts_are_those_of_the_kernels_precision(name: str, tmp_path: Path) -
     plain, found = (of_kind(signatures(tmp_path, MOE, each), OperationKind.MOE)[0] for each in (None, quantisation))
     assert (parts_of(found)[0].family.kernel, parts_of(found)[0].family.precision) == ("experts", precision)
     assert parts_of(found)[0].sizes == parts_of(plain)[0].sizes
+
+
+@pytest.mark.parametrize("name", ["AWQ", "GPTQ", "compressed-tensors w4a16", "fp8 in blocks"])
+def test_shared_experts_and_routers_are_as_large_as_those_that_are_not_packed(name: str, tmp_path: Path) -> None:
+    precision, quantisation = QUANTISED[name]
+    plain, found = (of_kind(signatures(tmp_path, SHARED, each), OperationKind.MOE)[0] for each in (None, quantisation))
+    assert len(parts_of(plain)) > 1
+    assert [part.sizes for part in parts_of(found)] == [part.sizes for part in parts_of(plain)]
+    assert {part.family.precision for part in parts_of(found)} == {precision, "bf16"}
+    assert flops_of(found, SweepPoint(num_tokens=7)) == flops_of(plain, SweepPoint(num_tokens=7))
+
+
+def test_weights_that_the_engine_quantises_as_it_loads_are_those_that_its_kernels_read(tmp_path: Path) -> None:
+    plain, found = (signatures(tmp_path, MOE, None, quantization=each) for each in (None, "fp8"))
+    products = (OperationKind.LINEAR, OperationKind.MOE)
+    assert {p.family.precision for s in found if s.kind in products for p in parts_of(s)} == {"fp8"}
+    held = [
+        footprint(served(*(uses(s) for s in each if s.kind in products)), DEVICE, num_reqs=1, seq_len=1).weights_bytes
+        for each in (plain, found)
+    ]
+    assert held[1] == held[0] / 2
 
 
 def test_experts_are_computed_from_what_the_engine_is_told(tmp_path: Path) -> None:
