@@ -5,7 +5,8 @@ for one without: its operations are predicted from another's latencies (`publish
 What they differ by is what another GPU's latencies add to an error: kernels, clocks and caches are not scaled by a
 data sheet. Operations are those of models as they are served, at the points of their sweeps; steps are their sums.
 
-Likewise experts in a precision that a GPU has tables of, as if it had bf16 alone, beside the data sheet's estimate.
+Likewise products and experts in a precision that a GPU has tables of, as if it had but others, beside the data sheet's
+estimate (`published/another_precision.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,21 @@ import numpy.typing as npt
 
 from benchmarks.public import write
 from benchmarks.study.redundancy import import_tables, progress
-from pytest_dooly.core.batch import Batch, Limits
+from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
-from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step import predict_step
+from pytest_dooly.published.another_precision import AnotherPrecision, like
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import parts_of
+from pytest_dooly.published.family import Family, lone_parts_of, table_of
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.published.transfer import transferred, unquantised
+from pytest_dooly.published.kernels import estimated_s
+from pytest_dooly.published.transfer import transferred
 from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import sweep
@@ -58,7 +59,13 @@ MODELS = (("llama3", 1), ("qwen3-8b", 1), ("llama3-70b", 8), ("mixtral-8x7b", 2)
 """With their tensor-parallel size."""
 
 SIZES = 60
-"""Of each GPU's experts of a precision, that are compared."""
+"""Of each GPU's kernels of a precision, that are compared."""
+
+FEWEST = 8
+"""Sizes of what a kernel is predicted by."""
+
+KERNELS = ("experts", "gemm", "latent decode", "latent prefill")
+"""That are compared; of the last two the mean is left out, since most of them is attention."""
 
 STEPS = ("1x1+512", "16x1+1024", "64x1+1024", "1x2048+0", "8x1+512,1024+0")
 
@@ -102,13 +109,20 @@ def report(db: LatencyDB) -> Iterator[str]:
         yield f"{without:20} {of:20} {line}  {alike}"
     yield f"{'all':41} {_cell(np.concatenate(every)):>18}"
     yield ""
-    yield "Relative difference of experts with weights taken for bf16 from their own tables: mean size (mean with sign)"
-    yield f"{'GPU':20} {'precision':>10} {'latencies':>10} {'by bf16':>18} {'by the data sheet':>18}"
-    found = [cells for of in grounds.values() for cells in _by_bf16(db, of)]
-    for gpu, precision, by_bf16, estimated in found:
-        yield f"{gpu:20} {precision:>10} {len(by_bf16):10,} {_cell(by_bf16):>18} {_cell(estimated):>18}"
-    means = [[np.abs(each).mean() for each in pair] for _, _, *pair in found]
-    yield f"{'mean of the lines':42} {' '.join(f'{mean:>18.0%}' for mean in np.mean(means, axis=0))}"
+    yield "Relative difference of kernels by another precision from their own tables: mean size (mean with sign)"
+    heads = f"{'GPU':20} {'kernel':15} {'precision':15} {'by':15} {'latencies':>10}"
+    yield f"{heads} {'by that':>18} {'by the data sheet':>18}"
+    compared: list[tuple[Array, Array]] = []
+    for here in grounds.values():
+        for asked, by, by_another, by_data_sheet in _by_precision(db, here):
+            line = (
+                f"{here.device.name:20} {asked.kernel:15} {asked.precision:15} {by.precision:15} {len(by_another):10,}"
+            )
+            yield f"{line} {_cell(by_another):>18} {_cell(by_data_sheet):>18}"
+            if not asked.kernel.startswith("latent"):
+                compared.append((by_another, by_data_sheet))
+    means = np.mean([[np.abs(each).mean() for each in pair] for pair in compared], axis=0)
+    yield f"{'mean of the lines of experts and products':79} {' '.join(f'{mean:>18.0%}' for mean in means)}"
 
 
 _KINDS = ("linear", "attention", "moe")
@@ -137,40 +151,37 @@ def _by_another(of: Grounds, without: Grounds, model: ServedModel) -> Mapping[st
     return found
 
 
-def _by_bf16(db: LatencyDB, grounds: Grounds) -> Iterator[tuple[str, str, Array, Array]]:
-    """GPU, precision, and relative differences of experts' latencies by bf16 and by the data sheet from their own."""
-    device, signatures, limits = grounds.device, db.signatures(), Limits(8192, 1024, 8192)
-    keys: dict[str, list[tuple[Environment, str]]] = {}
+def _by_precision(db: LatencyDB, grounds: Grounds) -> Iterator[tuple[Family, Family, Array, Array]]:
+    """Families, each other one that could stand in, and relative differences by that and by the data sheet.
+
+    What is compared with is what the family's own regressor says of its own latencies, which has taken off launches
+    that these were timed with.
+    """
+    for asked in sorted(grounds.families, key=str):
+        own = grounds.regressor(asked) if asked.kernel in KERNELS else None
+        if own is None:
+            continue
+        columns = _columns(db, grounds, asked)
+        own_s, data_sheet_s = own.predict(columns)[0], estimated_s(asked, columns, grounds.device)
+        for other in like(asked, grounds.families, grounds.device):
+            by = grounds.regressor(other)
+            if by is not None and len(by.rows) >= FEWEST:
+                by_another_s = AnotherPrecision(asked, by).predict(columns)[0]
+                yield asked, other, by_another_s / own_s - 1, data_sheet_s / own_s - 1
+
+
+def _columns(db: LatencyDB, grounds: Grounds, family: Family) -> dict[str, Array]:
+    """Sizes and request values of the published latencies of some sizes of a family."""
+    signatures = db.signatures()
+    rows = []
     for environment in db.environments():
-        for key in db.published_counts(environment) if environment.device == device.product else ():
-            parts = parts_of(signatures[key])
-            if parts and parts[0].family.kernel == "experts" and len(parts) == 1:
-                keys.setdefault(parts[0].family.precision, []).append((environment, key))
-    for precision, of in sorted(keys.items()):
-        pairs = []
-        for environment, key in of[:: max(1, len(of) // SIZES)]:
-            signature = _unpacked(signatures[key])
-            wide, here = unquantised(signature), Estimate(signature, device)
-            if wide is None:
-                continue
-            moved = transferred(grounds.foundation(wide, limits), Estimate(wide, device), here)
-            if moved is not None:
-                rows = db.published(environment, [key])[key]
-                points, own_s = [row.point for row in rows], np.array([row.latency_s for row in rows])
-                pairs.append([each.predict_s(points) / own_s - 1 for each in (moved.model, here)])
-        if pairs:
-            by_bf16, estimated = (np.concatenate(each) for each in zip(*pairs, strict=True))
-            yield device.name, precision, by_bf16, estimated
-
-
-def _unpacked(signature: Signature) -> Signature:
-    """Tables have two weights of four bits in a byte, where traces have the shapes that they stand for."""
-    tensors = tuple(
-        (role, "uint4", (*shape[:-1], 2 * int(shape[-1]))) if dtype == "uint8" and role.endswith("weight") else each
-        for each in signature.tensors
-        for role, dtype, shape in [each]
-    )
-    return replace(signature, tensors=tensors)
+        if environment.device == grounds.device.product:
+            counts = db.published_counts(environment)
+            keys = [key for key in counts if family in (part.family for part in lone_parts_of(signatures[key]))]
+            rows += [row for of in db.published(environment, keys).values() for row in of]
+    table = table_of(family, rows)
+    kept = table.groups % max(1, len(table.sizes) // SIZES) == 0
+    return {name: values[kept] for name, values in table.columns.items()}
 
 
 def _apart(signature: Signature, model: ServedModel, own: Foundation, other: Foundation) -> Array:

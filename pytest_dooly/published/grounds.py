@@ -148,7 +148,7 @@ class Grounds:
         asked = {name: values[runs] for name, values in columns.items()}
         if not runs.any() or (own is not None and _error_of(own, asked) <= OF_ANOTHER_PRECISION):
             return own
-        found = (self.regressor(family) for family in like(part.family, (f for _, f in self._rows), self.device))
+        found = (self.regressor(family) for family in like(part.family, self.families, self.device))
         candidates: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
         if own is not None:
             candidates.append(own)
@@ -255,9 +255,14 @@ class Grounds:
         return next(((where, keys) for where, _, keys in found), None)
 
     @property
+    def families(self) -> tuple[Family, ...]:
+        """Of which latencies are known of the very device."""
+        return tuple(dict.fromkeys(family for _, family in self._rows))
+
+    @property
     def attention_backends(self) -> tuple[str, ...]:
         """By which attention is known of the device, or else of its stand-in, in alphabetical order."""
-        own = {family.backend for _, family in self._rows if family.backend is not None}
+        own = {family.backend for family in self.families if family.backend is not None}
         return tuple(sorted(own)) or (() if self.stand_in is None else self.stand_in.attention_backends)
 
     @cached_property

@@ -150,7 +150,11 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
             f"{_needed(each.footprint):>13}"
         )
     by_another = {each.device for each in candidates if each.shares.by_kind["another GPU"]}
-    return "\n".join([*lines, "", _CANDIDATES_NOTE, *stand_ins(by_another)])
+    unlike = {
+        f"{each.model.name} on {each.device.name}" for each in candidates if each.shares.by_kind["another precision"]
+    }
+    notes = [f"{each}: weights' precision is not published there, by another's." for each in sorted(unlike)]
+    return "\n".join([*lines, "", _CANDIDATES_NOTE, *stand_ins(by_another), *notes])
 
 
 def stand_ins(devices: Iterable[Device]) -> list[str]:
