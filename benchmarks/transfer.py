@@ -61,8 +61,8 @@ MODELS = (("llama3", 1), ("qwen3-8b", 1), ("llama3-70b", 8), ("mixtral-8x7b", 2)
 SIZES = 60
 """Of each GPU's kernels of a precision, that are compared."""
 
-FEWEST = 8
-"""Sizes of what a kernel is predicted by."""
+FEWEST, FEWEST_ASKED = 30, 8
+"""Sizes of what a kernel is predicted by, and of what is predicted."""
 
 KERNELS = ("experts", "gemm", "latent decode", "latent prefill")
 """That are compared; of the last two the mean is left out, since most of them is attention."""
@@ -159,7 +159,7 @@ def _by_precision(db: LatencyDB, grounds: Grounds) -> Iterator[tuple[Family, Fam
     """
     for asked in sorted(grounds.families, key=str):
         own = grounds.regressor(asked) if asked.kernel in KERNELS else None
-        if own is None:
+        if own is None or len(own.rows) < FEWEST_ASKED:
             continue
         columns = _columns(db, grounds, asked)
         own_s, data_sheet_s = own.predict(columns)[0], estimated_s(asked, columns, grounds.device)

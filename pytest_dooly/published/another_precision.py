@@ -23,11 +23,11 @@ __all__ = ["OF_ANOTHER_PRECISION", "AnotherPrecision", "KernelModel", "like"]
 
 Array = npt.NDArray[np.float64]
 
-OF_ANOTHER_PRECISION = 0.38
+OF_ANOTHER_PRECISION = 0.44
 """Expected relative error that it adds.
 
-The mean over products and experts of six GPUs that have tables of both (`make bench-transfer`), where the data sheet
-alone is 51 % off.
+The mean over products and experts of six GPUs that have tables of both (`make bench-transfer`; 35 % in the median of 38
+pairs, over 200 % from Hopper's slow kernel of experts in fp8 per tensor), where the data sheet alone is 50 % off.
 """
 
 _AS_LARGE = 1.1

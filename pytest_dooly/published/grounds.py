@@ -22,7 +22,7 @@ from pytest_dooly.core.work import Work
 from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.across import FEWEST_ROWS, AcrossSizes
-from pytest_dooly.published.another_precision import OF_ANOTHER_PRECISION, AnotherPrecision, KernelModel, like
+from pytest_dooly.published.another_precision import AnotherPrecision, KernelModel, like
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import (
@@ -138,16 +138,14 @@ class Grounds:
     def _surest(self, part: Part, work: Work) -> KernelModel | None:
         """What predicts a part at some points with the least error to be expected; None where nothing is known of it.
 
-        Another precision's latencies are asked for only where its own are of other sizes, and far away.
+        Another precision's latencies are asked for only where its sizes do not lie among its own.
         """
         own = self.regressor(part.family)
-        if own is not None and part.sizes in own.rows:
-            return own
         columns = columns_of(part, work)
         runs = running(columns, len(work))
-        asked = {name: values[runs] for name, values in columns.items()}
-        if not runs.any() or (own is not None and _error_of(own, asked) <= OF_ANOTHER_PRECISION):
+        if not runs.any() or (own is not None and (part.sizes in own.rows or own.spans(part))):
             return own
+        asked = {name: values[runs] for name, values in columns.items()}
         found = (self.regressor(family) for family in like(part.family, self.families, self.device))
         candidates: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
         if own is not None:
