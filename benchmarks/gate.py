@@ -45,10 +45,11 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.turn import Turn
 from pytest_dooly.core.workload import Workload
+from pytest_dooly.drift.exposure import Exposure
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
-from pytest_dooly.gating import Gate, GateOptions, TakesTurns, Taking
+from pytest_dooly.gating import Gate, GateOptions, Starts, TakesTurns, Taking
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
 from pytest_dooly.other_engine import OtherEngine
@@ -172,14 +173,10 @@ class _Recorded(Gate):
 
     turns: Sequence[Turn] = ()
 
-    def _take_turns(self, key: str, *_: Any) -> tuple[list[Turn], list[Turn]]:
+    def _alone(self, key: str, _: Sequence[Exposure]) -> list[Starts]:
         for position, turn in enumerate(self.turns):
             self._db.keep_gate_turn(key, position, turn)
-        return list(self.turns), []
-
-
-def _no_engine(_: Sequence[Batch]) -> contextlib.AbstractContextManager[TakesTurns]:
-    return contextlib.nullcontext(iter(list[Turn]()).__next__)
+        return [Starts(self.turns, [])]
 
 
 def again(path: Path) -> list[Run]:
@@ -201,7 +198,7 @@ def again(path: Path) -> list[Run]:
             for run, turns in recorded:
                 slowdown = next((each for each in SLOWDOWNS if run.commit.startswith(f"{each.slower:.0%} in ")), None)
                 options = GateOptions((WORKLOAD,), commit=run.commit)
-                gate = _Recorded(engine, configuration, model, db, options, taking=_no_engine)
+                gate = _Recorded(engine, configuration, model, db, options)
                 gate.turns = turns
                 found = gate.run()
                 label = None if slowdown is None else run.commit.partition(" in ")[2]

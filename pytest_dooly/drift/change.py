@@ -109,7 +109,7 @@ class Timed:
         """Turns of two engines that took them by turns, beside each other: where enough pairs are calm, those alone."""
         pairs = list(zip(new, old, strict=True))
         calm = [pair for pair in pairs if all(turn.is_calm for turn in pair)]
-        of_new, of_old = zip(*(calm if len(calm) >= FEWEST_CALM else pairs), strict=True)
+        of_new, of_old = zip(*(calm if len(calm) >= BLOCKS else pairs), strict=True)
         return cls._of(of_new), cls._of(of_old)
 
     @classmethod
@@ -265,22 +265,29 @@ def _told_by(others: Sequence[Sequence[Array]]) -> _Others:
     return _Others(medians, reliability if reliability > _RELIABLE else 0.0)
 
 
-def paired_changes(new: Timed, old: Timed, sums: Mapping[str, Weights], *, apart: bool = False) -> dict[str, Change]:
-    """Change of every sum between two engines that took turns, by name.
+def paired_changes(
+    pairs: Sequence[tuple[Timed, Timed]], sums: Mapping[str, Weights], *, apart: bool = False
+) -> dict[str, Change]:
+    """Change of every sum between two engines that took turns, by name: the mean over their starts.
 
     Args:
-        new: turns of one.
-        old: as many of the other, each beside one of those.
+        pairs: of every time that both were started, turns of the new one and as many of the other, each beside one of
+            those.
         sums: weighted sums of latencies, by name.
         apart: whether sums have nothing in common, as operations have not.
     """
     found = {}
-    references, floor = new.references - old.references, _FLOOR_APART if apart else _FLOOR
+    floor = _FLOOR_APART if apart else _FLOOR
     for name, weights in sums.items():
-        values = new.log_of(weights) - old.log_of(weights)
-        medians, variance = _levels([values], [references], about=np.zeros(references.shape[1]))
-        error = math.sqrt(_UNDERSTATED * variance + 2 * floor**2)
-        found[name] = Change(float(medians[0]), error, 2 * (BLOCKS - 1.0))
+        medians, variances = [], []
+        for new, old in pairs:
+            references = new.references - old.references
+            values = new.log_of(weights) - old.log_of(weights)
+            (median,), variance = _levels([values], [references], about=np.zeros(references.shape[1]))
+            medians.append(float(median))
+            variances.append(_UNDERSTATED * variance + 2 * floor**2)
+        error = math.sqrt(sum(variances)) / len(pairs)
+        found[name] = Change(float(np.mean(medians)), error, 2 * (BLOCKS - 1.0) * len(pairs))
     return found
 
 
