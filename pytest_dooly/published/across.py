@@ -113,17 +113,17 @@ class AcrossSizes:
 
     def predict(self, matrix: Array, roofline_s: Array) -> tuple[Array, Array]:
         """Latencies in seconds and their expected absolute relative errors, each of shape (rows,)."""
-        sets, error, points = self._models
+        sets, error, _ = self._models
         ratio = np.mean([trees.predict(matrix, num_threads=_THREADS) for trees in sets], axis=0)
-        away = _away(points, np.round(matrix[:, : len(self.near[0])], 6), self.fixed)
+        away = self.away(matrix)
         expected = error.predict(np.column_stack([matrix, away]), num_threads=_THREADS)
         scale = np.where(away[:, 0] > 0, self.scales[1], self.scales[0])
         return (self.floor_s + roofline_s) * np.exp(ratio), scale * np.maximum(expected, _LEAST_ERROR)
 
     def away(self, matrix: Array) -> Array:
-        """How far the nearest measured row is, in doublings over all sizes, shape (rows,)."""
+        """How far the nearest measured size and the nearest measured row are, in doublings, shape (rows, 2)."""
         _, _, points = self._models
-        return _away(points, np.round(matrix[:, : len(self.near[0])], 6), self.fixed)[:, 1]
+        return _away(points, np.round(matrix[:, : len(self.near[0])], 6), self.fixed)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads back; the trees are packed, since their text is long."""

@@ -68,6 +68,10 @@ class AnotherPrecision:
         there_s, here_s = (estimated_s(family, columns, self.by.device) for family in (self.family, self.asked))
         return np.maximum(latencies_s + here_s - there_s, here_s), np.hypot(errors, OF_ANOTHER_PRECISION)
 
+    def of_sizes(self, columns: Columns) -> float:
+        """Relative error to be expected in the mean, as of the other precision, and what that adds."""
+        return float(np.hypot(self.by.of_sizes(columns), OF_ANOTHER_PRECISION))
+
     def beyond(self, columns: Columns) -> float:
         """As of the other precision."""
         return self.by.beyond(columns)

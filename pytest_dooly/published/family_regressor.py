@@ -91,6 +91,18 @@ class FamilyRegressor:
 
     def away(self, columns: Columns) -> Array:
         """How far the nearest latency is in every dimension, requests' too, in doublings, shape (rows,)."""
+        return self._away(columns)[:, 1]
+
+    def of_sizes(self, columns: Columns) -> float:
+        """Relative error to be expected in the mean, whatever requests are: that of rows, and what distance adds.
+
+        Args:
+            columns: of rows of one size.
+        """
+        far = self._worst * max(float(self._away(columns)[:, 0].max()) - _NEAR, 0.0)
+        return float(np.hypot(self.predict(columns)[1].mean(), far))
+
+    def _away(self, columns: Columns) -> Array:
         return self.learner.away(describe(self.family, columns, self.device).matrix)
 
     def beyond(self, columns: Columns) -> float:

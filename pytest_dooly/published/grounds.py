@@ -26,7 +26,6 @@ from pytest_dooly.published.another_precision import AnotherPrecision, KernelMod
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.published.family import (
-    Columns,
     Family,
     Part,
     columns_of,
@@ -150,7 +149,7 @@ class Grounds:
         candidates: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
         if own is not None:
             candidates.append(own)
-        return min(candidates, key=lambda each: _error_of(each, asked), default=None)
+        return min(candidates, key=lambda each: each.of_sizes(asked), default=None)
 
     def _mixed(self, signature: Signature) -> tuple[Part, FamilyRegressor] | None:
         """Attention to prompts and decodes in one step, where such steps are published at its sizes."""
@@ -341,11 +340,6 @@ class Grounds:
                 if len(rows) >= _FEWEST and (same not in found or len(rows) > len(found[same][1])):
                     found[same] = environment, rows
         return found
-
-
-def _error_of(regressor: KernelModel, columns: Columns) -> float:
-    """Relative error to be expected of rows in the mean."""
-    return float(np.hypot(regressor.predict(columns)[1].mean(), regressor.beyond(columns)))
 
 
 def _measurement(latency_s: float) -> Measurement:

@@ -51,7 +51,7 @@ def peer_of(family: Family) -> Family | None:
 
 
 def without_launches(rows: Sequence[PublishedLatency], peers: Sequence[PublishedLatency]) -> Freed:
-    """Replaces what is the host's by what the peer takes at the same sizes and point; drops it where nothing does.
+    """Replaces what is the host's by what the peer takes at the same sizes and point; drops it where that is not known.
 
     Args:
         rows: of one family, launched by the host.
@@ -62,7 +62,7 @@ def without_launches(rows: Sequence[PublishedLatency], peers: Sequence[Published
     known = [(row, taken.get((_sizes(row), row.point)), row.latency_s < _HIDDEN * launch_s[row.kernel]) for row in rows]
     shown = [(row.latency_s, peer_s) for row, peer_s, hidden in known if peer_s is not None and not hidden]
     if len(shown) < _FEWEST:
-        return Freed(rows)
+        return Freed([row for row, _, hidden in known if not hidden])
     own_s, peers_s = np.array(shown).T
     ratio = float(np.median(own_s / peers_s))
     freed = []

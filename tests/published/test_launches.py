@@ -61,13 +61,18 @@ def test_the_launch_of_each_kernel_is_its_own() -> None:
     assert max(least.values()) < LAUNCH_S / 4
 
 
-def test_without_the_peer_a_row_is_left_out_and_without_any_none_is() -> None:
+def test_without_the_peer_a_row_that_its_launch_hides_is_left_out() -> None:
     own = rows("fp8_block", 1.0, LAUNCH_S)
     some = [row for row in rows("fp8") if row.point.num_tokens != 1]
     freed = without_launches(own, some)
     hidden = [row for row in own if row.point.num_tokens == 1 and row.latency_s < 2 * LAUNCH_S]
     assert len(freed.rows) == len(own) - len(hidden)
-    assert without_launches(own, []).rows == own
+    launched = without_launches(own, [])
+    assert all(row.latency_s >= 2 * LAUNCH_S for row in launched.rows)
+    assert len(launched.rows) == sum(row.latency_s >= 2 * LAUNCH_S for row in own)
+    only_launches = [row for row in own if row.latency_s < 1.5 * LAUNCH_S]
+    assert without_launches(only_launches, rows("fp8")) == without_launches(only_launches, [])
+    assert without_launches(only_launches, []).rows == []
 
 
 def test_only_products_in_fp8_blocks_have_a_peer() -> None:
