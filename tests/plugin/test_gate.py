@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_dooly.core.batch import SweepPoint
@@ -324,6 +325,31 @@ def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
         assert [run.outcome for run in db.gate_runs()] == [None, "baseline"]
 
 
+@pytest.mark.parametrize(
+    ("does", "status"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("raise KeyboardInterrupt", pytest.ExitCode.INTERRUPTED),
+    ],
+)
+def test_no_engine_that_takes_turns_outlives_a_kill_or_an_interrupt(
+    pytester: pytest.Pytester, place: Path, does: str, status: int
+) -> None:
+    pytester.makeconftest(AT_THE_THIRD.format(does))
+    assert pytester.runpytest_subprocess(*GATE, f"--dooly-against={sys.executable}").ret == status
+    with LatencyDB.open(place / ".dooly/latency.db") as db:
+        new, old = db.gate_runs()
+        assert sorted(len(db.gate_turns(run.key)) for run in (new, old)) == [2, 3]
+        assert {run.outcome for run in (new, old)} == {None}
+    engines = [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if "pytest_dooly.other_engine" in (process.info["cmdline"] or ()) and process.info["cwd"] == str(place)
+    ]
+    _, alive = psutil.wait_procs(engines, timeout=20)
+    assert alive == []
+
+
 def test_without_anything_it_profiles_first(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:
     shutil.rmtree(place / ".dooly")
     result = gate(pytester, "--dooly-target=1000", "--benchmark-disable-gc")
@@ -426,7 +452,6 @@ def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, pla
         assert len(db.gate_turns(new.key)) == len(db.gate_turns(old.key)) == document["turns"]
     other = gate(pytester, f"--dooly-against={sys.executable}", "--dooly-workload=4+4", "--dooly-accept=other")
     assert other.ret == 0  # of what takes turns nothing is asked of the baseline
-    assert gate(pytester, f"--dooly-against={sys.executable}").ret in (0, DRIFT, UNDECIDED)
     missing = gate(pytester, "--dooly-against=/nowhere/python", "-x")
     assert missing.ret == pytest.ExitCode.TESTS_FAILED
     missing.stdout.fnmatch_lines(
