@@ -11,7 +11,7 @@ EVERY  ?= 1
 # Prompts of 2,048 tokens with 128 more to generate fit, and are prefilled in chunks of 512.
 LIMITS  = max-model-len=2304 max-num-tokens=512 max-num-seqs=32
 
-.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate bench-tokeniser bench-host bench-transfer arena economy study gpu-check clean
+.PHONY: help demo test lint docs smoke bench bench-public bench-engines bench-traffic bench-requests bench-hosts bench-search bench-picks bench-gate bench-tokeniser bench-host bench-intake bench-transfer arena economy study gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -71,6 +71,9 @@ bench-transfer: $(STAMP) ## a GPU's operations by another's tables and both data
 
 bench-tokeniser: $(STAMP) ## what a token of a prompt takes a tokeniser on this machine (2 minutes)
 	$(BIN)/python -m benchmarks.tokeniser --write reports/public
+
+bench-intake: $(STAMP) ## how much of what comes at once a server reads before it hands on any, on this machine (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.intake --write reports/public
 
 bench-host: $(STAMP) ## what each request of a step takes the engine's process on this machine (1 minute)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.host_share --write reports/public

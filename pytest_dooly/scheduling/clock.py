@@ -38,7 +38,7 @@ _READ = 0.5
 
 Its one thread goes round: it reads all that has come before it goes on with any. Of 64, 256 and 1,000 requests sent at
 once vLLM 0.32's server handed all but one or two to the engine in the last 40 to 50 % of the time that it took over all
-of them (1.1 to 1.9 ms each; measured on two cores of an AMD EPYC of 2025, and fitted to no run).
+of them (1.1 to 1.9 ms each; `make bench-intake` on two cores of an AMD EPYC of 2025, and fitted to no run).
 """
 
 _STEPS_BETWEEN = 1000
