@@ -66,7 +66,8 @@ class AnotherPrecision:
         """Latencies in seconds and their expected relative errors, each of shape (rows,)."""
         latencies_s, errors = self.by.predict(columns)
         there_s, here_s = (estimated_s(family, columns, self.by.device) for family in (self.family, self.asked))
-        return np.maximum(latencies_s + here_s - there_s, here_s), np.hypot(errors, OF_ANOTHER_PRECISION)
+        moved_s = np.maximum(latencies_s + here_s - there_s, here_s)
+        return moved_s, np.hypot(errors * latencies_s / moved_s, OF_ANOTHER_PRECISION)
 
     def of_sizes(self, columns: Columns) -> float:
         """Relative error to be expected in the mean, as of the other precision, and what that adds."""

@@ -87,19 +87,9 @@ class Estimate:
         if self.signature.kind is OperationKind.COLLECTIVE:
             return LAUNCH_S + bytes_sent(self.signature, features) / self.device.link_bytes_per_s
         memory_s = bytes_of(self.signature, features) / (MEMORY_SHARE * self.device.memory_bytes_per_s)
-        compute_s = flops(self.signature, features) / (PEAK_SHARE * self._peak_flops_per_s)
+        speed = self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
+        compute_s = flops(self.signature, features) / (PEAK_SHARE * speed)
         return LAUNCH_S + np.maximum(memory_s, compute_s)
-
-    @property
-    def _peak_flops_per_s(self) -> float:
-        """Of the cores that compute it: products with weights in fp32 run on none for matrices.
-
-        vLLM leaves `VLLM_FLOAT32_MATMUL_PRECISION` at "highest", which is no TF32 (vllm/envs.py of 0.32.0).
-        """
-        weights = {dtype for role, dtype, _ in self.signature.tensors if role == "weight"}
-        if weights == {"fp32"}:
-            return self.device.fp32_flops_per_s
-        return self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""

@@ -129,6 +129,11 @@ class FamilyRegressor:
         asked = np.log2(np.maximum([value for _, value in part.sizes], 0.5))
         return inside and bool(np.abs(known - asked).max(axis=1).min() <= 1)
 
+    def tells_of(self, part: Part) -> bool:
+        """Whether every size of a part is near to what is known, or is one that latencies are known to change with."""
+        far = {name for name, value in part.sizes if abs(np.log2(max(value, 0.5) / max(self.ranges[name][0], 0.5))) > 1}
+        return all(self.ranges[name][0] < self.ranges[name][1] for name in far)
+
     def out_of_range(self, columns: Columns) -> str | None:
         """One line on the column that lies furthest outside of the latencies, or None."""
         furthest, line = 1.0, None

@@ -129,7 +129,7 @@ class Grounds:
             for part, r in known
         }
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
+        own = not isinstance(founded.most_of(work), AnotherPrecision)
         near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "another precision" if not own else "published" if exact else "across sizes"
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), own and near))
@@ -146,8 +146,10 @@ class Grounds:
             return own
         asked = {name: values[runs] for name, values in columns.items()}
         found = (self.regressor(family) for family in like(part.family, self.families, self.device))
-        candidates: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
-        if own is not None:
+        others: list[KernelModel] = [AnotherPrecision(part.family, each) for each in found if each is not None]
+        among = next((each for each in others if part.sizes in each.rows or each.spans(part)), None)
+        candidates = others if among is None else [among]
+        if own is not None and (own.tells_of(part) or not others):
             candidates.append(own)
         return min(candidates, key=lambda each: each.of_sizes(asked), default=None)
 

@@ -165,7 +165,13 @@ def estimated_s(family: Family, columns: Columns, device: Device) -> Array:
 
 
 def speedup(precision: str, device: Device) -> float:
-    """How much faster than in bf16 a device computes products with weights of a precision."""
+    """How many times as fast as in bf16 a device computes products with weights of a precision.
+
+    Those in fp32 run on no cores for matrices: vLLM leaves `VLLM_FLOAT32_MATMUL_PRECISION` at "highest", which is no
+    TF32 (vllm/envs.py of 0.32.0).
+    """
+    if precision == "fp32":
+        return device.fp32_flops_per_s / device.flops_per_s
     factor, capability = _SPEEDUPS.get(precision, (1.0, (0, 0)))
     return factor if device.compute_capability >= capability else 1.0
 
@@ -183,7 +189,8 @@ def _product(c: Columns, family: Family) -> _Kernel:
     extra = {"m mod 8": m % 8, "log2 n fraction": np.log2(n) % 1, "log2 k fraction": np.log2(k) % 1}
     extra |= {f"m tail {tile}": m % tile / tile for tile in (64, 128, 256)}
     extra |= {"n tail 256": n % 256 / 256, "k over n": np.log2(k / n)}
-    moved = weight * (m * k + n * k) + 2 * m * n
+    activation = weight if family.precision in _SPEEDUPS else 2.0
+    moved = weight * n * k + activation * m * k + 2 * m * n
     return _Kernel(2 * m * n * k, moved, weight * n * k, {"": (m, n, np.ones_like(m), _PRODUCT)}, extra)
 
 

@@ -61,6 +61,12 @@ class PartsModel:
             total = np.maximum(total, self.estimate.predict_s(work) / 2)
         return total, np.sqrt(squares) / np.maximum(total, 1e-12)
 
+    def most_of(self, points: Sequence[SweepPoint] | Work) -> KernelModel:
+        """What the part is predicted by that takes most of the latency at some points."""
+        work = points if isinstance(points, Work) else Work.of(points)
+        spent = [(float(each.predict(columns)[0].sum()), each) for part, each, columns, _ in self._asked(work)]
+        return max(spent, key=lambda each: each[0])[1]
+
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """One line on what lies furthest outside of the published latencies, or None."""
         work = points if isinstance(points, Work) else Work.of([points])
