@@ -274,21 +274,28 @@ def paired_changes(
         pairs: of every time that both were started, turns of the new one and as many of the other, each beside one of
             those.
         sums: weighted sums of latencies, by name.
-        apart: whether sums have nothing in common, as operations have not.
+        apart: whether sums have nothing in common, as operations have not; how far each is apart from start to start,
+            beside the others, is then as unsure as it is.
     """
-    found = {}
     floor = _FLOOR_APART if apart else _FLOOR
+    medians, errors = dict[str, Array](), dict[str, float]()
     for name, weights in sums.items():
-        medians, variances = [], []
+        found, variances = [], []
         for new, old in pairs:
             references = new.references - old.references
             values = new.log_of(weights) - old.log_of(weights)
             (median,), variance = _levels([values], [references], about=np.zeros(references.shape[1]))
-            medians.append(float(median))
+            found.append(float(median))
             variances.append(_UNDERSTATED * variance + 2 * floor**2)
-        error = math.sqrt(sum(variances)) / len(pairs)
-        found[name] = Change(float(np.mean(medians)), error, 2 * (BLOCKS - 1.0) * len(pairs))
-    return found
+        medians[name], errors[name] = np.array(found), math.sqrt(sum(variances)) / len(pairs)
+    freedom = 2 * (BLOCKS - 1.0) * len(pairs)
+    told = {name: Change(float(medians[name].mean()), errors[name], freedom) for name in sums}
+    if apart and len(pairs) > 1 and len(sums) > _FEWEST_OTHERS:
+        first = np.median(list(medians.values()), axis=0)  # what being started first does to all alike
+        for name, change in told.items():
+            between = float(np.std(medians[name] - first, ddof=1)) / math.sqrt(len(pairs))
+            told[name] = change.less_sure(between, len(pairs) - 1.0)
+    return told
 
 
 def profiled_changes(

@@ -129,10 +129,11 @@ class Grounds:
             for part, r in known
         }
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        own = not isinstance(founded.most_of(work), AnotherPrecision)
+        lent = isinstance(founded.most_of(work), AnotherPrecision)
+        own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
         near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
-        kind: BasisKind = "another precision" if not own else "published" if exact else "across sizes"
-        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), own and near))
+        kind: BasisKind = "another precision" if lent else "published" if own and exact else "across sizes"
+        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), near and not lent))
 
     def _surest(self, part: Part, work: Work) -> KernelModel | None:
         """What predicts a part at some points with the least error to be expected; None where nothing is known of it.

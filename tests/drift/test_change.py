@@ -116,6 +116,22 @@ def test_engines_that_are_started_in_both_orders_are_no_slower_for_being_the_fir
     assert all(same[name].error == pytest.approx(once[name].error / 2**0.5) for name in SUMS)
 
 
+@pytest.mark.parametrize(("starts", "is_told"), [((0.054, 0.048), True), ((0.1, 0.002), False)])
+def test_what_one_start_has_made_slower_and_the_other_not_is_no_change(
+    starts: tuple[float, float], is_told: bool
+) -> None:
+    """Of one operation beside four others, about 5 % in the mean either way."""
+    sums = {place.signature + place.point: {place: 1.0} for place in LATENCIES_S}
+    pairs = [
+        (Timed.of(turns(seed, 60, slower={"rotary": slower}, noise=0.002)), Timed.of(turns(seed, 60, noise=0.002)))
+        for seed, slower in enumerate(starts)
+    ]
+    found = paired_changes(pairs, sums, apart=True)
+    assert found["rotaryT4"].relative == pytest.approx(0.05, abs=0.003)
+    assert (found["rotaryT4"].p_slower < 0.01) == is_told
+    assert all(abs(change.relative) < 0.003 for name, change in found.items() if name != "rotaryT4")
+
+
 def test_engines_that_take_turns_are_compared_where_both_were_calm() -> None:
     """Processes that disturb one of both now and then: 24 calm turns of one engine, 23 of the other."""
     new, old = turns(1, 40), turns(2, 40)
