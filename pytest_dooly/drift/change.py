@@ -294,7 +294,7 @@ def paired_changes(
         first = np.median(list(medians.values()), axis=0)  # what being started first does to all alike
         for name, change in told.items():
             between = float(np.std(medians[name] - first, ddof=1)) / math.sqrt(len(pairs))
-            told[name] = change.less_sure(between, len(pairs) - 1.0)
+            told[name] = change.less_sure(between, TAILS)
     return told
 
 
