@@ -52,6 +52,9 @@ __all__ = ["BrokenGate", "Gate", "GateOptions", "Starts", "TakesTurns", "Taking"
 _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
+_IS_NEW_FIRST = (True, False)
+"""Of each start of two engines that take turns."""
+
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
 
@@ -311,7 +314,7 @@ class Gate:
         assert against is not None
         batches, other = _batches_of(spent), None
         taken = list[Starts]()
-        for is_new_first in (True, False):
+        for is_new_first in _IS_NEW_FIRST:
             with ExitStack() as engines:
                 new = engines.enter_context(self._taking(batches)) if is_new_first else None
                 old = engines.enter_context(self._started(against, batches))
@@ -347,7 +350,7 @@ class Gate:
         engines: Sequence[tuple[TakesTurns, list[Turn], str]],
     ) -> None:
         """Until a slowdown of the limit would be seen, or these starts' part of the budget is spent."""
-        starts = 1 if len(engines) == 1 else 2
+        starts = 1 if len(engines) == 1 else len(_IS_NEW_FIRST)
         budget_s, fewest = self._options.budget_s / starts, _FEWEST // starts
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)

@@ -59,7 +59,7 @@ class AnotherPrecision:
     @property
     def sources(self) -> tuple[str, ...]:
         """Where the latencies come from, and whose weights they stand for."""
-        precision = self.asked.precision.partition(" ")[0].removesuffix("_weights")
+        precision = self.asked.of_weights.removesuffix("_weights")
         return tuple(f"{source}, for {precision} weights" for source in self.by.sources)
 
     def predict(self, columns: Columns) -> tuple[Array, Array]:
@@ -98,14 +98,13 @@ def like(asked: Family, known: Iterable[Family], device: Device) -> Iterator[Fam
         known: of which there are latencies.
         device: that runs them.
     """
-    precision, _, cache = asked.precision.partition(" ")
     found = [
         each
         for each in dict.fromkeys(known)
-        if each.precision.partition(" ")[2] == cache and replace(each, precision=asked.precision) == asked != each
+        if each.of_cache == asked.of_cache and replace(each, precision=asked.precision) == asked != each
     ]
-    yield from (each for each in found if _does_as_much(each.precision.partition(" ")[0], precision, device))
-    yield from (each for each in found if each.precision.partition(" ")[0] == "bf16")
+    yield from (each for each in found if _does_as_much(each.of_weights, asked.of_weights, device))
+    yield from (each for each in found if each.of_weights == "bf16")
 
 
 def _does_as_much(one: str, other: str, device: Device) -> bool:

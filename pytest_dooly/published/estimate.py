@@ -19,7 +19,7 @@ from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.published.family import weight_precision
-from pytest_dooly.published.kernels import LAUNCH_S, MEMORY_SHARE, PEAK_SHARE, speedup
+from pytest_dooly.published.kernels import LAUNCH_S, reached_s, speedup
 from pytest_dooly.sweep.roofline import bytes_of, bytes_sent, flops, window_of
 
 __all__ = [
@@ -86,10 +86,9 @@ class Estimate:
             return once_s + each_s * features.num_reqs
         if self.signature.kind is OperationKind.COLLECTIVE:
             return LAUNCH_S + bytes_sent(self.signature, features) / self.device.link_bytes_per_s
-        memory_s = bytes_of(self.signature, features) / (MEMORY_SHARE * self.device.memory_bytes_per_s)
         speed = self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
-        compute_s = flops(self.signature, features) / (PEAK_SHARE * speed)
-        return LAUNCH_S + np.maximum(memory_s, compute_s)
+        compute_s = flops(self.signature, features) / speed
+        return reached_s(compute_s, bytes_of(self.signature, features) / self.device.memory_bytes_per_s)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""

@@ -73,7 +73,7 @@ class Family:
     Attributes:
         kernel: `gemm`, `prefill`, `decode`, `mixed` (both in one step), `experts`, `latent prefill`, `latent decode`,
             `sparse latent prefill`, `sparse latent decode` or a collective's name.
-        precision: of weights, or of the KV cache for attention.
+        precision: of weights, or of the KV cache for attention; of both where a kernel has both, in that order.
         backend: of attention; None where any will do.
     """
 
@@ -85,6 +85,16 @@ class Family:
     def key(self) -> str:
         """Content hash: equal for equal families, on every machine."""
         return content_hash(dataclasses.asdict(self))
+
+    @property
+    def of_weights(self) -> str:
+        """Precision without that of the KV cache, where the kernel has both."""
+        return self.precision.partition(" ")[0]
+
+    @property
+    def of_cache(self) -> str:
+        """Precision of the KV cache where the kernel has weights too, else empty."""
+        return self.precision.partition(" ")[2]
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.kernel, self.precision, self.backend) if part)

@@ -89,21 +89,14 @@ class FamilyRegressor:
         latencies_s, errors = self.learner.predict(description.matrix, description.roofline_s)
         return latencies_s, np.hypot(errors, self.stand_in_error)
 
-    def away(self, columns: Columns) -> Array:
-        """How far the nearest latency is in every dimension, requests' too, in doublings, shape (rows,)."""
-        return self._away(columns)[:, 1]
-
     def of_sizes(self, columns: Columns) -> float:
         """Relative error to be expected in the mean, whatever requests are: that of rows, and what distance adds.
 
         Args:
             columns: of rows of one size.
         """
-        far = self._worst * max(float(self._away(columns)[:, 0].max()) - _NEAR, 0.0)
-        return float(np.hypot(self.predict(columns)[1].mean(), far))
-
-    def _away(self, columns: Columns) -> Array:
-        return self.learner.away(describe(self.family, columns, self.device).matrix)
+        far_sizes, _ = self._far(columns)
+        return float(np.hypot(self.predict(columns)[1].mean(), far_sizes))
 
     def beyond(self, columns: Columns) -> float:
         """Relative error that distance adds: for each doubling that no published latency is near, the family's worst.
@@ -114,7 +107,14 @@ class FamilyRegressor:
         Args:
             columns: of the rows that are predicted; the furthest counts.
         """
-        return self._worst * max(float(self.away(columns).max()) - _NEAR, 0.0)
+        _, far_rows = self._far(columns)
+        return far_rows
+
+    def _far(self, columns: Columns) -> tuple[float, float]:
+        """What the distance of the furthest row's sizes adds, and what its distance in every dimension does."""
+        away = self.learner.away(describe(self.family, columns, self.device).matrix).max(axis=0)
+        sizes, rows = self._worst * np.maximum(away - _NEAR, 0.0)
+        return float(sizes), float(rows)
 
     @property
     def _worst(self) -> float:

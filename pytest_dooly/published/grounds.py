@@ -129,8 +129,8 @@ class Grounds:
             for part, r in known
         }
         sources = tuple(dict.fromkeys(source for _, regressor in known for source in regressor.sources))
-        lent = isinstance(founded.most_of(work), AnotherPrecision)
         own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
+        lent = not own and isinstance(founded.most_of(work), AnotherPrecision)
         near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
         kind: BasisKind = "another precision" if lent else "published" if own and exact else "across sizes"
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), near and not lent))
@@ -141,9 +141,11 @@ class Grounds:
         Another precision's latencies are asked for only where its sizes do not lie among its own.
         """
         own = self.regressor(part.family)
+        if own is not None and (part.sizes in own.rows or own.spans(part)):
+            return own
         columns = columns_of(part, work)
         runs = running(columns, len(work))
-        if not runs.any() or (own is not None and (part.sizes in own.rows or own.spans(part))):
+        if not runs.any():
             return own
         asked = {name: values[runs] for name, values in columns.items()}
         found = (self.regressor(family) for family in like(part.family, self.families, self.device))

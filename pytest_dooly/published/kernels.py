@@ -26,6 +26,7 @@ __all__ = [
     "Description",
     "describe",
     "estimated_s",
+    "reached_s",
     "speedup",
 ]
 
@@ -124,8 +125,7 @@ def describe(family: Family, columns: Columns, device: Device) -> Description:
         columns: sizes and request values by name, each of shape (rows,), as `family.columns_of` gives them.
         device: that runs them.
     """
-    kernel = _KERNELS.get(family.kernel, _message)(columns, family)
-    compute_s, memory_s = _bounds(kernel, family, columns, device)
+    kernel, compute_s, memory_s = _worked(family, columns, device)
     bound_s = np.maximum(compute_s, memory_s)
     sizes = {f"size {name}": np.log2(np.maximum(values, 0.5)) for name, values in columns.items()}
     features = dict(sizes)
@@ -159,8 +159,12 @@ def estimated_s(family: Family, columns: Columns, device: Device) -> Array:
         columns: sizes and request values by name, each of shape (rows,), as `family.columns_of` gives them.
         device: that runs them.
     """
-    kernel = _KERNELS.get(family.kernel, _message)(columns, family)
-    compute_s, memory_s = _bounds(kernel, family, columns, device)
+    _, compute_s, memory_s = _worked(family, columns, device)
+    return reached_s(compute_s, memory_s)
+
+
+def reached_s(compute_s: Array, memory_s: Array) -> Array:
+    """What good kernels reach of what the device could at best, each of shape (rows,), in seconds, launch included."""
     return LAUNCH_S + np.maximum(compute_s / PEAK_SHARE, memory_s / MEMORY_SHARE)
 
 
@@ -176,11 +180,12 @@ def speedup(precision: str, device: Device) -> float:
     return factor if device.compute_capability >= capability else 1.0
 
 
-def _bounds(kernel: _Kernel, family: Family, columns: Columns, device: Device) -> tuple[Array, Array]:
-    """Seconds that the device needs at least to compute and to move, each of shape (rows,)."""
+def _worked(family: Family, columns: Columns, device: Device) -> tuple[_Kernel, Array, Array]:
+    """What the kernel does, and the seconds that the device needs at least to compute and to move, of shape (rows,)."""
+    kernel = _KERNELS.get(family.kernel, _message)(columns, family)
     bandwidth = device.link_bytes_per_s if "elements" in columns else device.memory_bytes_per_s
-    speed = device.flops_per_s * speedup(family.precision.partition(" ")[0], device)
-    return kernel.flops / speed, kernel.moved / bandwidth
+    speed = device.flops_per_s * speedup(family.of_weights, device)
+    return kernel, kernel.flops / speed, kernel.moved / bandwidth
 
 
 def _product(c: Columns, family: Family) -> _Kernel:
@@ -265,8 +270,8 @@ def _experts(c: Columns, family: Family) -> _Kernel:
 
 def _latent(c: Columns, family: Family) -> _Kernel:
     """A layer of latent attention: its projections, and attention over latents (decodes) or expanded keys (prompts)."""
-    weight = WEIGHT_BYTES.get(family.precision.split()[0], 2.0)
-    cache = _CACHE_BYTES.get(family.precision.split()[1], 2.0)
+    weight = WEIGHT_BYTES.get(family.of_weights, 2.0)
+    cache = _CACHE_BYTES.get(family.of_cache, 2.0)
     decode, batch, heads = "context_len" in c, c["batch_size"], c["num_heads"]
     length = c["context_len"] + 1 if decode else c["prompt_len"]
     latent, rope, nope, value = c["kv_lora_rank"], c["qk_rope_head_dim"], c["qk_nope_head_dim"], c["v_head_dim"]
@@ -316,7 +321,7 @@ def _sparse_latent(c: Columns, family: Family) -> _Kernel:
     dense = 2.0 ** whole.extra["attend"]
     moved = whole.moved + c["index_head_size"] * batch * length
     if decode:
-        cache = _CACHE_BYTES.get(family.precision.split()[1], 2.0)
+        cache = _CACHE_BYTES.get(family.of_cache, 2.0)
         moved = moved - cache * batch * (length - seen) * (c["kv_lora_rank"] + c["qk_rope_head_dim"])
     extra = whole.extra | {"attend": np.log2(attend), "score": np.log2(score), "chosen": seen / length}
     extra |= {"score share": np.log2(score / attend), "attended": np.log2(attended), "scored": np.log2(scored)}

@@ -303,13 +303,16 @@ AT_THE_THIRD = """
 """
 
 
-@pytest.mark.parametrize(
+ENDS = pytest.mark.parametrize(
     ("does", "status"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
         ("raise KeyboardInterrupt", pytest.ExitCode.INTERRUPTED),
     ],
 )
+
+
+@ENDS
 def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
     pytester: pytest.Pytester, place: Path, machine: Machine, does: str, status: int
 ) -> None:
@@ -325,13 +328,7 @@ def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
         assert [run.outcome for run in db.gate_runs()] == [None, "baseline"]
 
 
-@pytest.mark.parametrize(
-    ("does", "status"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
-        ("raise KeyboardInterrupt", pytest.ExitCode.INTERRUPTED),
-    ],
-)
+@ENDS
 def test_no_engine_that_takes_turns_outlives_a_kill_or_an_interrupt(
     pytester: pytest.Pytester, place: Path, does: str, status: int
 ) -> None:
