@@ -250,7 +250,8 @@ def _first_apart(data: Learning, best: Trial) -> bool:
     solver = Solver.of(matrix[others], best.candidate.num_knots)
     rows = solver.weights(data.latencies_s[others], data.weights[others])
     expected_s = solver.design_of(matrix[first]) @ solver.solve(rows)
-    faster = float(np.log(expected_s / data.latencies_s[first]).min())
+    # What the others lead to expect may be nothing at all, which no size is faster than.
+    faster = float(np.log(np.maximum(expected_s, np.finfo(float).tiny) / data.latencies_s[first]).min())
     noise = MODEL_ERROR * math.sqrt(float((1 / data.weights[first] ** 2 - 1).max()))
     scatter = 1.4826 * float(np.median(best.errors))
     return faster > _APART * math.hypot(scatter, noise, MODEL_ERROR)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_dooly.core.batch import Batch, Routing, SweepPoint
@@ -97,6 +97,9 @@ def test_noise_is_averaged_out() -> None:
     latencies=st.lists(st.floats(1e-6, 1.0), min_size=10, max_size=10),
     small=st.integers(1, 2000),
     more=st.integers(0, 5000),
+)
+@example(  # whose least is expected to take no time at all
+    latencies=[0.012, 0.757, 0.0277, 0.146, 0.543, 0.316, 6.1e-05, 0.268, 0.493, 0.885], small=493, more=54
 )
 def test_no_latency_is_negative_or_falls_with_tokens(latencies: list[float], small: int, more: int) -> None:
     regressor = fit(LINEAR, {point: measured(s) for point, s in zip(TOKENS, latencies, strict=True)})
