@@ -37,7 +37,11 @@ BLOCK_SIZE = 16
 
 _TIMES = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "last_token_s")
 _COLUMNS = ("run", "prompt_len", "output_len", *_TIMES, "segments")
-_WORKLOADS = {"Llama-3.1-8B": "llama-3.1-8b", "Qwen3-32B": "qwen3-32b"}
+_WORKLOADS = {
+    "Llama-3.1-8B": "llama-3.1-8b",
+    "Qwen3-30B-A3B-Instruct-2507": "qwen3-30b-a3b",
+    "Qwen3-32B": "qwen3-32b",
+}
 
 Array = npt.NDArray[np.float64]
 

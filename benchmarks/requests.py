@@ -7,28 +7,30 @@ of KV blocks that the engine logged; on the RTX Pro 6000, whose cache is never f
 
 Step times come from the operator tables of the same GPU and model that lie beside the runs (`dooly import
 llmservingsim`), of which those of the RTX 4090 are in `benchmarks/llmservingsim/`; a clone has the others. They have no
-collectives: those are aiconfigurator's of the same GPU, on another machine. Nothing is fitted to a run. Where no table
-has rows, the estimate of the data sheet stands: the first norm of a model, norms of queries and keys, and the engine's
-own share of a step.
+collectives, and mixtures on one rank alone: those are aiconfigurator's of the same GPU, on another machine. Nothing is
+fitted to a run. Where no table has rows, the estimate of the data sheet stands: the first norm of a model, norms of
+queries and keys. Scheduling is asynchronous, as it is by default in that version, so that the engine's own share of a
+step hides behind it.
 
 What the differences come from, as far as the runs show:
 
-- RTX 4090: our 0.5 ms a step, the engine's own share, which asynchronous scheduling hides behind steps of 26 ms.
-  Without it, latency has a MAPE of 0.7 % (bias +0.2 %), TPOT of 1.9 % (+0.2 %). A wait for blocks is the sum of
-  thousands of steps, so that its error is theirs. Prefix caching counts although few prompts share a beginning: a
-  preempted request finds its own blocks again (with none, the 0.7 % are 4.4 %). The first request takes 0.46 s longer
-  than predicted: an engine's first steps are slow.
+- RTX 4090: nothing is left of it but noise. A wait for blocks is the sum of thousands of steps, so that its error is
+  theirs. Prefix caching counts although few prompts share a beginning: a preempted request finds its own blocks again
+  (with none, the 0.7 % are 4.4 %). The first request takes 0.46 s longer than predicted: an engine's first steps are
+  slow.
 - RTX Pro 6000, Llama-3.1-8B: steps of decodes are as long as predicted (27.0 ms of 128 decodes, by `timeseries.csv`
   of the source); steps with prompts take some 8 ms longer, short ones as well as long ones. Those are no single
   replayed graph, and what the host launches between its pieces is in no table of kernels. Whether that is it, is not
-  known. Without the 0.5 ms, latency has a MAPE of 6.0 %.
+  known.
 - RTX Pro 6000, Qwen3-32B on two: if it is the 129 all-reduces, each misses 0.7 ms in steps of 2,048 tokens (21 MB) and
   0.09 ms in those of 128 decodes (1.3 MB; 58.3 ms measured, 46.5 predicted), so that they move 16 and 10 GB/s, where
   those of aiconfigurator's machine move 36: the link between the cards is another.
+- RTX Pro 6000, Qwen3-30B-A3B on two engines that share the experts (data-parallel attention), and wait for each other
+  in every layer. The same link would make its gathers and sums 2 ms longer in a step of 128 decodes, of which 4 of 49
+  are lacking. As one engine of one rank, TPOT would be 15 % too long and TTFT, of which that engine's queue decides,
+  sixteen times as long (by aiconfigurator's tables alone).
 - Decodes beside a chunk of a prompt take up to three times what they take alone (`attention.csv`). Without that, TPOT
   of Llama-3.1-8B on the RTX Pro 6000 was 7.6 % too short, and latency 10 %.
-
-Not simulated: Qwen3-30B-A3B, whose two engines share their experts (DP 2 x EP 2) and wait for each other at every step.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.published.llmservingsim import Bundle
 from pytest_dooly.report.figure import INK, headline, new_figure, save_png, style
 from pytest_dooly.scheduling.clock import Simulated, run
-from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.lockstep import scheduler_of
 from pytest_dooly.scheduling.scheduler import SchedulerOptions
 from pytest_dooly.serving import serve
 
@@ -97,6 +99,7 @@ class Engine:
         num_seqs: most requests of a step.
         max_model_len: most tokens of a request.
         kv_blocks: as logged; None where it was not, and never full.
+        engines: data-parallel size; as many ranks share the experts.
     """
 
     device: str
@@ -106,6 +109,7 @@ class Engine:
     num_seqs: int
     max_model_len: int
     kv_blocks: int | None
+    engines: int = 1
 
 
 ENGINES = {
@@ -114,6 +118,16 @@ ENGINES = {
     ),
     "RTXPRO6000/Llama-3.1-8B": Engine(
         "rtx_pro_6000_server", "RTXPRO6000/meta-llama/Llama-3.1-8B/bf16/tp1", "llama3", 1, 128, 131072, None
+    ),
+    "RTXPRO6000/Qwen3-30B-A3B-Instruct-2507": Engine(
+        "rtx_pro_6000_server",
+        "RTXPRO6000/Qwen/Qwen3-30B-A3B-Instruct-2507/bf16/tp1",
+        "qwen3-30b-a3b",
+        1,
+        128,
+        40960,
+        None,
+        engines=2,
     ),
     "RTXPRO6000/Qwen3-32B": Engine(
         "rtx_pro_6000_server", "RTXPRO6000/Qwen/Qwen3-32B/bf16/tp2", None, 2, 128, 40960, None
@@ -176,7 +190,7 @@ def compared(runs: Mapping[str, Measured], tables: Path, db: LatencyDB, folder: 
         if (tables / engine.bundle).is_dir():
             times, options = deployed(engine, tables / engine.bundle, db, folder)
             progress(f"simulating {name}")
-            simulated = run(measured.traffic, NativeScheduler(options), times)
+            simulated = run(measured.traffic, scheduler_of(options), times)
             yield Compared(name, measured, simulated, times.out_of_range())
 
 
@@ -186,41 +200,45 @@ def deployed(engine: Engine, directory: Path, db: LatencyDB, folder: Path) -> tu
     serving = ServingOptions(
         dtype="bfloat16",
         tensor_parallel_size=engine.ranks,
+        data_parallel_size=engine.engines,
+        expert_parallel_size=engine.engines,
         max_num_tokens=NUM_TOKENS,
         max_num_seqs=engine.num_seqs,
         max_model_len=engine.max_model_len,
     )
     configuration = resolve(engine.model or written("Qwen/Qwen3-32B", folder), serving)
     model = serve(vllm, configuration, db, vllm.environment(configuration), progress=progress)
-    for table in (*bundle.tables(model), *(collectives() if engine.ranks > 1 else ())):
+    for table in (*bundle.tables(model), *(tables_over_ranks() if serving.num_ranks > 1 else ())):
         db.publish(table)
     founded = Grounds(db, device, progress=progress).of(model)
     blocks = engine.kv_blocks or 1 + engine.num_seqs * -(-LONGEST // BLOCK_SIZE)
     limits = Limits(NUM_TOKENS, engine.num_seqs, engine.max_model_len)
-    return StepTimes(model, {key: each.model for key, each in founded.items()}), SchedulerOptions(limits, blocks)
+    times = StepTimes(model, {key: each.model for key, each in founded.items()}, overlapped=True)
+    return times, SchedulerOptions(limits, blocks, engines=engine.engines)
 
 
 @cache
-def collectives() -> tuple[PublishedTable, ...]:
-    """What aiconfigurator has of collectives among RTX Pro 6000."""
-    return tuple(table for table in read_tables("rtx_pro_6000_server") if "/comm/" in table.source.file)
+def tables_over_ranks() -> tuple[PublishedTable, ...]:
+    """What aiconfigurator has of collectives among RTX Pro 6000, and of mixtures whose experts lie on several."""
+    tables = read_tables("rtx_pro_6000_server")
+    return tuple(table for table in tables if "/comm/" in table.source.file or "moe" in table.source.file)
 
 
 def report(rows: Sequence[Compared]) -> Iterator[str]:
     """Errors of each run, what was out of range, and where in the run they are."""
     yield "Seconds; MAPE and bias are means over requests, of those that measured 10 ms at least"
     yield (
-        f"{'run':24} {'':8} {'MAPE':>6} {'bias':>7} {'of mean':>7} {'corr.':>6} | "
+        f"{'run':38} {'':8} {'MAPE':>6} {'bias':>7} {'of mean':>7} {'corr.':>6} | "
         + " | ".join(f"{f'p{p} measured, predicted':^26}" for p in (50, 90, 99))
     )
     for row in rows:
         for name, (measured_s, simulated_s) in row.figures().items():
-            yield f"{row.name:24} {name:8} {_figures(measured_s, simulated_s)}"
-        yield f"{row.name:24} beginnings {_beginnings(row)}"
+            yield f"{row.name:38} {name:8} {_figures(measured_s, simulated_s)}"
+        yield f"{row.name:38} beginnings {_beginnings(row)}"
         end_s, found_s = row.measured.last_s.max(), row.simulated.last_s.max()
         ends = f"{end_s:.2f} s, predicted {found_s:.2f} s ({found_s / end_s - 1:+.1%})"
-        yield f"{row.name:24} last token measured {ends}"
-        yield f"{row.name:24} simulated {_course(row.simulated)}"
+        yield f"{row.name:38} last token measured {ends}"
+        yield f"{row.name:38} simulated {_course(row.simulated)}"
         yield from (f"  {line}" for line in row.out_of_range)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Coverage
-from pytest_dooly.core.signature import ServedModel, model_operations, served_key
+from pytest_dooly.core.signature import ServedModel, data_parallel_size, model_operations, served_key
 from pytest_dooly.errors import ConfigurationError, DocumentError, TraceError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.findings import OPTIONS
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
 
 __all__ = ["coverage_of", "serve", "serve_on"]
+
+
+class _NothingSharedError(ConfigurationError):
+    """Engines are to share the experts of a model that has none, on whatever device."""
 
 
 def serve(
@@ -40,7 +44,7 @@ def serve(
         progress: called with a line before anything that takes seconds.
 
     Raises:
-        ConfigurationError: the engine refuses the configuration.
+        ConfigurationError: the engine refuses the configuration, or engines are to share the experts of a dense model.
         TraceError: an operation or the architecture cannot be traced.
     """
     key = served_key(configuration, environment)
@@ -51,6 +55,12 @@ def serve(
 
         traced, limits = trace(engine, configuration)
         model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
+        engines = configuration.options.data_parallel_size
+        if data_parallel_size(model) != engines:
+            raise _NothingSharedError(
+                f"dp {engines} is for the experts of a mixture, which {configuration.name} has none of: its engines "
+                f"share nothing, so simulate them as dooly simulate --replicas {engines}"
+            )
         db.save_model(model, environment)
     if db.load_finding(OPTIONS, key, environment) is None:  # new, or traced before options were kept
         db.save_finding(OPTIONS, key, environment, configuration.options.to_json())
@@ -82,6 +92,8 @@ def serve_on(
     """
     try:
         return serve(engine, configuration, db, engine.environment(configuration), progress=progress)
+    except _NothingSharedError:
+        raise
     except (ConfigurationError, TraceError) as refusal:
         progress(f"{refusal}; trying what {device.product} would run")
         there = replace(configuration, options=replace(configuration.options, device=device.name))

@@ -28,7 +28,7 @@ from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.footprint import CacheRoom, cache_room
 from pytest_dooly.published.grounds import Grounds
 from pytest_dooly.scheduling.clock import run
-from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.lockstep import scheduler_of
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.serving import serve_on
 
@@ -77,7 +77,7 @@ def tables_of(device: Device) -> str:
 
 def served(run: PublishedRun) -> tuple[object, ...]:
     """What decides over the operations of a run."""
-    return run.model, run.ranks, run.experts, run.kv_cache_dtype, run.moe_precision, run.max_captured
+    return run.model, run.ranks, run.engines, run.experts, run.kv_cache_dtype, run.moe_precision, run.max_captured
 
 
 def predict_all(
@@ -144,19 +144,21 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
             prefix_caching=False,
             async_scheduling=overlapped,
             state_blocks=room.of_states,
+            engines=each.engines,
         )
     except DoolyError as error:
         return str(error)
     simulated = run(
         traffic_of(each),
-        NativeScheduler(options),
+        scheduler_of(options),
         served_model.times[overlapped],
         server_of(each),
     )
     centre = np.nanmedian if each.medians else np.nanmean
     tokens = sum(request.output_len for request in simulated.traffic.requests)
     at_once = max(round(float(simulated.latency_s.sum() / simulated.last_s.max())), 1)
-    steps = typical_steps(each.prompt_len, each.output_len, each.concurrency or at_once, limits)
+    decodes = -(-(each.concurrency or at_once) // each.engines)
+    steps = typical_steps(each.prompt_len, each.output_len, decodes, limits)
     return Predicted(
         float(centre(simulated.ttft_s)),
         float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
@@ -179,6 +181,7 @@ def _options(run: PublishedRun) -> ServingOptions:
     return ServingOptions(
         tensor_parallel_size=run.ranks,
         expert_parallel_size=run.experts,
+        data_parallel_size=run.engines,
         kv_cache_dtype=run.kv_cache_dtype,
         moe_precision=run.moe_precision,
         max_captured=run.max_captured,

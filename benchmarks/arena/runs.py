@@ -52,6 +52,7 @@ class PublishedRun:
         version: of vLLM, empty where the source does not say.
         ranks: tensor-parallel size.
         experts: expert-parallel size.
+        engines: data-parallel size.
         prompt_len: tokens of a prompt at most.
         output_len: tokens of an output at most.
         shortest: share of those that the shortest of both have; lengths are uniform between.
@@ -74,6 +75,7 @@ class PublishedRun:
     version: str
     ranks: int
     experts: int
+    engines: int
     prompt_len: int
     output_len: int
     shortest: float
@@ -201,7 +203,7 @@ def read_runs(path: Path = RUNS) -> Iterator[tuple[PublishedRun | None, Mapping[
 
 def _why_not(row: Mapping[str, str]) -> str:
     load = row["load"].partition("=")[2]
-    told = not {"speculative", "pipeline", "data parallel"}.isdisjoint(re.findall(r"[a-z]+", row["notes"].lower()))
+    told = not {"speculative", "pipeline"}.isdisjoint(re.findall(r"[a-z]+", row["notes"].lower()))
     if not row["hf_model"]:
         return "the model is not named"
     if "LLMServingSim" in row["source"]:
@@ -210,10 +212,8 @@ def _why_not(row: Mapping[str, str]) -> str:
         return "the lengths of its requests are not published"
     if "profile coding-agent" in row["notes"]:
         return "prompts of agents begin alike, and how much of them is not published"
-    if int(row["tp"] or 1) < _experts(row) or "parallel=dep" in row["notes"]:
-        return "attention is data parallel"
     if told:
-        return "speculative decoding, pipeline or data parallel"
+        return "speculative decoding or pipeline"
     return ""
 
 
@@ -235,6 +235,7 @@ def _run(row: Mapping[str, str]) -> PublishedRun:
         version=row["engine_version"],
         ranks=int(row["tp"] or 1),
         experts=_experts(row),
+        engines=max(_experts(row) // int(row["tp"] or 1), 1),
         prompt_len=lengths[0],
         output_len=lengths[1],
         shortest=0.8 if row["lengths"] == "range0.8-1" else 1.0,

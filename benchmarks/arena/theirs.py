@@ -58,7 +58,9 @@ def _different() -> Iterator[PublishedRun]:
 
     seen = set()
     for run, _, _ in read_runs():
-        if run is None or run.concurrency is None or run.low_trust or run.roughly or key_of(run) in seen:
+        if run is None or run.concurrency is None or run.engines > 1 or run.low_trust or run.roughly:
+            continue
+        if key_of(run) in seen:
             continue
         seen.add(key_of(run))
         if document_of(run.model) is not None:

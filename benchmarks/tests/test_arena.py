@@ -29,7 +29,17 @@ FOUND = [run for run, _, _ in RUNS if run is not None]
 def test_every_row_is_a_run_or_has_a_reason() -> None:
     assert len(RUNS) == 1478
     assert all((run is None) == bool(reason) for run, _, reason in RUNS)
-    assert len(FOUND) == 1344
+    assert len(FOUND) == 1352
+
+
+def test_attention_may_be_data_parallel() -> None:
+    """Eight engines of one rank each, whose experts lie on all eight."""
+    shared = [run for run in FOUND if run.engines > 1]
+    assert {(run.model, run.ranks, run.engines, run.experts) for run in shared} == {
+        ("MiniMaxAI/MiniMax-M2.5", 1, 8, 8),
+        ("deepseek-ai/DeepSeek-V3.2", 1, 8, 8),
+    }
+    assert len(shared) == 8
 
 
 def test_a_run_is_what_its_row_says() -> None:

@@ -89,14 +89,14 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     document |= {"token_us": token_us}
     document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
-    document["state_blocks"] = options.state_blocks
+    document |= {"state_blocks": options.state_blocks, "engines": options.engines}
     document |= simulation.summary(slo, search=search)
     document["overloaded"] = document["sustained_throughput"] is not None
     lines = [_served(document)]
     if device is not None:
         shares = {
             figure: shares_at(model, founded, batch, routing=arguments.routing, overlapped=overlapped)
-            for figure, batch in steps_of(simulated, model.limits).items()
+            for figure, batch in steps_of(simulated, model.limits, options.engines).items()
         }
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
             widths = {figure: log_width(figure, of, mixture=is_mixture(model)) for figure, of in shares.items()}
@@ -114,6 +114,8 @@ def _served(document: Mapping[str, Any]) -> str:
     of_state = document["state_blocks"]
     state = f", {of_state:,} of which the states of a request take" if of_state else ""
     each = "" if replicas == 1 else f" each of {replicas} replicas ({document['router']}),"
+    if document["engines"] > 1:
+        each += f" each of {document['engines']} engines that share experts,"
     return (
         f"tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
         f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens"

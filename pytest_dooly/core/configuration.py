@@ -24,10 +24,19 @@ _SHIPPED = Path(__file__).parent.parent / "models"
 
 
 def _option(
-    flag: str, description: str, default: int | str | None = None, *, least: int = 1, traced: bool = True
+    flag: str,
+    description: str,
+    default: int | str | None = None,
+    *,
+    least: int = 1,
+    traced: bool = True,
+    late: bool = False,
 ) -> Any:
-    """A field with what its flag is called and does, the least number it takes, and whether operations depend on it."""
-    metadata = {"flag": flag, "help": description, "least": least, "traced": traced}
+    """A field with what its flag is called and does, the least number it takes, and whether operations depend on it.
+
+    A late one counts in keys only where it is not the default, so that what was traced before it was there is found.
+    """
+    metadata = {"flag": flag, "help": description, "least": least, "traced": traced, "late": late}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -44,7 +53,10 @@ class ServingOptions(Document):
     kv_cache_dtype: str | None = _option("kv-cache-dtype", "dtype of the KV cache, as in fp8")
     block_size: int | None = _option("block-size", "tokens per KV-cache block")
     tensor_parallel_size: int = _option("tp", "tensor-parallel size: ranks that share each layer", 1)
-    expert_parallel_size: int = _option("ep", "expert-parallel size: 1, or the tensor-parallel size", 1)
+    expert_parallel_size: int = _option("ep", "expert-parallel size: 1, or all ranks, tp times dp", 1)
+    data_parallel_size: int = _option(
+        "dp", "data-parallel size: engines, each of tp ranks, that share a mixture's experts", 1, late=True
+    )
     quantization: str | None = _option("quantization", "how the engine quantises weights as it loads them, as in fp8")
     moe_precision: str | None = _option(
         "moe-precision", "what experts are computed from where the engine is told to, as in mxfp4_mxfp8"
@@ -66,10 +78,12 @@ class ServingOptions(Document):
             least = field.metadata["least"]
             if isinstance(value, int) and value < least:
                 raise ConfigurationError(f"{field.metadata['flag']} must be at least {least}, got {value}")
-        if self.expert_parallel_size not in (1, self.tensor_parallel_size):
+        if self.expert_parallel_size not in (1, self.num_ranks):
+            apart = self.data_parallel_size > 1
+            beside = f"tp {self.tensor_parallel_size}" + f" and dp {self.data_parallel_size}" * apart
             raise ConfigurationError(
-                f"ep {self.expert_parallel_size} beside tp {self.tensor_parallel_size}: experts are spread over all "
-                "tensor-parallel ranks or over none, so ep must be 1 or equal to tp"
+                f"ep {self.expert_parallel_size} beside {beside}: experts are spread over all ranks or over none, "
+                f"so ep must be 1 or {'tp times dp' if apart else 'equal to tp'}"
             )
         if self.device not in (None, "cpu", "cuda", *(gpu.name for gpu in DEVICES)):
             raise ConfigurationError(f"unknown device {self.device!r}: name cpu or cuda, or a GPU as in h200_sxm")
@@ -81,6 +95,11 @@ class ServingOptions(Document):
             )
         if self.device == "cpu":
             self.execution_on(self.device)
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs of one deployment: the ranks of all its engines."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def named(self) -> dict[str, int | str]:
@@ -122,8 +141,10 @@ class ModelConfiguration:
     def key(self) -> str:
         """Content hash of config.json and options; a hub id stands for its config."""
         model: object = self.document or self.name
-        traced = {field.name for field in dataclasses.fields(self.options) if field.metadata["traced"]}
-        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name in traced}
+        values = dataclasses.asdict(self.options)
+        fields = [field for field in dataclasses.fields(self.options) if field.metadata["traced"]]
+        counted = [field.name for field in fields if not field.metadata["late"] or values[field.name] != field.default]
+        options = {name: values[name] for name in counted}
         return content_hash({"model": model, "options": options})
 
     @property

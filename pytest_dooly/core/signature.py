@@ -24,8 +24,11 @@ __all__ = [
     "SweptSymbol",
     "TensorIdentity",
     "attending_by",
+    "data_parallel_size",
     "dtype_bytes",
+    "engines_of",
     "fixed_size",
+    "gathering_ranks",
     "is_weight_matrix",
     "model_operations",
     "portable",
@@ -49,6 +52,7 @@ _DETAILS = {
     "kv_cache_dtype": "kv_{}",
     "architecture": "{}",
     "ranks": "x{}",
+    "data_parallel": "dp{}",
 }
 """Attributes that a label shows, and how."""
 
@@ -182,6 +186,21 @@ def _by(signature: Signature, backend: str) -> Signature:
         return signature
     attributes = tuple((name, backend if name == "backend" else value) for name, value in signature.attributes)
     return dataclasses.replace(signature, attributes=attributes)
+
+
+def data_parallel_size(model: ServedModel) -> int:
+    """Engines that step together, since they share the experts of a mixture; 1 where none are shared."""
+    return max((engines_of(operation.signature) for operation in model.operations), default=1)
+
+
+def engines_of(signature: Signature) -> int:
+    """Engines whose tokens an operation works on together."""
+    return int(dict(signature.attributes).get("data_parallel", 1))
+
+
+def gathering_ranks(signature: Signature) -> int:
+    """Ranks among which an operation's engines gather their tokens: each of a rank that has a share of them."""
+    return engines_of(signature) * int(dict(signature.attributes).get("sequence_parallel", 1))
 
 
 def signature_of(operation: Operation, symbols: Mapping[str, int]) -> Signature:

@@ -34,6 +34,8 @@ class Work:
         counts: requests of each group, shape (groups,); None for one each.
         activated: experts that get a token, shape (points,); None where nothing is routed.
         busiest: tokens of the expert that gets most, shape (points,); None where nothing is routed.
+        gathered: tokens of all engines that share a mixture's experts, shape (points,); None where a point's own are
+            all.
     """
 
     query_lens: Array
@@ -42,6 +44,7 @@ class Work:
     counts: Array | None = None
     activated: Array | None = None
     busiest: Array | None = None
+    gathered: Array | None = None
 
     @classmethod
     def of(cls, points: Sequence[SweepPoint]) -> Work:
@@ -70,7 +73,12 @@ class Work:
 
     @classmethod
     def of_sizes(
-        cls, sizes: npt.ArrayLike, *, activated: npt.ArrayLike | None = None, busiest: npt.ArrayLike | None = None
+        cls,
+        sizes: npt.ArrayLike,
+        *,
+        activated: npt.ArrayLike | None = None,
+        busiest: npt.ArrayLike | None = None,
+        gathered: npt.ArrayLike | None = None,
     ) -> Work:
         """The work of points that only count tokens or requests.
 
@@ -78,6 +86,7 @@ class Work:
             sizes: num_tokens or num_reqs of each point, shape (points,).
             activated: experts that get a token, shape (points,), for a mixture of experts.
             busiest: tokens of the busiest expert, shape (points,), for a mixture of experts.
+            gathered: tokens of all engines that share the experts, shape (points,); left out where the sizes are.
         """
         queries = np.asarray(sizes, dtype=np.float64)
         return cls(
@@ -86,6 +95,7 @@ class Work:
             np.arange(len(queries)),
             activated=None if activated is None else np.asarray(activated, dtype=np.float64),
             busiest=None if busiest is None else np.asarray(busiest, dtype=np.float64),
+            gathered=None if gathered is None else np.asarray(gathered, dtype=np.float64),
         )
 
     @classmethod
@@ -139,6 +149,7 @@ class Work:
                 None if self.counts is None else self.counts[begin:end],
                 None if self.activated is None else self.activated[first:last],
                 None if self.busiest is None else self.busiest[first:last],
+                None if self.gathered is None else self.gathered[first:last],
             )
             first = last
 
@@ -161,6 +172,11 @@ class Features:
     def tokens(self) -> Array:
         """New tokens of each point."""
         return self.work.sum(self.work.query_lens)
+
+    @property
+    def gathered(self) -> Array:
+        """New tokens of each point, those of other engines that share its experts among them."""
+        return self.tokens if self.work.gathered is None else self.work.gathered
 
     @cached_property
     def num_reqs(self) -> Array:

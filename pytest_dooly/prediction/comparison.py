@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.interval import Interval, is_mixture, typical_steps
@@ -29,7 +29,7 @@ class Candidate:
     Attributes:
         model: what is served.
         device: on which.
-        ranks: devices that share each layer.
+        ranks: devices that share each layer, in each of the engines that share a mixture's experts.
         prediction: TTFT and TPOT.
         shares: of a decode step half-way through the output, by what their prediction rests on.
         prefill: the same of a step with one prompt.
@@ -68,6 +68,7 @@ class Candidate:
             "model": self.model.name,
             "device": self.device.name,
             "tp": self.ranks,
+            "dp": data_parallel_size(self.model),
             "ttft_s": self.prediction.ttft_s,
             "ttft_interval_s": list(dataclasses.astuple(self.ttft_interval)),
             "tpot_s": self.prediction.tpot_s,
@@ -108,7 +109,8 @@ def candidate(
         prediction = predict_served(StepTimes(model, models, routing=routing, overlapped=True), workload, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
-    steps = typical_steps(workload.prompt_len, workload.output_len, workload.concurrency, model.limits)
+    decodes = -(-workload.concurrency // data_parallel_size(model))
+    steps = typical_steps(workload.prompt_len, workload.output_len, decodes, model.limits)
     prefill, decode = (
         shares_at(model, founded, steps[figure], routing=routing, overlapped=True) for figure in ("ttft", "tpot")
     )

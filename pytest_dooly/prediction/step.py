@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.operation import ADMISSION, LAUNCH, STEP, OperationKind
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
-from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature, engines_of
 from pytest_dooly.core.work import Work, features_of
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.published.graphs import LayerLaunches
@@ -165,7 +165,10 @@ def check_regressors(
 
 
 def work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> Work:
-    """What the operation sees of each step."""
+    """What the operation sees of each step.
+
+    Where engines share the experts and nothing is said of the others, all have as many tokens.
+    """
     if signature.swept == "batch":
         return steps
     size = "num_reqs" if signature.swept == "num_reqs" else "num_tokens"
@@ -175,8 +178,11 @@ def work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> 
     attributes = dict(signature.attributes)
     local, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
     experts = int(attributes.get("num_experts", local))
-    activated, busiest = routing.expectations(sizes, experts, top_k)
-    return Work.of_sizes(sizes, activated=activated * local / experts, busiest=busiest)
+    engines = engines_of(signature)
+    gathered = steps.gathered if steps.gathered is not None else engines * sizes
+    activated, busiest = routing.expectations(gathered, experts, top_k)
+    activated *= local / experts
+    return Work.of_sizes(sizes, activated=activated, busiest=busiest, gathered=gathered if engines > 1 else None)
 
 
 def predict_steps(

@@ -16,13 +16,14 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
-from pytest_dooly.core.signature import ModelOperation, ServedModel
+from pytest_dooly.core.signature import ModelOperation, ServedModel, data_parallel_size, engines_of
 from pytest_dooly.core.work import Work
 from pytest_dooly.prediction.step import (
     check_regressors,
@@ -33,6 +34,7 @@ from pytest_dooly.prediction.step import (
     step_operations,
 )
 from pytest_dooly.regress.regressor import LatencyModel
+from pytest_dooly.scheduling.scheduler import Together
 
 __all__ = ["Shape", "StepTimes"]
 
@@ -50,8 +52,8 @@ _EVERY, _FINE, _COARSE = 256, 16, 64
 _SOME_TOKENS = 16
 """Of the small batches that show what is counted once."""
 
-_PER_DOUBLING = 4
-"""Points of an axis in each doubling."""
+_PER_DOUBLING, _ROUTED_PER_DOUBLING = 4, 16
+"""Points of an axis in each doubling, and of what all engines have together beyond what one may have."""
 
 
 class Shape(Protocol):
@@ -104,6 +106,7 @@ class StepTimes:
             MissingMeasurements: an operation has no latency model; names all of them.
         """
         self.model, self.models, self._routing = model, models, routing
+        self._engines = data_parallel_size(model)
         # The widest steps that were asked for: most decodes, longest contexts, longest chunk, chunk furthest in.
         self._most, self._longest, self._chunk, self._furthest = (0, 0.0), (0, 0.0), (0, 0), (0, 0)
         self._told: dict[tuple[int, float, int], tuple[str, ...]] = {}
@@ -112,13 +115,31 @@ class StepTimes:
         launches = [operation for operation in operations if is_launch(operation, models)]
         hidden = [operation for operation in operations if overlapped and is_hosts(operation)]
         beside = [o for o in operations if not is_launch(o, models) and o not in hidden]
-        self._all = _Tables(_only(model, beside), models, routing)
-        self._hosts = _Tables(_only(model, hidden), models, routing) if hidden else None
-        self._launched = _Tables(_only(model, launches), models, routing) if launches else None
-        self._forward = _Tables(_only(model, filter(is_in_forward, operations)), models, routing) if launches else None
+        tables = partial(_tables, model, models, routing)
+        self._all = tables(beside)
+        self._hosts = tables(hidden) if hidden else None
+        self._launched = tables(launches) if launches else None
+        self._forward = tables(filter(is_in_forward, operations)) if launches else None
 
     def step_s(self, step: Shape) -> float:
-        """Seconds of a step."""
+        """Seconds of a step; of a `Together`, until the last of the engines is done."""
+        if isinstance(step, Together):
+            return self._together_s([each for each in step.engines if each is not None])
+        return self._alone_s(step, step.num_tokens, self._engines * step.num_tokens)
+
+    def _together_s(self, steps: Sequence[Shape]) -> float:
+        """Seconds of steps of engines that share experts, and so wait for each other in every layer.
+
+        Where the largest replays a graph all do, and each computes with as many tokens as that one.
+        """
+        most = max(step.num_tokens for step in steps)
+        if most <= self.model.limits.captured_tokens:
+            return max(self._alone_s(step, most, self._engines * most) for step in steps)
+        gathered = sum(step.num_tokens for step in steps)
+        return max(self._alone_s(step, step.num_tokens, gathered) for step in steps)
+
+    def _alone_s(self, step: Shape, computed: int, gathered: int) -> float:
+        """Seconds of an engine's step that computes with so many tokens, and with all engines' in its experts."""
         if step.num_decodes:
             decodes = step.num_decodes, step.decode_tokens / step.num_decodes
             self._most = max(self._most, decodes)
@@ -127,10 +148,11 @@ class StepTimes:
             self._chunk = max(self._chunk, chunk)
             self._furthest = max(self._furthest, chunk, key=_second)
         places = self._all.places(step)
-        step_s = self._all.step_s(step, places)
+        step_s = self._all.step_s(step, places, computed, gathered)
         if self._launched is not None and self._forward is not None:
-            step_s += max(0.0, self._launched.step_s(step, places) - self._forward.step_s(step, places))
-        return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step, places))
+            launched_s = self._launched.step_s(step, places, computed, gathered)
+            step_s += max(0.0, launched_s - self._forward.step_s(step, places, computed, gathered))
+        return step_s if self._hosts is None else max(step_s, self._hosts.step_s(step, places, computed, gathered))
 
     def __getstate__(self) -> dict[str, Any]:
         """The tables alone: the latency models are a hundred times as large."""
@@ -164,16 +186,30 @@ class StepTimes:
 class _Tables:
     """Of some of a model's operations, whose latencies add up."""
 
-    def __init__(self, model: ServedModel, models: Mapping[str, LatencyModel], routing: RoutingDistribution) -> None:
+    def __init__(
+        self, model: ServedModel, models: Mapping[str, LatencyModel], routing: RoutingDistribution, engines: int
+    ) -> None:
         self._models, self._routing = models, routing
         limits, operations = model.limits, model.operations
         by_tokens = _only(model, (o for o in operations if o.signature.swept in ("num_tokens", "routing")))
+        by_all = _only(model, (o for o in operations if engines_of(o.signature) > 1))
         by_reqs = _only(model, (o for o in operations if o.signature.swept == "num_reqs"))
         by_batch = _only(model, (o for o in operations if o.signature.swept == "batch"))
-        self._of_tokens = self._line(by_tokens, limits.max_num_tokens, lambda sizes: Work.of_sizes(sizes))
+        self._of_tokens = self._line(
+            by_tokens,
+            _sizes(limits.max_num_tokens),
+            lambda sizes: Work.of_sizes(sizes, gathered=_fewest(sizes, engines)),
+        )
+        # Beyond one token of each engine, what all engines have together adds.
+        self._of_all = self._line(
+            by_all,
+            _sizes_of_all(engines * limits.max_num_tokens, engines),
+            lambda sizes: Work.of_sizes(np.ones_like(sizes), gathered=sizes),
+        )
+        self._least_of_all_s = self._of_all[engines]
         self._of_reqs = self._line(
             by_reqs,
-            limits.max_num_seqs,
+            _sizes(limits.max_num_seqs),
             lambda sizes: Work.of_batches(
                 np.ones_like(sizes), np.zeros_like(sizes), np.arange(len(sizes)), counts=sizes
             ),
@@ -197,9 +233,11 @@ class _Tables:
         decodes = self._decodes.place(number, step.decode_tokens / number) if number else None
         return decodes, [self._chunks.place(query_len, context_len) for query_len, context_len in step.chunks]
 
-    def step_s(self, step: Shape, places: _Places) -> float:
+    def step_s(self, step: Shape, places: _Places, computed: int, gathered: int) -> float:
+        """Seconds of a step that computes with so many tokens, and with those of all engines in shared experts."""
         decodes, chunks = places
-        total_s = self._of_tokens[step.num_tokens] + self._of_reqs[step.num_decodes + len(chunks)]
+        total_s = self._of_tokens[computed] + self._of_reqs[step.num_decodes + len(chunks)]
+        total_s += self._of_all[gathered] - self._least_of_all_s
         if decodes is not None:
             total_s += self._decodes_s(decodes, step.num_tokens - step.num_decodes)
         for chunk in chunks:
@@ -234,13 +272,12 @@ class _Tables:
         added_s = self._predict(part, both) - self._predict(part, Work.of_batches([chunk], [0.0], [0]))
         return np.maximum(added_s, 0.0).reshape(len(numbers), len(contexts))
 
-    def _line(self, part: ServedModel, longest: int, work: Callable[[Array], Work]) -> list[float]:
-        """Seconds at every size up to the longest, by size; no step has none."""
+    def _line(self, part: ServedModel, known: Sequence[int], work: Callable[[Array], Work]) -> list[float]:
+        """Seconds at every size up to the last of the known ones, by size; no step has none."""
         if not part.operations:
-            return [0.0] * (longest + 1)
-        sizes = np.array(_sizes(longest), dtype=np.float64)
-        known = self._predict(part, work(sizes))
-        line: list[float] = np.interp(np.arange(longest + 1), sizes, known).tolist()
+            return [0.0] * (known[-1] + 1)
+        sizes = np.array(known, dtype=np.float64)
+        line: list[float] = np.interp(np.arange(known[-1] + 1), sizes, self._predict(part, work(sizes))).tolist()
         return line
 
     def _grid(self, part: ServedModel, first: Array, second: Array, *, decodes: bool) -> Array:
@@ -254,6 +291,20 @@ class _Tables:
 
     def _predict(self, part: ServedModel, work: Work) -> Array:
         return predict_steps(part, self._models, work, self._routing)[0]
+
+
+def _tables(
+    model: ServedModel,
+    models: Mapping[str, LatencyModel],
+    routing: RoutingDistribution,
+    operations: Iterable[ModelOperation],
+) -> _Tables:
+    return _Tables(_only(model, operations), models, routing, data_parallel_size(model))
+
+
+def _fewest(sizes: Array, engines: int) -> Array | None:
+    """One token of each engine, whatever the sizes are; None where an engine has experts of its own."""
+    return np.full_like(sizes, engines) if engines > 1 else None
 
 
 class _Table:
@@ -295,6 +346,13 @@ def _axis(first: int, last: int) -> Array:
 def _sizes(longest: int) -> list[int]:
     fine = range(_EVERY, min(longest, 2048), _FINE)
     return sorted({*range(1, min(longest, _EVERY) + 1), *fine, *range(2048, longest, _COARSE), longest})
+
+
+def _sizes_of_all(longest: int, engines: int) -> list[int]:
+    """Those of one engine, and beyond so many in each doubling: what is routed takes long to expect of many tokens."""
+    alone = _sizes(max(longest // engines, engines))
+    doublings = math.ceil(math.log2(longest / alone[-1]) * _ROUTED_PER_DOUBLING)
+    return sorted({*alone, *(round(alone[-1] * 2 ** (i / _ROUTED_PER_DOUBLING)) for i in range(doublings)), longest})
 
 
 def _second(pair: tuple[float, float]) -> float:

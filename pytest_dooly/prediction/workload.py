@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pytest_dooly.core.device import Device
+from pytest_dooly.core.signature import data_parallel_size
 from pytest_dooly.core.work import Work
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
@@ -15,7 +16,7 @@ from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
 from pytest_dooly.published.footprint import cache_room
 from pytest_dooly.scheduling.clock import Server, Simulated, run
-from pytest_dooly.scheduling.native import NativeScheduler
+from pytest_dooly.scheduling.lockstep import scheduler_of
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 
 __all__ = ["WorkloadPrediction", "in_process", "predict_served", "predict_workload", "serve_workload"]
@@ -84,7 +85,8 @@ def serve_workload(
             f"{limits.max_model_len}"
         )
     options = options or SchedulerOptions(limits, room_for_all(limits), async_scheduling=False)
-    return run(workload.traffic(), NativeScheduler(options), times, server or in_process(times, workload))
+    options = replace(options, engines=data_parallel_size(times.model))
+    return run(workload.traffic(), scheduler_of(options), times, server or in_process(times, workload))
 
 
 def predict_served(times: StepTimes, workload: Workload, device: Device) -> WorkloadPrediction:

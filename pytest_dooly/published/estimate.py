@@ -20,7 +20,7 @@ from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.published.family import weight_precision
 from pytest_dooly.published.kernels import LAUNCH_S, reached_s, speedup
-from pytest_dooly.sweep.roofline import bytes_of, bytes_sent, flops, window_of
+from pytest_dooly.sweep.roofline import bytes_gathered, bytes_of, bytes_sent, flops, window_of
 
 __all__ = [
     "ADMISSION_S",
@@ -88,7 +88,8 @@ class Estimate:
             return LAUNCH_S + bytes_sent(self.signature, features) / self.device.link_bytes_per_s
         speed = self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
         compute_s = flops(self.signature, features) / speed
-        return reached_s(compute_s, bytes_of(self.signature, features) / self.device.memory_bytes_per_s)
+        gathered_s = bytes_gathered(self.signature, features) / self.device.link_bytes_per_s
+        return gathered_s + reached_s(compute_s, bytes_of(self.signature, features) / self.device.memory_bytes_per_s)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""

@@ -11,7 +11,8 @@ work on may take up to three times as long over the decodes beside them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from pytest_dooly.core.environment import content_hash
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.published_latency import PublishedLatency
-from pytest_dooly.core.signature import FLOATS, Signature, is_weight_matrix
+from pytest_dooly.core.signature import FLOATS, Signature, engines_of, gathering_ranks, is_weight_matrix
 from pytest_dooly.core.work import Features, Work
 
 __all__ = [
@@ -113,12 +114,14 @@ class Part:
         sizes: sorted (name, value) pairs of what else its latency depends on, besides the request.
         sign: 1, or -1 for what is to be taken off.
         columns: elements of a row, where only the number of elements counts; None where rows do.
+        of_all: whether its rows are the tokens of all engines that share a mixture's experts.
     """
 
     family: Family
     sizes: tuple[tuple[str, int], ...]
     sign: int = 1
-    columns: int | None = None
+    columns: float | None = None
+    of_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,17 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
 
 def _collective(signature: Signature, ranks: int) -> Part:
     """A message; numbers of four bytes are sent as twice as many of two are."""
-    precision, columns = _dtype(signature.tensors[0][1]), _columns(signature)
+    _, dtype, shape = signature.tensors[0]
+    precision, columns = _dtype(dtype), _columns(signature) / _ranks_of_rows(shape)
     if precision == "fp32":
         precision, columns = "bf16", 2 * columns
     return Part(Family(signature.name, precision), (("ranks", ranks),), columns=columns)
+
+
+def _ranks_of_rows(shape: Sequence[int | str]) -> int:
+    """Ranks that have a share each of a step's tokens, where a shape's rows are one's share: `-(num_tokens // -2)`."""
+    found = re.search(r"// -(\d+)\)", str(shape[0]))
+    return int(found[1]) if found else 1
 
 
 def mixed_part_of(signature: Signature) -> Part | None:
@@ -200,11 +210,12 @@ def columns_of(part: Part, work: Work) -> Columns:
         beside = {"num_decodes": decodes.pop("batch_size"), **decodes}
         return sizes | _prompts(work, dict(part.sizes).get("window", 0)) | beside
     features = Features(work, None)
+    tokens = features.gathered if part.of_all else features.tokens
     if part.columns is not None:
-        return sizes | {"elements": features.tokens * part.columns}
+        return sizes | {"elements": tokens * part.columns}
     if kernel == "experts":
-        return sizes | {"num_tokens": features.tokens, "activated": features.activated, "busiest": features.busiest}
-    return sizes | {"num_tokens": features.tokens}
+        return sizes | {"num_tokens": tokens, "activated": features.activated, "busiest": features.busiest}
+    return sizes | {"num_tokens": tokens}
 
 
 def table_of(family: Family, rows: Iterable[PublishedLatency]) -> Table:
@@ -320,16 +331,20 @@ def _latent_attention(attributes: Mapping[str, str | int | float | bool], dtype:
 
 
 def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
-    """Experts, and the matrix products of the router and of shared experts where the operation runs them."""
+    """Experts, and the matrix products of the router and of shared experts where the operation runs them.
+
+    Of engines that share experts, which gather what each has and sum what belongs to each, the two collectives too:
+    hidden states alone, in the precision that they come in, whatever a kernel makes of them before.
+    """
     attributes = dict(signature.attributes)
     shapes = {role: shape for role, _, shape in signature.tensors}
     if str(attributes.get("activation", "")).endswith("_no_mul"):
         return ()  # without a gate there is a matrix less
-    experts = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
+    wide = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
     sizes = {
         "experts": int(attributes.get("num_experts", attributes["num_local_experts"])),
         "hidden_size": _columns(signature),
-        "intermediate_size": int(experts[1]) // 2,
+        "intermediate_size": int(wide[1]) // 2,
         "local_experts": int(attributes["num_local_experts"]),
         "top_k": int(attributes["top_k"]),
     }
@@ -338,7 +353,20 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
         for role, dtype, shape in signature.tensors
         if is_weight_matrix(role, shape) and len(shape) == 2
     ]
-    return Part(Family("experts", precision), tuple(sorted(sizes.items()))), *others
+    experts = Part(Family("experts", precision), tuple(sorted(sizes.items())), of_all=True)
+    return experts, *others, *_gathering(signature)
+
+
+def _gathering(signature: Signature) -> tuple[Part, ...]:
+    """What engines that share experts send each other; none where an engine has its own."""
+    if engines_of(signature) == 1:
+        return ()
+    ranks, dtype, columns = gathering_ranks(signature), _dtype(signature.tensors[0][1]), _columns(signature)
+    sizes = (("ranks", ranks),)
+    return (
+        Part(Family("all_gather", dtype), sizes, columns=columns / ranks, of_all=True),
+        Part(Family("reduce_scatter", dtype), sizes, columns=columns, of_all=True),
+    )
 
 
 def _beside(dtype: str, experts: str) -> str:

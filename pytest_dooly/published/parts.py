@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
+from pytest_dooly.core.signature import engines_of
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.another_precision import KernelModel
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
@@ -83,12 +84,21 @@ class PartsModel:
         mixed = np.zeros(len(work), dtype=bool)
         if self.mixed is not None:
             mixed = running(columns_of(self.mixed[0], work), len(work))
-        work = replace(work, query_lens=padded(work.query_lens, self.captured_tokens)) if self.captured_tokens else work
+        if self.captured_tokens:
+            work = self._padded(work)
         for part, regressor in (*self.parts, *([self.mixed] if self.mixed else [])):
             columns = columns_of(part, work)
             runs = running(columns, len(work)) & (mixed == (part.family.kernel == "mixed"))
             if runs.any():
                 yield part, regressor, {name: values[runs] for name, values in columns.items()}, runs
+
+    def _padded(self, work: Work) -> Work:
+        """The same with the tokens that fill a captured size up, at each of the engines that share experts."""
+        gathered = work.gathered
+        if gathered is not None:
+            engines = engines_of(self.estimate.signature)
+            gathered = engines * padded(gathered / engines, self.captured_tokens)
+        return replace(work, query_lens=padded(work.query_lens, self.captured_tokens), gathered=gathered)
 
 
 def basis_at(foundation: Foundation, points: Sequence[SweepPoint] | Work) -> Basis:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_dooly.core.device import Device, device_named
+from pytest_dooly.core.signature import data_parallel_size
 from pytest_dooly.prediction.comparison import Candidate
 from pytest_dooly.prediction.interval import Interval
 from pytest_dooly.prediction.shares import Shares, shares_of
@@ -129,8 +130,10 @@ def _minutes(low_s: float, high_s: float) -> str:
 def format_candidates(candidates: Sequence[Candidate]) -> str:
     """A table of the ways to serve a workload, the fastest to the last token first, those without the memory last."""
     workload = candidates[0].prediction.workload
+    engines = data_parallel_size(candidates[0].model)
+    over = f" over {engines} engines of tp ranks that share experts" if engines > 1 else ""
     lines = [
-        f"{workload.at_once} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens",
+        f"{workload.at_once} requests of {workload.prompt_len} prompt and {workload.output_len} output tokens{over}",
         "",
         f"{'model':20} {'device':10} {'tp':>3} {'TTFT':>15} {'TPOT':>15} {'tokens/s':>9} {'published':>10} "
         f"{'across':>7} {'estimate':>9} {'GB needed':>13}",
@@ -235,7 +238,9 @@ def save_candidates(candidates: Sequence[Candidate], path: Path) -> None:
 
 
 def _way(each: Candidate) -> str:
-    return f"{each.device.name}, tp {each.ranks}" if each.ranks > 1 else each.device.name
+    engines = data_parallel_size(each.model)
+    parts = [f"tp {each.ranks}"] * (each.ranks > 1) + [f"dp {engines}"] * (engines > 1)
+    return ", ".join([each.device.name, *parts])
 
 
 def _rows(ax: Axes, title: str, rows: Sequence[tuple[float, float | None, str]]) -> None:

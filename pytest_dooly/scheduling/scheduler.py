@@ -10,7 +10,7 @@ from pytest_dooly.core.batch import Batch, Limits
 from pytest_dooly.core.traffic import TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 
-__all__ = ["Decodes", "Scheduled", "Scheduler", "SchedulerOptions", "room_for_all"]
+__all__ = ["Decodes", "Scheduled", "Scheduler", "SchedulerOptions", "Together", "room_for_all"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class SchedulerOptions:
         async_scheduling: whether a step is scheduled while the one before runs.
         state_blocks: that a request takes besides those of its tokens: what state-space mixers keep of it, however
             long it is. vLLM's own scheduler is told of none.
+        engines: that share a mixture's experts and so step together; all else is of each.
     """
 
     limits: Limits
@@ -37,6 +38,7 @@ class SchedulerOptions:
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True
     state_blocks: int = 0
+    engines: int = 1
 
     def __post_init__(self) -> None:
         needed = 1 + -(-self.limits.max_model_len // self.block_size) + self.state_blocks
@@ -47,12 +49,12 @@ class SchedulerOptions:
             )
 
     def held(self, tokens: float) -> float:
-        """Requests of so many tokens that the blocks hold at once, where they share none.
+        """Requests of so many tokens that the blocks of all engines hold at once, where they share none.
 
         Args:
             tokens: of each in the KV cache.
         """
-        return (self.num_blocks - 1) * self.block_size / (tokens + self.state_blocks * self.block_size)
+        return self.engines * (self.num_blocks - 1) * self.block_size / (tokens + self.state_blocks * self.block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,56 @@ class Scheduled:
     def batch(self) -> Batch:
         """The same as the engine's adapters and the predictor take it."""
         return Batch.of(zip(self.query_lens, self.context_lens, strict=True))
+
+
+class Together(Scheduled):
+    """One step of engines that share a mixture's experts, as of a single one, with what each works on.
+
+    Attributes:
+        engines: the step of each; None where it has nothing to do.
+    """
+
+    __slots__ = ("engines",)
+
+    def __init__(self, engines: Sequence[Scheduled | None]) -> None:
+        """A step.
+
+        Args:
+            engines: as above; one at least has something to do.
+        """
+        self.engines = engines
+        steps = self._busy
+        self.others = [place for step in steps for place in step.others]
+        self.others_sampling = [place for step in steps for place in step.others_sampling]
+        self.preempted = sorted(place for step in steps for place in step.preempted)
+        self.chunks = [chunk for step in steps for chunk in step.chunks]
+        self.num_decodes = sum(step.num_decodes for step in steps)
+        self.decode_tokens = sum(step.decode_tokens for step in steps)
+        self.num_tokens = sum(step.num_tokens for step in steps)
+
+    @property
+    def _busy(self) -> list[Scheduled]:
+        return [step for step in self.engines if step is not None]
+
+    @property
+    def requests(self) -> Sequence[int]:
+        """Places of the requests in the traffic, engine after engine."""
+        return [place for step in self._busy for place in step.requests]
+
+    @property
+    def query_lens(self) -> Sequence[int]:
+        """New tokens of each."""
+        return [length for step in self._busy for length in step.query_lens]
+
+    @property
+    def context_lens(self) -> Sequence[int]:
+        """Tokens of each in the KV cache before the step."""
+        return [length for step in self._busy for length in step.context_lens]
+
+    @property
+    def sampling(self) -> Sequence[int]:
+        """Those of the requests that get a token at the end of the step."""
+        return [place for step in self._busy for place in step.sampling]
 
 
 def room_for_all(limits: Limits, block_size: int = 16) -> int:

@@ -137,7 +137,15 @@ class Grid:
 
         Args:
             base: what is the same for all.
+
+        Raises:
+            ConfigurationError: engines are to share experts, which no candidate does.
         """
+        if base.data_parallel_size > 1:
+            raise ConfigurationError(
+                f"a search looks at no engines that share experts: drop dp {base.data_parallel_size}, or ask for each "
+                "way by dooly predict or dooly compare"
+            )
         ranks = itertools.product(self.tensor_parallel_sizes, self.expert_parallel_sizes)
         valid = [(tp, ep) for tp, ep in ranks if ep in (1, tp)]
         valid = list(dict.fromkeys((tp, 1 if tp == 1 else ep) for tp, ep in valid))

@@ -12,6 +12,7 @@ import numpy as np
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.scheduling.clock import Server, Simulated, StepLatency, run
+from pytest_dooly.scheduling.lockstep import scheduler_of
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduled, Scheduler, SchedulerOptions
 
@@ -67,7 +68,8 @@ class Deployment:
                 replicas, whose ends would decide over others' arrivals.
         """
         if self.replicas == 1:
-            return [run(traffic, self.scheduler(self.options), self.times, self.server, progress=progress)]
+            scheduler = scheduler_of(self.options, self.scheduler)
+            return [run(traffic, scheduler, self.times, self.server, progress=progress)]
         if traffic.concurrency is not None or any(request.follows is not None for request in traffic.requests):
             raise ConfigurationError("several replicas take open arrivals alone: drop --concurrency and sessions")
         shares: list[list[TrafficRequest]] = [[] for _ in range(self.replicas)]
@@ -78,7 +80,7 @@ class Deployment:
             if not share:
                 continue
             done = sum(len(each.sent_s) for each in simulated)
-            scheduler, part = self.scheduler(self.options), replace(traffic, requests=tuple(share))
+            scheduler, part = scheduler_of(self.options, self.scheduler), replace(traffic, requests=tuple(share))
             told = partial(_told, progress, done)
             simulated.append(run(part, scheduler, self.times, self.server, engine=replica, progress=told))
         return simulated

@@ -16,7 +16,7 @@ from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
@@ -97,6 +97,7 @@ class Engine:
             self.long_prefill_token_threshold,
             self.async_scheduling,
             of_states,
+            data_parallel_size(model),
         )
 
 
@@ -283,18 +284,19 @@ def means_s(simulated: Simulated) -> dict[Figure, float]:
     return {name: float(np.nanmean(values)) for name, values in figures.items() if not np.isnan(values).all()}
 
 
-def steps_of(simulated: Simulated, limits: Limits) -> dict[Figure, Batch]:
+def steps_of(simulated: Simulated, limits: Limits, engines: int = 1) -> dict[Figure, Batch]:
     """The typical steps of the mean lengths and the mean number of decodes that were served.
 
     Args:
         simulated: that has at least one request.
         limits: of a step.
+        engines: that step together, each with its share of the decodes.
     """
     requests = simulated.traffic.requests
     prompt_len = round(float(np.mean([request.prompt_len for request in requests])))
     output_len = round(float(np.mean([request.output_len for request in requests])))
     decodes = round(float(np.mean([step.num_decodes for step in simulated.steps if step.num_decodes] or [1])))
-    return typical_steps(prompt_len, output_len, decodes, limits)
+    return typical_steps(prompt_len, output_len, -(-decodes // engines), limits)
 
 
 def added_by_server_s(device: object | None) -> float:

@@ -9,10 +9,17 @@ import numpy.typing as npt
 
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import Signature, dtype_bytes, fixed_size, is_weight_matrix
+from pytest_dooly.core.signature import (
+    Signature,
+    dtype_bytes,
+    engines_of,
+    fixed_size,
+    gathering_ranks,
+    is_weight_matrix,
+)
 from pytest_dooly.core.work import Features, Work, sent
 
-__all__ = ["bytes_of", "bytes_sent", "flops", "flops_of", "window_of"]
+__all__ = ["bytes_gathered", "bytes_of", "bytes_sent", "flops", "flops_of", "window_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -62,7 +69,7 @@ def bytes_of(signature: Signature, of: Features) -> Array:
             total += size * np.maximum(of.activated, 1) / experts
         elif not asked:
             total += size
-    return total + of.tokens * _output_bytes(signature)
+    return total + of.tokens * _output_bytes(signature) + 2 * _gathered_row_bytes(signature) * of.gathered
 
 
 def _output_bytes(signature: Signature) -> float:
@@ -78,14 +85,14 @@ def flops(signature: Signature, of: Features) -> Array:
     attributes: Mapping[str, str | int | float | bool] = dict(signature.attributes)
     experts = attributes.get("num_experts", attributes.get("num_local_experts", 1))
     met = float(attributes.get("top_k", 1)) / float(experts)  # of the weights, which are those of one rank's experts
-    weights = sum(
-        fixed_size(shape) * (met if len(shape) > 2 else 1)
-        for role, _, shape in signature.tensors
-        if is_weight_matrix(role, shape) and signature.kind is not OperationKind.EMBEDDING
-    )
+    weights = routed = 0.0
+    for role, _, shape in signature.tensors:
+        if is_weight_matrix(role, shape) and signature.kind is not OperationKind.EMBEDDING:
+            routed += fixed_size(shape) * met * (len(shape) > 2)
+            weights += fixed_size(shape) * (len(shape) <= 2)
     channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
     pairs = of.work.sum(of.pairs) if signature.kind is OperationKind.ATTENTION else np.zeros(len(of.work))
-    return 2 * weights * of.tokens + 4 * channels * pairs
+    return 2 * (weights * of.tokens + routed * of.gathered) + 4 * channels * pairs
 
 
 def bytes_sent(signature: Signature, of: Features) -> Array:
@@ -94,3 +101,17 @@ def bytes_sent(signature: Signature, of: Features) -> Array:
     _, dtype, shape = signature.tensors[0]
     row = fixed_size(shape) * dtype_bytes(dtype)
     return row * of.tokens * sent(signature.name, ranks)
+
+
+def bytes_gathered(signature: Signature, of: Features) -> Array:
+    """Bytes that a rank sends of what engines that share experts gather and sum, shape (points,)."""
+    ranks = gathering_ranks(signature)
+    return 2 * _gathered_row_bytes(signature) * of.gathered * (ranks - 1) / ranks
+
+
+def _gathered_row_bytes(signature: Signature) -> float:
+    """Of a token's hidden states, where engines gather them to share experts."""
+    if engines_of(signature) == 1:
+        return 0.0
+    _, dtype, shape = signature.tensors[0]
+    return fixed_size(shape) * dtype_bytes(dtype)

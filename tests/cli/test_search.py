@@ -110,6 +110,7 @@ def test_several_models_are_one_table(place: Path, capsys: pytest.CaptureFixture
         (["--max-num-seqs=many"], "max-num-seqs must be a whole number, got 'many'"),
         (["--tp=0"], "tp must be at least 1, got 0"),
         (["--tp=2", "--ep=4"], "ep must be 1 or equal to tp"),
+        (["--dp=2"], "a search looks at no engines that share experts: drop dp 2"),
         (["--prompt=40"], "exceed"),
     ],
 )

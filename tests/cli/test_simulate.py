@@ -151,6 +151,7 @@ def test_a_server_adds_no_more_than_an_hour(capsys: pytest.CaptureFixture[str]) 
             ["--prompt=8", "--concurrency=2", "--requests=4", "--replicas=2"],
             "several replicas take open arrivals",
         ),
+        (["--prompt=8", "--rate=1", "--requests=3", "--dp=2"], "simulate them as dooly simulate --replicas 2"),
         (["--prompt=uniform:4,8", "--rate=1", "--requests=3", "--range-ratio=0.8"], "goes with a number of tokens"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pytest_dooly.core.configuration import ServingOptions, aliases, resolve
+from pytest_dooly.core.environment import content_hash
 from pytest_dooly.errors import ConfigurationError, UnknownModelError
 
 OTHER_OPTIONS = {
@@ -15,6 +16,7 @@ OTHER_OPTIONS = {
     "block_size": 32,
     "tensor_parallel_size": 4,
     "expert_parallel_size": 2,
+    "data_parallel_size": 2,
     "quantization": "fp8",
     "moe_precision": "mxfp4_mxfp8",
     "max_num_tokens": 512,
@@ -109,6 +111,13 @@ def test_every_option_that_changes_operations_is_part_of_the_key(option: str) ->
         assert resolve(model, options).key != resolve(model, usual).key
 
 
+def test_an_option_that_came_later_leaves_the_keys_of_before_as_they_were() -> None:
+    before = dataclasses.asdict(ServingOptions())
+    del before["max_captured"], before["data_parallel_size"]
+    model = resolve("llama3")
+    assert model.key == content_hash({"model": model.document, "options": before})
+
+
 def test_what_is_captured_changes_no_operation() -> None:
     assert resolve("llama3", ServingOptions(max_captured=0)).key == resolve("llama3").key
     with pytest.raises(ConfigurationError, match="max-cudagraph-capture-size must be at least 0, got -1"):
@@ -131,6 +140,9 @@ def test_an_option_below_one_is_refused_by_its_flag(option: str) -> None:
 
 
 def test_experts_are_spread_over_all_ranks_or_none() -> None:
+    assert ServingOptions(tensor_parallel_size=2, data_parallel_size=4, expert_parallel_size=8).num_ranks == 8
+    with pytest.raises(ConfigurationError, match="ep 2 beside tp 2 and dp 4: .* must be 1 or tp times dp"):
+        ServingOptions(tensor_parallel_size=2, data_parallel_size=4, expert_parallel_size=2)
     assert ServingOptions(tensor_parallel_size=4, expert_parallel_size=4).expert_parallel_size == 4
     with pytest.raises(ConfigurationError, match="ep 2 beside tp 4: .* must be 1 or equal to tp"):
         ServingOptions(tensor_parallel_size=4, expert_parallel_size=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -9,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pytest_dooly.core.batch import Batch, SweepPoint
+from pytest_dooly.core.batch import Batch, Limits, SweepPoint
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.errors import MissingMeasurements
 from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.regress.regressor import LatencyModel
-from pytest_dooly.scheduling.scheduler import Scheduled
-from tests.samples import model_and_regressors
+from pytest_dooly.scheduling.scheduler import Scheduled, Together
+from tests.samples import ATTENTION, MIXTURE, model_and_regressors, served, uses
 
 MODEL, REGRESSORS = model_and_regressors()
 
@@ -52,6 +53,53 @@ def test_what_lies_outside_of_the_measured_is_told_only_where_it_was_asked_for()
 def test_a_model_without_latencies_is_refused() -> None:
     with pytest.raises(MissingMeasurements, match="has no regressor for"):
         StepTimes(MODEL, {})
+
+
+SHARED = dataclasses.replace(MIXTURE, attributes=(("data_parallel", 4), ("num_local_experts", 2), ("top_k", 2)))
+"""A mixture whose eight experts four engines share."""
+
+
+class Gathered:
+    """A mixture that takes 10 us for each token of an engine, and 1 us for each of all engines."""
+
+    def predict_s(self, points: Sequence[SweepPoint] | Work) -> npt.NDArray[np.float64]:
+        features = Features(points if isinstance(points, Work) else Work.of(points), None)
+        return 1e-6 * (10 * features.tokens + features.gathered)
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def together() -> StepTimes:
+    """Four engines that replay graphs of up to 16 tokens, a tenth of a second for each request that attends."""
+    model = served(uses(SHARED, 2), uses(ATTENTION), limits=Limits(512, 8, 1024, max_captured=16))
+    return StepTimes(model, {SHARED.key: Gathered(), ATTENTION.key: REGRESSORS[ATTENTION.key]})
+
+
+def seconds(tokens: int, gathered: int, requests: int) -> float:
+    return 1e-6 * (2 * (10 * tokens + gathered) + requests)
+
+
+def test_engines_that_share_experts_wait_for_the_one_that_takes_longest(together: StepTimes) -> None:
+    prompt, decodes = step_of([(100, 0)]), step_of([(1, 32)] * 4)
+    alone_s = together.step_s(Together([prompt, None, None, None]))
+    assert alone_s == pytest.approx(seconds(100, 100, 1), rel=0.01)
+    beside_s = together.step_s(Together([decodes, prompt, decodes, decodes]))
+    assert beside_s == pytest.approx(seconds(100, 112, 1), rel=0.01)
+
+
+def test_engines_that_replay_graphs_compute_as_many_tokens_as_the_one_with_most(together: StepTimes) -> None:
+    few, most = step_of([(1, 32)] * 2), step_of([(1, 32)] * 8)
+    assert together.step_s(Together([few, most, None, None])) == pytest.approx(seconds(8, 32, 8), rel=0.01)
+
+
+def test_a_step_of_one_engine_is_that_of_all_of_them(together: StepTimes) -> None:
+    decodes = step_of([(1, 32)] * 8)
+    whole_s = together.step_s(Together([decodes] * 4))
+    assert together.step_s(decodes) == pytest.approx(whole_s)
+    step = predict_step(together.model, together.models, decodes.batch)
+    assert whole_s == pytest.approx(step.latency_s, rel=0.01)
 
 
 class Dearer:

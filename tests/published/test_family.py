@@ -109,6 +109,33 @@ def test_a_mixture_is_experts_router_and_shared_experts() -> None:
     assert [dict(part.sizes)["intermediate_size"] for part in parts_of(MIXTRAL_MOE)] == [7168]
 
 
+def test_engines_that_share_experts_gather_what_each_has_and_sum_what_belongs_to_each() -> None:
+    shared = with_attributes(DEEPSEEK_MOE, data_parallel=4)
+    experts, gate, up, down, gather, scatter = parts_of(shared)
+    assert (experts, gate, up, down) == parts_of(DEEPSEEK_MOE)
+    assert (str(gather.family), str(scatter.family)) == ("all_gather bf16", "reduce_scatter bf16")
+    assert gather.sizes == scatter.sizes == (("ranks", 4),)
+    work = Work.of_sizes([8.0], activated=[64.0], busiest=[7.0], gathered=[40.0])
+
+    def seen(part: Part, column: str) -> float:
+        return float(columns_of(part, work)[column][0])
+
+    assert [seen(part, "num_tokens") for part in (experts, gate, up, down)] == [40, 8, 8, 8]
+    # Each rank sends its quarter of all 40 tokens, and gets its quarter of the sum over all: NCCL counts the inputs.
+    assert (seen(gather, "elements"), seen(scatter, "elements")) == (10 * 2048, 40 * 2048)
+
+
+def test_ranks_of_an_engine_that_each_have_a_share_of_its_tokens_all_gather_theirs() -> None:
+    shared = with_attributes(DEEPSEEK_MOE, data_parallel=4, sequence_parallel=2)
+    gather, scatter = parts_of(shared)[-2:]
+    assert gather.sizes == scatter.sizes == (("ranks", 8),)
+    assert (gather.columns, scatter.columns) == (2048 / 8, 2048)
+    share = dataclasses.replace(
+        collective("all_gather", 2048, 2), tensors=(("arg0", "bf16", ("-(num_tokens // -2)", 2048)),)
+    )
+    assert parts_of(share)[0].columns == 1024
+
+
 def test_a_router_and_shared_experts_have_precisions_of_their_own() -> None:
     def precisions(experts: str, gate: str, shared: str) -> list[str]:
         dtypes = {"gate.weight": gate} | {

@@ -16,6 +16,7 @@ from tests.published.test_family_regressor import regressor
 from tests.traced import (
     DEVICE,
     KNOWN,
+    MIXTRAL_MOE,
     attention,
 )
 
@@ -51,6 +52,19 @@ def test_a_part_that_a_step_does_not_run_costs_nothing() -> None:
     work = Work.of([SweepPoint(batch=Batch.parse(text)) for text in ("8", "1+8", "8,1+8")])
     assert model.predict_s(work).tolist() == pytest.approx([3e-3, 5e-4, 3.5e-3])
     assert model.predict_s([SweepPoint(batch=Batch.parse("8"))])[0] == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(("tokens", "gathered", "computed"), [(17, 68, 96), (100, 400, 400)])
+def test_every_engine_that_shares_experts_is_padded_to_the_captured_size(
+    tokens: int, gathered: int, computed: int
+) -> None:
+    """17 tokens of each of four engines are computed as 24; beyond the captured sizes as they are."""
+    shared = dataclasses.replace(MIXTRAL_MOE, attributes=(*MIXTRAL_MOE.attributes, ("data_parallel", 4)))
+    experts = parts_of(shared)[0]
+    below = regressor(experts.family, 1e-3, num_tokens=(1.0, computed - 1.0))
+    model = PartsModel(((experts, below),), Estimate(shared, DEVICE), captured_tokens=64)
+    work = Work.of_sizes([tokens], activated=[8], busiest=[9], gathered=[gathered])
+    assert model.out_of_range(work) == f"num_tokens {computed} is outside of the published 1 to {computed - 1}"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def engine_arguments(configuration: ModelConfiguration) -> dict[str, Any]:
         "language_model_only": True,
         "dtype": options.dtype or "bfloat16",
         "tensor_parallel_size": options.tensor_parallel_size,
+        "data_parallel_size": options.data_parallel_size,
         "enable_expert_parallel": options.expert_parallel_size > 1,
         "quantization": options.quantization,
         "block_size": options.block_size,

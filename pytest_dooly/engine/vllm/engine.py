@@ -120,7 +120,7 @@ class VllmEngine:
         if not runs_here(document):
             del document["quantization_config"]
         options = replace(configuration.options, max_model_len=256, max_num_tokens=256, max_num_seqs=8)
-        options = replace(options, tensor_parallel_size=1, expert_parallel_size=1)
+        options = replace(options, tensor_parallel_size=1, expert_parallel_size=1, data_parallel_size=1)
         with written(document) as folder:
             yield ModelConfiguration(f"{configuration.name} in small", folder, options)
 
@@ -131,10 +131,12 @@ class VllmEngine:
         from pytest_dooly.engine.vllm.session import VllmSession
 
         self._check_here(configuration)
-        ranks = configuration.options.tensor_parallel_size
-        if ranks > 1:
+        options = configuration.options
+        if options.num_ranks > 1:
+            apart = f" and dp {options.data_parallel_size}" if options.data_parallel_size > 1 else ""
             raise EngineError(
-                f"{configuration.name} with tp {ranks} can be traced and planned, not timed: one process is one rank"
+                f"{configuration.name} with tp {options.tensor_parallel_size}{apart} can be traced and planned, not "
+                "timed: one process is one rank"
             )
         arguments = engine_arguments(configuration)
         if not isolating and configuration.options.execution_on(device_of(configuration)) == CUDA_GRAPH:

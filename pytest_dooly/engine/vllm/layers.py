@@ -239,6 +239,11 @@ def _experts(layer: Any) -> Layer:
         "groups_chosen": int(routed.topk_group) if routed.use_grouped_topk else None,
         "weighted_input": bool(routed.apply_router_weight_on_input) or None,
     }
+    parallel = config.moe_parallel_config
+    if int(parallel.dp_size) > 1:
+        # The engine's operator takes in what all engines have, and gives back to each its own.
+        attributes["data_parallel"] = int(parallel.dp_size)
+        attributes["sequence_parallel"] = int(parallel.sp_size) if int(parallel.sp_size) > 1 else None
 
     inner, hidden = config.intermediate_size_per_partition, config.hidden_dim
     wide = (2 if config.is_act_and_mul else 1) * inner

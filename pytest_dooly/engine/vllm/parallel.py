@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-__all__ = ["COLLECTIVES", "one_of_many"]
+__all__ = ["COLLECTIVES", "one_engine", "one_of_many"]
 
 COLLECTIVES: Mapping[str, str] = {
     "vllm::all_reduce": "all_reduce",
@@ -22,27 +22,56 @@ COLLECTIVES: Mapping[str, str] = {
 
 @contextmanager
 def one_of_many(config: Any, plant: Callable[[str, int], int]) -> Iterator[None]:
-    """While open, this process is the first rank of the configuration's tensor- and expert-parallel groups.
+    """While open, this process is the first rank of the configuration's parallel groups.
 
     Args:
-        config: vLLM's configuration; its tensor-parallel size is planted as the symbol `tp`.
+        config: vLLM's configuration; its tensor- and data-parallel sizes are planted as the symbols `tp` and `dp`.
         plant: called with name and value of a configuration integer; what it returns takes its place.
     """
     from vllm.distributed import parallel_state
 
-    size = int(config.parallel_config.tensor_parallel_size)
-    with _groups_of_one(), ExitStack() as undo:
-        if size > 1:
-            planted = plant("tp", size)
-            undo.callback(object.__setattr__, config.parallel_config, "tensor_parallel_size", size)
-            object.__setattr__(config.parallel_config, "tensor_parallel_size", planted)
-            groups = [parallel_state.get_tp_group()]
-            if config.parallel_config.enable_expert_parallel:
-                groups.append(parallel_state.get_ep_group())
-            for group in dict.fromkeys(groups):
-                undo.enter_context(mock.patch.object(group, "world_size", planted))
-                undo.enter_context(mock.patch.object(group, "use_custom_op_call", new=True))
-                undo.enter_context(mock.patch.object(group, "gather", _gather_of(group)))
+    parallel = config.parallel_config
+    sizes = {"tp": int(parallel.tensor_parallel_size), "dp": int(parallel.data_parallel_size)}
+    with ExitStack() as undo:
+        undo.enter_context(one_engine(config))
+        undo.enter_context(_groups_of_one())
+        planted = {name: plant(name, size) if size > 1 else 1 for name, size in sizes.items()}
+        groups = {}
+        if sizes["tp"] > 1:
+            groups[parallel_state.get_tp_group()] = planted["tp"]
+        if sizes["dp"] > 1:
+            groups[parallel_state.get_dp_group()] = planted["dp"]
+        if groups and parallel.enable_expert_parallel:
+            groups[parallel_state.get_ep_group()] = planted["tp"] * planted["dp"]
+        for group, size in groups.items():
+            undo.enter_context(mock.patch.object(group, "world_size", size))
+            undo.enter_context(mock.patch.object(group, "use_custom_op_call", new=True))
+            undo.enter_context(mock.patch.object(group, "gather", _gather_of(group)))
+        undo.enter_context(_fields(parallel, tensor_parallel_size=planted["tp"], data_parallel_size=planted["dp"]))
+        yield
+
+
+@contextmanager
+def _fields(config: Any, **values: int) -> Iterator[None]:
+    """While open, some fields of a configuration have other values, unchecked."""
+    before = {name: getattr(config, name) for name in values}
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(config, name, value)
+
+
+@contextmanager
+def one_engine(config: Any) -> Iterator[None]:
+    """While open, vLLM looks for no other engines, which it would wait for.
+
+    Args:
+        config: vLLM's configuration.
+    """
+    with _fields(config.parallel_config, data_parallel_size=1):
         yield
 
 

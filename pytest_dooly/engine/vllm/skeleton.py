@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pytest_dooly.engine.vllm.device import absent_gpu, device_of
 from pytest_dooly.engine.vllm.identity import layer_identity
 from pytest_dooly.engine.vllm.installation import installed_version
 from pytest_dooly.engine.vllm.layers import LayerCatalogue, decoder_layers
-from pytest_dooly.engine.vllm.parallel import COLLECTIVES
+from pytest_dooly.engine.vllm.parallel import COLLECTIVES, one_engine
 from pytest_dooly.engine.vllm.refusals import first_line
 from pytest_dooly.engine.vllm.sampling import greedy_sampling
 from pytest_dooly.errors import ConfigurationError, TraceError
@@ -66,7 +67,9 @@ class VllmSkeleton:
         from vllm.forward_context import set_forward_context
 
         device = next(self._model.parameters()).device
-        with set_forward_context(None, self._config, num_tokens=int(num_tokens)):
+        with ExitStack() as context:
+            with one_engine(self._config):
+                context.enter_context(set_forward_context(None, self._config, num_tokens=int(num_tokens)))
             shapes = (num_tokens,), (*position_axes(self._config.model_config), num_tokens)
             ids, positions = (torch.empty(shape, dtype=torch.int64, device=device) for shape in shapes)
             hidden = self._model(ids, positions)

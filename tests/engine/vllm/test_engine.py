@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions, aliases, resolve
 from pytest_dooly.core.operation import REQUEST_SYMBOLS, Operation, OperationKind, TensorSpec, Trace, evaluate
-from pytest_dooly.core.signature import model_operations
+from pytest_dooly.core.signature import ServedModel, data_parallel_size, model_operations
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.errors import ConfigurationError, TraceError, UntestedEngineWarning
 from pytest_dooly.tracing.trace import cover, observe, trace
 from tests.models import LLAMA
+from tests.samples import LIMITS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -263,6 +264,34 @@ def test_experts_are_spread_over_ranks(engine: Engine) -> None:
     assert shapes["routed_experts.w2_weight"] == ["(num_local_experts // tp)", "hidden_size", "moe_intermediate_size"]
     assert shapes["expert_input"] == ["tokens_per_expert", "hidden_size"]
     assert dict(experts.attributes)["num_local_experts"] == 32
+
+
+def test_engines_that_share_experts_have_attention_of_their_own(engine: Engine) -> None:
+    recorded = traced(engine, "qwen3-30b-a3b", data_parallel_size=8, expert_parallel_size=8)
+    alone = {op.signature for op in model_operations(traced(engine, "qwen3-30b-a3b"))}
+    others = [op.signature for op in model_operations(recorded) if op.signature not in alone]
+    assert [each.kind for each in others] == [OperationKind.MOE]
+    assert {"data_parallel": 8, "num_local_experts": 16}.items() <= dict(others[0].attributes).items()
+    assert data_parallel_size(ServedModel("", "", "", LIMITS, model_operations(recorded))) == 8
+    experts = next(each for each in recorded.operations if each.kind is OperationKind.MOE)
+    shapes = {tensor.name: [str(dim) for dim in tensor.shape] for tensor in experts.inputs + experts.parameters}
+    assert shapes["routed_experts.w2_weight"] == ["(num_local_experts // dp)", "hidden_size", "moe_intermediate_size"]
+
+
+def test_without_expert_parallelism_engines_share_each_expert(engine: Engine) -> None:
+    recorded = traced(engine, "qwen3-30b-a3b", data_parallel_size=2)
+    experts = next(each for each in recorded.operations if each.kind is OperationKind.MOE)
+    shapes = {tensor.name: [str(dim) for dim in tensor.shape] for tensor in experts.inputs + experts.parameters}
+    assert shapes["routed_experts.w2_weight"][1:] == ["hidden_size", "(moe_intermediate_size // dp)"]
+
+
+def test_ranks_of_engines_that_share_experts_have_a_share_of_tokens_each(engine: Engine) -> None:
+    """Sequence parallelism of mixtures, as vLLM calls it: what a rank sends to the experts is no other's."""
+    recorded = traced(engine, "qwen3-30b-a3b", tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=4)
+    experts = next(each for each in recorded.operations if each.kind is OperationKind.MOE)
+    assert {"data_parallel": 2, "sequence_parallel": 2, "num_local_experts": 32}.items() <= dict(
+        experts.attributes
+    ).items()
 
 
 def test_formats_that_change_the_kernel_are_part_of_the_signature(engine: Engine) -> None:
