@@ -55,7 +55,7 @@ def compared(*, factor: float = 1.0) -> Compared:
 
 
 def test_each_figure_is_compared_request_by_request() -> None:
-    lines = {line[:33].split()[-1]: line[33:].split() for line in report([compared(factor=1.1)])}
+    lines = {line[:47].split()[-1]: line[47:].split() for line in report([compared(factor=1.1)])}
     for name in ("queue", "TTFT", "prefill", "TPOT", "latency"):
         assert lines[name][:2] == ["10.0%", "+10.0%"]  # the wait of a millisecond is too short to be judged
     assert lines["TPOT"][5:7] == ["0.1000", "0.1100"]

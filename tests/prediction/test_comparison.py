@@ -56,6 +56,7 @@ def test_a_candidate_as_json() -> None:
         "model": "small",
         "device": "toy",
         "tp": 2,
+        "dp": 1,
         "ttft_s": found.prediction.ttft_s,
         "ttft_interval_s": [found.ttft_interval.low_s, found.ttft_interval.high_s],
         "tpot_s": None,
