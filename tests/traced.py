@@ -78,6 +78,23 @@ NORM = Signature(
     (("dispatch", "forward_cpu"),),
     "num_tokens",
 )
+MAMBA = Signature(
+    OperationKind.MIXER,
+    "mamba_mixer2",
+    (
+        ("hidden_states", "bf16", ("num_tokens", 2688)),
+        ("state0", "bf16", (3, 3072)),
+        ("state1", "fp32", (32, 64, 128)),
+        ("A", "fp32", (32,)),
+        ("conv1d.weight", "bf16", (3072, 1, 4)),
+        ("in_proj.weight", "bf16", (5152, 2688)),
+        ("out_proj.weight", "bf16", (2688, 2048)),
+    ),
+    (("activation", "silu"), ("num_heads", 64)),
+    "batch",
+)
+"""Of Nemotron 3 Nano on one of two ranks."""
+
 MIXTRAL_MOE = Signature(
     OperationKind.MOE,
     "fused_moe",

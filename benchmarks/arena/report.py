@@ -99,8 +99,8 @@ def tables(rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[str]:
     for group in sorted({row.run.group for row in unsaid}):
         yield _line(" ".join(part for part in group if part), [row for row in unsaid if row.run.group == group])
     yield _line("of low trust", [row for row in rows if row.run.low_trust])
-    yield "\nOnly means or medians of the lengths are known; of conversations they are drawn by a lognormal law that"
-    yield "scatters by its mean, of others from a half to three halves of those"
+    yield "\nOnly means or medians of the lengths are known; of conversations they are drawn by exponential"
+    yield "laws, of others from a half to three halves of those"
     for group in sorted({row.run.group for row in roughly}):
         yield _line(" ".join(part for part in group if part), [row for row in roughly if row.run.group == group])
     yield _line("of roughly known lengths", roughly)

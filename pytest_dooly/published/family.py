@@ -32,6 +32,7 @@ __all__ = [
     "lone_parts_of",
     "mixed_part_of",
     "parts_of",
+    "rest_of",
     "running",
     "table_of",
     "weight_precision",
@@ -155,6 +156,8 @@ def parts_of(signature: Signature) -> tuple[Part, ...]:
         return _moe(signature, precision)
     if signature.kind is OperationKind.COLLECTIVE:
         return (_collective(signature, int(attributes["ranks"])),)
+    if signature.kind is OperationKind.MIXER:
+        return _products(signature, precision)
     if signature.name == "attention" and "backend" in attributes and _dtype(signature.tensors[0][1]) == "bf16":
         return _attention(attributes, signature.window or 0)
     if signature.name == "mla_layer":
@@ -187,9 +190,21 @@ def mixed_part_of(signature: Signature) -> Part | None:
 
 def lone_parts_of(signature: Signature) -> tuple[Part, ...]:
     """The parts of an operation whose latency is that of one of them alone, at every point or in one phase."""
+    if rest_of(signature) is not None:
+        return ()
     parts, mixed = parts_of(signature), mixed_part_of(signature)
     phases = all(part.family.kernel.endswith(("prefill", "decode")) for part in parts)
     return (*parts, *([mixed] if mixed else [])) if len(parts) == 1 or phases else ()
+
+
+def rest_of(signature: Signature) -> Signature | None:
+    """What an operation does besides its parts, as one without their weights; None where they are all of it."""
+    if signature.kind is not OperationKind.MIXER:
+        return None
+    tensors = tuple(
+        tensor for tensor in signature.tensors if not (is_weight_matrix(tensor[0], tensor[2]) and len(tensor[2]) == 2)
+    )
+    return dataclasses.replace(signature, tensors=tensors)
 
 
 def columns_of(part: Part, work: Work) -> Columns:
@@ -338,23 +353,28 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
     """
     attributes = dict(signature.attributes)
     shapes = {role: shape for role, _, shape in signature.tensors}
-    if str(attributes.get("activation", "")).endswith("_no_mul"):
-        return ()  # without a gate there is a matrix less
+    # Without a gate there is a matrix less: as many weights as with one have an inner size of two thirds.
+    gated = not str(attributes.get("activation", "")).endswith("_no_mul")
     wide = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
     sizes = {
         "experts": int(attributes.get("num_experts", attributes["num_local_experts"])),
         "hidden_size": _columns(signature),
-        "intermediate_size": int(wide[1]) // 2,
+        "intermediate_size": int(wide[1]) // 2 if gated else round(int(wide[1]) * 2 / 3),
         "local_experts": int(attributes["num_local_experts"]),
         "top_k": int(attributes["top_k"]),
     }
-    others = [
+    others = _products(signature, precision)
+    experts = Part(Family("experts", precision), tuple(sorted(sizes.items())), of_all=True)
+    return experts, *others, *_gathering(signature)
+
+
+def _products(signature: Signature, precision: str) -> tuple[Part, ...]:
+    """The matrix products that an operation encloses, with weights of their own."""
+    return tuple(
         _gemm(_beside(dtype, precision), int(shape[0]), int(shape[1]))
         for role, dtype, shape in signature.tensors
         if is_weight_matrix(role, shape) and len(shape) == 2
-    ]
-    experts = Part(Family("experts", precision), tuple(sorted(sizes.items())), of_all=True)
-    return experts, *others, *_gathering(signature)
+    )
 
 
 def _gathering(signature: Signature) -> tuple[Part, ...]:

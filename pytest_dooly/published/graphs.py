@@ -19,7 +19,7 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.core.work import Features, Work
 from pytest_dooly.published.family import parts_of
 
-__all__ = ["COMPILED_S", "KERNEL_S", "LayerLaunches", "is_padded", "layer_launches", "padded"]
+__all__ = ["COMPILED_S", "KERNEL_S", "LayerLaunches", "is_padded", "kernels_of", "layer_launches", "padded"]
 
 Array = npt.NDArray[np.float64]
 
@@ -36,9 +36,10 @@ an H100 and on an H200 (5th percentile of 23,850 and 23,882 published latencies 
 _QUANTISED = ("fp8_block", "int8", "nvfp4")
 """Precisions whose activations a kernel of its own quantises; in fp8 per tensor the norm before does it."""
 
-_EXPERTS, _ATTENTION, _MIXER = 8, 2, 6
+_EXPERTS, _ATTENTION, _MIXER = 8, 2, 4
 """Kernels of a mixture (top k, two of alignment, two of quantisation or activation, two products, the sum), of
-attention (keys and values written, attention) and of a state-space mixer (both projections' neighbours)."""
+attention (keys and values written, attention) and of a state-space mixer besides its products (convolution, recurrence,
+gate, norm)."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,24 @@ def is_padded(signature: Signature) -> bool:
     return in_graph and signature.swept in ("num_tokens", "routing")
 
 
+def kernels_of(signature: Signature) -> int:
+    """Kernels that one call of an operation launches."""
+    match signature.kind:
+        case OperationKind.MOE:
+            return _EXPERTS
+        case OperationKind.ATTENTION:
+            return _ATTENTION
+        case OperationKind.MIXER:
+            return _MIXER + len(parts_of(signature))
+        case _:
+            return 1
+
+
 def _launch_s(signature: Signature) -> float:
     """Seconds that launching one call of a layer's operation takes."""
     match signature.kind:
-        case OperationKind.MOE:
-            return _EXPERTS * KERNEL_S
-        case OperationKind.ATTENTION:
-            return _ATTENTION * KERNEL_S
-        case OperationKind.MIXER:
-            return _MIXER * KERNEL_S
+        case OperationKind.MOE | OperationKind.ATTENTION | OperationKind.MIXER:
+            return kernels_of(signature) * KERNEL_S
         case OperationKind.OVERHEAD | OperationKind.LOGITS | OperationKind.SAMPLER | OperationKind.EMBEDDING:
             return 0.0
         case OperationKind.LINEAR if any(part.family.precision in _QUANTISED for part in parts_of(signature)):

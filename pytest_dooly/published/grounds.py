@@ -32,6 +32,7 @@ from pytest_dooly.published.family import (
     lone_parts_of,
     mixed_part_of,
     parts_of,
+    rest_of,
     running,
     table_of,
 )
@@ -120,7 +121,9 @@ class Grounds:
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
         captured = limits.captured_tokens if is_padded(signature) else 0
-        founded = PartsModel(known, estimate, self._mixed(signature), captured)
+        besides = rest_of(signature)
+        rest = None if besides is None else Estimate(besides, self.device)
+        founded = PartsModel(known, estimate, self._mixed(signature), captured, rest)
         _, errors = founded.predict(work)
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.
@@ -132,8 +135,10 @@ class Grounds:
         own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
         lent = not own and isinstance(founded.most_of(work), AnotherPrecision)
         near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
-        kind: BasisKind = "another precision" if lent else "published" if own and exact else "across sizes"
-        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), near and not lent))
+        whole = own and exact and rest is None
+        kind: BasisKind = "another precision" if lent else "published" if whole else "across sizes"
+        reliable = near and not lent and rest is None
+        return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
 
     def _surest(self, part: Part, work: Work) -> KernelModel | None:
         """What predicts a part at some points with the least error to be expected; None where nothing is known of it.

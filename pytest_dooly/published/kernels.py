@@ -33,7 +33,7 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Tiles = tuple[tuple[int, int], ...]
 
-FEATURES_VERSION = 5
+FEATURES_VERSION = 6
 """Raised when features or regressors across sizes change, so that one in a latency DB is not taken for a new one."""
 
 _L2_BYTES = 50e6

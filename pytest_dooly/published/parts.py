@@ -13,7 +13,7 @@ from pytest_dooly.core.signature import engines_of
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.another_precision import KernelModel
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
-from pytest_dooly.published.estimate import Estimate
+from pytest_dooly.published.estimate import EXPECTED_ERROR, Estimate
 from pytest_dooly.published.family import Columns, Part, columns_of, running
 from pytest_dooly.published.graphs import padded
 from pytest_dooly.published.transfer import Transferred
@@ -32,12 +32,14 @@ class PartsModel:
         estimate: of the operation.
         mixed: in place of the parts where a step has prompts and decodes; None for the sum of both.
         captured_tokens: most tokens of a step that is padded to a captured size; 0 where none is.
+        rest: estimate of what the operation does besides its parts; None where they are all.
     """
 
     parts: tuple[tuple[Part, KernelModel], ...]
     estimate: Estimate
     mixed: tuple[Part, KernelModel] | None = None
     captured_tokens: int = 0
+    rest: Estimate | None = None
 
     @property
     def grounds(self) -> str:
@@ -58,6 +60,10 @@ class PartsModel:
             latency_s, error = regressor.predict(columns)
             total[runs] += part.sign * latency_s
             squares[runs] += (latency_s * error) ** 2
+        if self.rest is not None:
+            rest_s = self.rest.predict_s(work)
+            total += rest_s
+            squares += (rest_s * EXPECTED_ERROR) ** 2
         if any(part.sign < 0 for part, _ in self.parts):
             total = np.maximum(total, self.estimate.predict_s(work) / 2)
         return total, np.sqrt(squares) / np.maximum(total, 1e-12)

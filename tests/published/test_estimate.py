@@ -15,6 +15,7 @@ from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.estimate import ADMISSION_S, STEP_REQUEST_S, STEP_S, Estimate
+from pytest_dooly.published.graphs import kernels_of
 from pytest_dooly.published.kernels import LAUNCH_S, MEMORY_SHARE, PEAK_SHARE
 from tests.samples import ADMISSION, MIXTURE, SAMPLER, STEP
 from tests.traced import (
@@ -39,12 +40,12 @@ def estimate_s(signature: Signature, point: str) -> float:
 
 def moved(signature: Signature, point: str) -> float:
     """Bytes behind an estimate that memory decides."""
-    return (estimate_s(signature, point) - LAUNCH_S) * BYTES_PER_S
+    return (estimate_s(signature, point) - kernels_of(signature) * LAUNCH_S) * BYTES_PER_S
 
 
 def computed(signature: Signature, point: str) -> float:
     """Operations behind an estimate that the multiprocessors decide."""
-    return (estimate_s(signature, point) - LAUNCH_S) * FLOPS_PER_S
+    return (estimate_s(signature, point) - kernels_of(signature) * LAUNCH_S) * FLOPS_PER_S
 
 
 def test_a_norm_reads_and_writes_its_input() -> None:

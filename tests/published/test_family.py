@@ -15,13 +15,24 @@ from pytest_dooly.core.published_latency import PublishedLatency
 from pytest_dooly.core.signature import Signature
 from pytest_dooly.core.work import Work
 from pytest_dooly.published.aiconfigurator import mapping
-from pytest_dooly.published.family import Family, Part, columns_of, mixed_part_of, parts_of, running, table_of
+from pytest_dooly.published.family import (
+    Family,
+    Part,
+    columns_of,
+    lone_parts_of,
+    mixed_part_of,
+    parts_of,
+    rest_of,
+    running,
+    table_of,
+)
 from tests.samples import STEP
 from tests.traced import (
     DEEPSEEK_ATTENTION,
     DEEPSEEK_MOE,
     EMBEDDING,
     LOGITS,
+    MAMBA,
     MIXTRAL_MOE,
     NORM,
     attention,
@@ -91,8 +102,21 @@ def test_attention_is_prefill_and_decode_over_the_window_on_any_backend() -> Non
     assert dict(full.sizes)["window"] == 0
 
 
-def test_experts_without_a_gate_are_no_part_of_the_others() -> None:
-    assert parts_of(mapping.moe_signature("bfloat16", "relu2_no_mul", 2688, 1856, 6, 128, 128)) == ()
+def test_experts_without_a_gate_are_as_gated_ones_of_as_many_weights() -> None:
+    """Nemotron 3 Nano: two matrices of 2688 x 1856, as many weights as three of 2688 x 1237."""
+    (experts,) = parts_of(mapping.moe_signature("bfloat16", "relu2_no_mul", 2688, 1856, 6, 128, 128))
+    assert experts.family == Family("experts", "bf16")
+    assert dict(experts.sizes)["intermediate_size"] == 1237
+
+
+def test_a_state_space_mixer_is_its_products_and_a_rest_of_which_nothing_is_published() -> None:
+    assert parts_of(MAMBA) == (gemm(5152, 2688), gemm(2688, 2048))
+    rest = rest_of(MAMBA)
+    assert rest is not None
+    assert [role for role, _, _ in rest.tensors] == ["hidden_states", "state0", "state1", "A", "conv1d.weight"]
+    assert parts_of(rest) == ()
+    assert lone_parts_of(MAMBA) == ()  # its latency is none of a product's
+    assert rest_of(MIXTRAL_MOE) is None
 
 
 def test_a_mixture_is_experts_router_and_shared_experts() -> None:

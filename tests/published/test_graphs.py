@@ -17,10 +17,10 @@ from pytest_dooly.core.signature import ServedModel, Signature
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.prediction.step import predict_step, step_operations
 from pytest_dooly.prediction.step_times import StepTimes
-from pytest_dooly.published.graphs import COMPILED_S, KERNEL_S, LayerLaunches, layer_launches, padded
+from pytest_dooly.published.graphs import COMPILED_S, KERNEL_S, LayerLaunches, kernels_of, layer_launches, padded
 from pytest_dooly.published.grounds import Grounds
 from tests.samples import served, uses
-from tests.traced import DEVICE, GRID, KNOWN, NORM, attention, linears, table
+from tests.traced import DEVICE, GRID, KNOWN, MAMBA, MIXTRAL_MOE, NORM, attention, linear, linears, table
 
 CAPTURED = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
 """vLLM's default (`_set_cudagraph_sizes` of vllm/config/vllm.py, 0.32)."""
@@ -76,6 +76,11 @@ def small() -> ServedModel:
     return ServedModel(
         "small", "small", "Small", LIMITS, tuple(uses(each, 4) for each in (KNOWN, NORM, attention(8, 8, 64), LAYER))
     )
+
+
+def test_an_operation_of_several_kernels_launches_each() -> None:
+    assert [kernels_of(each) for each in (NORM, linear(64, 64), attention(8, 8, 64), MIXTRAL_MOE)] == [1, 1, 2, 8]
+    assert kernels_of(MAMBA) == 4 + 2  # both projections, and convolution, recurrence, gate and norm between them
 
 
 def test_launches_of_a_layer_are_those_of_its_operations() -> None:

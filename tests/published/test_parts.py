@@ -9,13 +9,14 @@ import pytest
 
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.work import Work
-from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import parts_of
+from pytest_dooly.published.estimate import EXPECTED_ERROR, Estimate
+from pytest_dooly.published.family import parts_of, rest_of
 from pytest_dooly.published.parts import PartsModel
 from tests.published.test_family_regressor import regressor
 from tests.traced import (
     DEVICE,
     KNOWN,
+    MAMBA,
     MIXTRAL_MOE,
     attention,
 )
@@ -42,6 +43,21 @@ def test_where_a_part_is_taken_off_half_the_estimate_is_left() -> None:
     latency_s, error = none_left.predict(points)
     assert latency_s[0] == pytest.approx(half_s)
     assert error[0] == pytest.approx(0.1 * 1e-3 * np.hypot(2, 5) / half_s)
+
+
+def test_what_no_part_is_of_is_estimated_besides() -> None:
+    products, rest = parts_of(MAMBA), rest_of(MAMBA)
+    assert rest is not None
+    known = tuple((part, regressor(part.family, 1e-3)) for part in products)
+    model = PartsModel(known, Estimate(MAMBA, DEVICE), rest=Estimate(rest, DEVICE))
+    points = [SweepPoint(batch=Batch.parse("8x1+100"))]
+    rest_s = float(Estimate(rest, DEVICE).predict_s(points)[0])
+    latencies_s, errors = model.predict(points)
+    assert latencies_s[0] == pytest.approx(2e-3 + rest_s)
+    squares = 2 * (0.1 * 1e-3) ** 2 + (EXPECTED_ERROR * rest_s) ** 2
+    assert errors[0] == pytest.approx(np.sqrt(squares) / latencies_s[0])
+    state_bytes = 8 * 2 * 4 * 32 * 64 * 128
+    assert rest_s > state_bytes / DEVICE.memory_bytes_per_s  # states are read and written, whatever products take
 
 
 def test_a_part_that_a_step_does_not_run_costs_nothing() -> None:
