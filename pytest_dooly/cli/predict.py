@@ -113,13 +113,13 @@ def _workload_on(
     workload: Workload,
     ranks: int,
 ) -> Answer:
-    """A workload on another GPU, with what a decode step rests on, and whether it fits in memory."""
+    """A workload on another GPU, with what its steps rest on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
-    decode = [f"a decode step {format_shares(found.shares, device)}"] if workload.output_len > 1 else []
+    steps = {"a step with a prompt": found.prefill} | ({"a decode step": found.shares} if workload.output_len > 1 else {})
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
-        *decode,
+        *(f"{step} {format_shares(shares, device)}" for step, shares in steps.items()),
         format_footprint(found.footprint),
     ]
     return Answer(found.to_json() | dataclasses.asdict(found.prediction), lines)

@@ -104,7 +104,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])
         document["stand_in"] = stand_in(device, shares["tpot"])
-        lines.append(f"a decode step {format_shares(shares['tpot'], device)}")
+        steps = {"a step with a prompt": shares["ttft"], "a decode step": shares["tpot"]}
+        lines += [f"{step} {format_shares(of, device)}" for step, of in steps.items()]
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
 

@@ -20,7 +20,7 @@ from pytest_dooly.prediction.step import predict_step
 from pytest_dooly.published.across import FEWEST_ROWS
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.family import Family
+from pytest_dooly.published.family import Family, rest_of
 from pytest_dooly.published.family_regressor import FamilyRegressor
 from pytest_dooly.published.grounds import Grounds, grounds_of, latency_models
 from pytest_dooly.published.parts import PartsModel, basis_at
@@ -33,6 +33,7 @@ from tests.traced import (
     DEVICE,
     GRID,
     KNOWN,
+    MAMBA,
     NORM,
     TIMED,
     attention,
@@ -278,6 +279,20 @@ def test_attention_of_which_one_phase_is_published_is_estimated(db: LatencyDB) -
     assert grounds.regressor(Family("prefill", "auto")) is not None
     assert grounds.regressor(Family("decode", "auto")) is None
     assert grounds.foundation(attention(32, 8, 128), LIMITS).basis.kind == "estimate"
+
+
+def test_a_mixer_rests_on_products_of_other_sizes_and_on_the_data_sheet(db: LatencyDB) -> None:
+    db.publish(table(linears(GRID)))
+    founded = Grounds(db, DEVICE).foundation(MAMBA, LIMITS)
+    products = [linear(5152, 2688), linear(2688, 2048)]
+    assert founded.basis.kind == "across sizes"
+    assert not founded.basis.within(1.0)  # what it does besides its products is in no table
+    step = [SweepPoint(batch=Batch.parse("8x1+100"))]
+    products_s = sum(predicted_s(Grounds(db, DEVICE).foundation(each, LIMITS), 8) for each in products)
+    rest = rest_of(MAMBA)
+    assert rest is not None
+    rest_s = Estimate(rest, DEVICE).predict_s(step)[0]
+    assert founded.model.predict_s(step)[0] == pytest.approx(products_s + rest_s)
 
 
 def mixtures() -> dict[tuple[Signature, SweepPoint], float]:
