@@ -116,7 +116,9 @@ def _workload_on(
     """A workload on another GPU, with what its steps rest on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
-    steps = {"a step with a prompt": found.prefill} | ({"a decode step": found.shares} if workload.output_len > 1 else {})
+    steps = {"a step with a prompt": found.prefill}
+    if workload.output_len > 1:
+        steps["a decode step"] = found.shares
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
         *(f"{step} {format_shares(shares, device)}" for step, shares in steps.items()),
