@@ -112,22 +112,18 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
         overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
         for overlapped in {run.async_scheduling for run in runs}
     }
-    rooms = {share: _room(model, device, share) for share in {run.memory_share for run in runs}}
-    served_model = _Served(model, founded, longest, rooms, kinds)
+    served_model = _Served(model, device, founded, longest, kinds)
     return [_predicted(each, served_model) for each in runs]
 
 
 @dataclass(frozen=True)
 class _Served:
-    """A model on a device, ready to be sent requests.
-
-    KV blocks are by the share of the memory, step times by whether scheduling is asynchronous.
-    """
+    """A model on a device, ready to be sent requests; step times are by whether scheduling is asynchronous."""
 
     model: ServedModel
+    device: Device
     founded: Mapping[str, Foundation]
     longest: int
-    rooms: Mapping[float, CacheRoom | None]
     times: Mapping[bool, StepTimes]
 
 
@@ -136,7 +132,7 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     model, founded, longest = served_model.model, served_model.founded, served_model.longest
     limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
     overlapped = each.async_scheduling
-    room = served_model.rooms[each.memory_share] or CacheRoom(room_for_all(limits))
+    room = _room(replace(model, limits=limits), served_model.device, each)
     try:
         options = SchedulerOptions(
             limits,
@@ -169,12 +165,13 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     )
 
 
-def _room(model: ServedModel, device: Device, share: float) -> CacheRoom | None:
-    """None for room for all."""
+def _room(model: ServedModel, device: Device, run: PublishedRun) -> CacheRoom:
+    """What the device leaves, or else room for all."""
     try:
-        return cache_room(model, device, share=share)
+        seq_len = run.prompt_len + run.output_len // 2
+        return cache_room(model, device, share=run.memory_share, seq_len=seq_len)
     except DoolyError:
-        return None
+        return CacheRoom(room_for_all(model.limits))
 
 
 def _options(run: PublishedRun) -> ServingOptions:

@@ -85,6 +85,11 @@ class Traffic:
         return max(request.prompt_len + request.output_len for request in self.requests)
 
     @property
+    def mean_len(self) -> int:
+        """Tokens of a request half-way through its output, in the mean."""
+        return round(sum(each.prompt_len + each.output_len / 2 for each in self.requests) / len(self.requests))
+
+    @property
     def offered_rate(self) -> float:
         """Requests per second from the beginning to the last one that has a time; infinite for all at once."""
         last_s = max(request.arrival_s for request in self.requests if request.follows is None)

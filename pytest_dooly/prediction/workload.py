@@ -106,7 +106,7 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
     """
     limits = times.model.limits
     try:
-        room = cache_room(times.model, device)
+        room = cache_room(times.model, device, seq_len=workload.prompt_len + workload.output_len // 2)
         options = SchedulerOptions(limits, room.num_blocks, state_blocks=room.of_states)
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))

@@ -1,8 +1,8 @@
 """What a model and its requests take of a device's memory, from its operations alone.
 
 Parameters are the tensors of an operation whose sizes no request decides, caches those that a request's length does.
-Left out: graphs, and what is empty of a request's last block. An embedding and the logits' weight count
-twice where they are one tensor.
+Experts in MXFP4 are as large as vLLM's kernels have them padded. Left out: graphs, and what is empty of a request's
+last block. An embedding and the logits' weight count twice where they are one tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
 from pytest_dooly.errors import ConfigurationError
+from pytest_dooly.published.family import weight_precision
 
 __all__ = [
     "ENGINE_SHARE",
@@ -33,6 +34,14 @@ _GIB = float(1 << 30)
 
 _CONTEXT_BYTES, _COLLECTIVES_BYTES = 0.2 * _GIB, 0.45 * _GIB
 """Of CUDA and of the engine's buffers; of those that collectives take in addition."""
+
+_ROUNDED = 256
+"""What the hidden size of experts in MXFP4 is a multiple of in memory.
+
+Source: `mxfp4_round_up_hidden_size_and_intermediate_size` of vLLM 0.32.0 (model_executor/layers/fused_moe/oracle/
+mxfp4.py). gpt-oss-120b took 64.38 GiB of an H100 with Triton's kernels (log of 0.14.1, issue 33155), which sizes alone
+make 60.77 of, and 65.97 with Marlin's (issue 23278), which pad the inner size too.
+"""
 
 _WIDEST, _COPIES = 1.5, 5
 """How much the widest activation of a step stands for: that and half of it, as of a gated layer; tensors of the size of
@@ -141,21 +150,29 @@ class CacheRoom:
         return left
 
 
-def cache_room(model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE) -> CacheRoom:
+def cache_room(
+    model: ServedModel, device: Device, *, block_size: int = 16, share: float = ENGINE_SHARE, seq_len: int = 0
+) -> CacheRoom:
     """KV blocks that the device's memory leaves beside the weights.
+
+    Layers whose attention has a window keep no more of a request than that, so that what a block takes in the mean
+    falls with a request's length: vLLM gives such layers blocks of their own, and takes back those that have left the
+    window.
 
     Args:
         model: one rank of it.
         device: that serves the rank.
         block_size: tokens in one block.
         share: of the memory, that the engine takes (`gpu_memory_utilization`).
+        seq_len: tokens of a typical request in the cache; 0 for so few that no window is full.
 
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps no keys and values.
     """
-    held, of_a_block = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, block_size))
+    blocks = max(math.ceil(seq_len / block_size), 1)
+    held, typical = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, blocks * block_size))
     states_bytes = held.cache_bytes
-    block_bytes = of_a_block.cache_bytes - states_bytes
+    block_bytes = (typical.cache_bytes - states_bytes) / blocks
     if block_bytes <= 0:
         raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     usable_bytes = share * device.memory_bytes
@@ -171,6 +188,7 @@ def cache_room(model: ServedModel, device: Device, *, block_size: int = 16, shar
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
     """Bytes of an operation's parameters, and of what it keeps of one request."""
     tokens = min(seq_len, signature.window or seq_len)
+    padding = _padding(signature)
     weights_bytes = cache_bytes = 0.0
     for role, dtype, shape in signature.tensors:
         asked = [dim for dim in shape if isinstance(dim, str)]
@@ -180,5 +198,14 @@ def _held(signature: Signature, seq_len: int) -> tuple[float, float]:
         elif role.startswith("state") and not asked:
             cache_bytes += size_bytes
         elif not asked:
-            weights_bytes += size_bytes
+            weights_bytes += size_bytes * (padding if len(shape) > 2 else 1)
     return weights_bytes, cache_bytes
+
+
+def _padding(signature: Signature) -> float:
+    """How many times as large experts are as their sizes say."""
+    if signature.kind is not OperationKind.MOE or not weight_precision(signature).startswith("mxfp4"):
+        return 1.0
+    shapes = {role.rpartition(".")[2]: shape for role, _, shape in signature.tensors}
+    hidden = int(shapes["w2_weight"][1])
+    return math.ceil(hidden / _ROUNDED) * _ROUNDED / hidden

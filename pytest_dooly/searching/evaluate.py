@@ -198,7 +198,7 @@ def _options(question: Question, trial: Trial) -> SchedulerOptions:
     longest = question.traffic.longest()
     if longest > trial.place.max_model_len:
         raise ConfigurationError(f"requests of {longest} tokens exceed max_model_len {trial.place.max_model_len}")
-    return engine.options(trial.served, trial.place.device.name)
+    return engine.options(trial.served, trial.place.device.name, seq_len=question.traffic.mean_len)
 
 
 class _Evaluation:

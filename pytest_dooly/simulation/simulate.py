@@ -75,8 +75,13 @@ class Engine:
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
             )
 
-    def options(self, model: ServedModel, device: str | None) -> SchedulerOptions:
-        """For a model on a device, None for one whose memory nobody knows.
+    def options(self, model: ServedModel, device: str | None, *, seq_len: int = 0) -> SchedulerOptions:
+        """For a model on a device.
+
+        Args:
+            model: that is served.
+            device: None for one whose memory nobody knows.
+            seq_len: tokens of a typical request in the KV cache, of which layers with a window keep a part.
 
         Raises:
             ConfigurationError: the model does not fit in the device's memory, or a request not in the KV cache.
@@ -84,7 +89,7 @@ class Engine:
         blocks, of_states = self.kv_blocks, 0
         if blocks is None and device is not None:
             share, gpu = self.gpu_memory_utilization, device_named(device)
-            room = cache_room(model, gpu, block_size=self.block_size, share=share)
+            room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
             blocks, of_states = room.num_blocks, room.of_states
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
@@ -208,7 +213,8 @@ def simulate(
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
     times = StepTimes(served, models, routing=spread, overlapped=overlapped)
-    deployment = Deployment(times, engine.options(served, device), server, replicas, router)
+    options_of_each = engine.options(served, device, seq_len=traffic.mean_len)
+    deployment = Deployment(times, options_of_each, server, replicas, router)
     simulated = joined(deployment.simulate(traffic))
     return simulation_of(deployment, traffic, simulated, times.out_of_range())
 

@@ -54,6 +54,32 @@ def test_a_window_keeps_no_more_than_it_sees() -> None:
     assert held(uses(attention(8, 2, 64, window=4096)), seq_len=128) == held(uses(attention(8, 2, 64)), seq_len=128)
 
 
+def test_a_block_of_a_long_request_takes_less_where_some_layers_have_a_window() -> None:
+    """Half of the layers see 128 tokens: of 1,024 in the cache they keep an eighth."""
+    layers = served(uses(attention(8, 2, 64), 2), uses(attention(8, 2, 64, window=128), 2))
+    short, long = (cache_room(layers, DEVICE, seq_len=tokens).num_blocks for tokens in (128, 1024))
+    assert cache_room(layers, DEVICE).num_blocks == short
+    assert long == pytest.approx(short / (1 / 2 + 1 / 2 / 8), abs=1)
+    full = served(uses(attention(8, 2, 64), 4))
+    assert cache_room(full, DEVICE, seq_len=1024) == cache_room(full, DEVICE) == CacheRoom(short)
+
+
+def test_experts_in_mxfp4_are_as_large_as_kernels_have_them() -> None:
+    """gpt-oss-120b: a hidden size of 2,880 is one of 3,072."""
+
+    def experts(precision: str, hidden: int) -> float:
+        tensors = (
+            ("hidden_states", "bf16", ("num_tokens", hidden)),
+            ("routed_experts.w13_weight", "uint4", (128, 5760, hidden)),
+            ("routed_experts.w2_weight", "uint4", (128, hidden, 2880)),
+        )
+        attributes = (("num_local_experts", 128), ("precision", precision), ("top_k", 4))
+        return held(uses(Signature(OperationKind.MOE, "fused_moe", tensors, attributes, "routing")))[0]
+
+    assert experts("mxfp4", 2880) == pytest.approx(experts("int4", 2880) * 3072 / 2880)
+    assert experts("mxfp4", 3072) == experts("int4", 3072)
+
+
 def test_a_state_counts_once_a_request_whatever_its_length() -> None:
     tensors = (("x", "bf16", ("num_tokens", 8)), ("state0", "fp32", (4, 8)), ("in_proj.weight", "bf16", (8, 8)))
     mixer = Signature(OperationKind.MIXER, "mamba_mixer2", tensors, (), "batch")

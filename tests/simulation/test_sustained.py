@@ -70,6 +70,11 @@ def test_stretched_traffic_has_the_same_requests_at_other_times() -> None:
     slower = of.stretched(2.0)
     assert [request.arrival_s for request in slower.requests] == [4.0, 0.5]  # a pause between turns stays
     assert (slower.rates, of.offered_rate, slower.offered_rate) == ((2.0,), 1.0, 0.5)
+    assert (
+        slower.mean_len
+        == of.mean_len
+        == round(sum(each.prompt_len + each.output_len / 2 for each in of.requests) / len(of.requests))
+    )
 
 
 def test_repeated_traffic_goes_on_at_its_rate_with_prompts_of_others() -> None:
