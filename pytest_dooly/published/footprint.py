@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
-from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, fixed_size
+from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, engines_of, fixed_size
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.family import weight_precision
 
@@ -110,11 +110,12 @@ def working_bytes(model: ServedModel) -> float:
     wide_bytes = [0.0]
     logits_bytes = collectives_bytes = 0.0
     for operation in model.operations:
-        if operation.signature.kind is OperationKind.COLLECTIVE:
+        engines = engines_of(operation.signature)  # of whose tokens hidden states are gathered
+        if operation.signature.kind is OperationKind.COLLECTIVE or engines > 1:
             collectives_bytes = _COLLECTIVES_BYTES
         for role, dtype, shape in operation.signature.tensors:
             if shape[:1] == ("num_tokens",):
-                wide_bytes.append(fixed_size(shape) * dtype_bytes(dtype))
+                wide_bytes.append(engines * fixed_size(shape) * dtype_bytes(dtype))
             elif role == "logits":
                 logits_bytes = 4.0 * fixed_size(shape)
     activations_bytes = _WIDEST * model.limits.max_num_tokens * max(wide_bytes)

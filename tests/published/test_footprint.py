@@ -20,8 +20,8 @@ from pytest_dooly.published.footprint import (
     footprint_of_batch,
     working_bytes,
 )
-from tests.samples import served, uses
-from tests.traced import DEVICE, NORM, attention, linear
+from tests.samples import LIMITS, served, uses
+from tests.traced import DEVICE, MIXTRAL_MOE, NORM, attention, linear
 
 
 def held(*operations: ModelOperation, num_reqs: int = 1, seq_len: int = 128) -> tuple[float, float]:
@@ -141,6 +141,12 @@ def test_a_state_takes_blocks_once_a_request_and_leaves_those_of_tokens_as_they_
         CacheRoom(blocks, of_states).for_tokens(1000)
     with pytest.raises(ConfigurationError, match="keeps no keys and values"):
         cache_room(served(mixer), DEVICE)
+
+
+def test_engines_that_share_experts_hold_the_tokens_of_all() -> None:
+    shared = dataclasses.replace(MIXTRAL_MOE, attributes=(*MIXTRAL_MOE.attributes, ("data_parallel", 8)))
+    alone, all_ = (working_bytes(served(uses(each))) for each in (MIXTRAL_MOE, shared))
+    assert all_ - alone == pytest.approx(0.45 * 2**30 + 1.5 * LIMITS.max_num_tokens * 7 * 4096 * 2)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
