@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.arena.report import Row, held, within
-from pytest_dooly.prediction.interval import Figure
+from pytest_dooly.prediction.interval import BURST, Figure
 
 __all__ = ["calibration", "system_error"]
 
@@ -39,9 +39,15 @@ def calibration(rows: Sequence[Row]) -> Iterator[str]:
     """The constants of all runs, those with regions left out, and the share of their runs within them."""
     yield "What operations do not explain, as a logarithm, and the share of runs within the intervals that it makes"
     yield f"{'':48} {'n':>4} | {'tpot':>6} {'within':>7} | {'ttft':>6} {'within':>7}"
-    for label, mixture in (("dense", False), ("mixtures", True)):
-        sure = [row for row in rows if not (row.run.low_trust or row.run.unsaid or row.run.roughly)]
-        of = [row for row in sure if row.ours.mixture == mixture]
+    trusted = [row for row in rows if not (row.run.low_trust or row.run.unsaid)]
+    bursts = [row for row in trusted if row.run.num_at_once >= BURST]
+    sure = [row for row in trusted if not row.run.roughly and row.run.num_at_once < BURST]
+    parts = {
+        "dense": [row for row in sure if not row.ours.mixture],
+        "mixtures": [row for row in sure if row.ours.mixture],
+        f"{BURST} requests and more, all at once": bursts,
+    }
+    for label, of in parts.items():
         yield _line(label, of, of)
         for region, within_it in _regions(of):
             judged, others = [row for row in of if within_it(row)], [row for row in of if not within_it(row)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.arena.predictions import Predicted
 from benchmarks.arena.runs import PublishedRun
-from pytest_dooly.prediction.interval import SYSTEM, Figure, operations_error
+from pytest_dooly.prediction.interval import Figure, operations_error, system_error
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def within(row: Row, figure: Figure, system: float | None = None) -> bool | None
     if error is None:
         return None
     if system is None:
-        system = SYSTEM[figure, row.ours.mixture]
+        system = system_error(figure, mixture=row.ours.mixture, at_once=row.run.num_at_once)
     return abs(math.log1p(error)) <= math.hypot(row.operations_error(figure), system)
 
 

@@ -90,6 +90,12 @@ class PublishedRun:
     sharegpt: bool = False
 
     @property
+    def num_at_once(self) -> int:
+        """Requests, where all are sent at once; 0 where others follow."""
+        whole = self.concurrency is None or self.concurrency == self.num_requests
+        return self.num_requests if whole and self.rate is None else 0
+
+    @property
     def evenly(self) -> bool:
         """Whether requests come at equal intervals, not at random."""
         return "constant rate" in self.row["notes"]

@@ -99,7 +99,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             for figure, batch in steps_of(simulated, model.limits, options.engines).items()
         }
         if not document["overloaded"]:  # where a queue grows, how long it gets hangs on how long requests come
-            widths = {figure: log_width(figure, of, mixture=is_mixture(model)) for figure, of in shares.items()}
+            mixture, at_once = is_mixture(model), traffic.num_at_once
+            widths = {figure: log_width(figure, of, mixture=mixture, at_once=at_once) for figure, of in shares.items()}
             found = within(simulation, widths)
             document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])

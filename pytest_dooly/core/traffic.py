@@ -90,6 +90,13 @@ class Traffic:
         return round(sum(each.prompt_len + each.output_len / 2 for each in self.requests) / len(self.requests))
 
     @property
+    def num_at_once(self) -> int:
+        """Requests, where all are sent at once; 0 where some come later, by their own time or as others end."""
+        later = any(request.arrival_s or request.follows is not None for request in self.requests)
+        capped = self.concurrency is not None and self.concurrency < len(self.requests)
+        return 0 if later or capped else len(self.requests)
+
+    @property
     def offered_rate(self) -> float:
         """Requests per second from the beginning to the last one that has a time; infinite for all at once."""
         last_s = max(request.arrival_s for request in self.requests if request.follows is None)

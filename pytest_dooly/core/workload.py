@@ -68,6 +68,11 @@ class Workload:
         """For people: `8`, or `8 of 200` where others follow."""
         return str(self.concurrency) if self.num_reqs is None else f"{self.concurrency} of {self.num_reqs}"
 
+    @property
+    def num_at_once(self) -> int:
+        """Requests, where all are sent at once; 0 where others follow."""
+        return self.concurrency if self.total_reqs == self.concurrency else 0
+
     def traffic(self) -> Traffic:
         """The same as any traffic: all of them there from the beginning, so many at once."""
         return Traffic([TrafficRequest(0.0, self.prompt_len, self.output_len)] * self.total_reqs, self.concurrency)

@@ -12,7 +12,7 @@ from pytest_dooly.core.routing import TRAINED, RoutingDistribution
 from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
-from pytest_dooly.prediction.interval import Interval, is_mixture, typical_steps
+from pytest_dooly.prediction.interval import Figure, Interval, is_mixture, typical_steps
 from pytest_dooly.prediction.shares import Shares, shares_at, stand_in
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import WorkloadPrediction, predict_served
@@ -47,14 +47,18 @@ class Candidate:
     @property
     def ttft_interval(self) -> Interval:
         """Where a measured TTFT lies nine times out of ten."""
-        return Interval.around(self.prediction.ttft_s, "ttft", self.prefill, mixture=is_mixture(self.model))
+        return self._around(self.prediction.ttft_s, "ttft", self.prefill)
 
     @property
     def tpot_interval(self) -> Interval | None:
         """The same of TPOT; None where there is none."""
         if self.prediction.tpot_s is None:
             return None
-        return Interval.around(self.prediction.tpot_s, "tpot", self.shares, mixture=is_mixture(self.model))
+        return self._around(self.prediction.tpot_s, "tpot", self.shares)
+
+    def _around(self, predicted_s: float, figure: Figure, shares: Shares) -> Interval:
+        at_once = self.prediction.workload.num_at_once
+        return Interval.around(predicted_s, figure, shares, mixture=is_mixture(self.model), at_once=at_once)
 
     @property
     def tokens_per_s(self) -> float:

@@ -20,6 +20,8 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.prediction.shares import Shares
 
 __all__ = [
+    "AT_ONCE",
+    "BURST",
     "ESTIMATE",
     "OPERATIONS",
     "SYSTEM",
@@ -28,6 +30,7 @@ __all__ = [
     "is_mixture",
     "log_width",
     "operations_error",
+    "system_error",
     "typical_steps",
 ]
 
@@ -52,6 +55,14 @@ surer than that of mixtures: nearly all of those runs are of one model.
 """
 
 
+BURST = 100
+"""Requests that are all sent at once, and none after them, from which on what a server makes of that decides too."""
+
+AT_ONCE: Mapping[Figure, float] = {"tpot": 0.5, "ttft": 0.8}
+"""What operations do not explain of those, of dense models and mixtures alike: how long a server takes to read them,
+which of them wait, and how lengths scatter."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """Where a measurement lies nine times out of ten.
@@ -65,7 +76,7 @@ class Interval:
     high_s: float
 
     @classmethod
-    def around(cls, predicted_s: float, figure: Figure, shares: Shares, *, mixture: bool) -> Interval:
+    def around(cls, predicted_s: float, figure: Figure, shares: Shares, *, mixture: bool, at_once: int = 0) -> Interval:
         """The interval around a predicted latency.
 
         Args:
@@ -73,8 +84,9 @@ class Interval:
             figure: which of them.
             shares: of the step that the figure mostly consists of, by what its operations rest on.
             mixture: whether the model is one of experts.
+            at_once: requests, where all are sent at once.
         """
-        factor = math.exp(log_width(figure, shares, mixture=mixture))
+        factor = math.exp(log_width(figure, shares, mixture=mixture, at_once=at_once))
         return cls(predicted_s / factor, predicted_s * factor)
 
 
@@ -93,15 +105,27 @@ def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits
     }
 
 
-def log_width(figure: Figure, shares: Shares, *, mixture: bool) -> float:
+def log_width(figure: Figure, shares: Shares, *, mixture: bool, at_once: int = 0) -> float:
     """Half the width of an interval, as a logarithm: both ends are that factor away.
 
     Args:
         figure: that it lies around.
         shares: of the step that the figure mostly consists of.
         mixture: whether the model is one of experts.
+        at_once: requests, where all are sent at once.
     """
-    return math.hypot(operations_error(shares), SYSTEM[figure, mixture])
+    return math.hypot(operations_error(shares), system_error(figure, mixture=mixture, at_once=at_once))
+
+
+def system_error(figure: Figure, *, mixture: bool, at_once: int = 0) -> float:
+    """The part of an interval's half width that is not the operations', as a logarithm.
+
+    Args:
+        figure: that it lies around.
+        mixture: whether the model is one of experts.
+        at_once: requests, where all are sent at once.
+    """
+    return AT_ONCE[figure] if at_once >= BURST else SYSTEM[figure, mixture]
 
 
 def operations_error(shares: Shares) -> float:

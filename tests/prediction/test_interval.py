@@ -8,7 +8,11 @@ import math
 import pytest
 
 from pytest_dooly.core.batch import Batch
+from pytest_dooly.core.traffic import Traffic, TrafficRequest
+from pytest_dooly.core.workload import Workload
 from pytest_dooly.prediction.interval import (
+    AT_ONCE,
+    BURST,
     ESTIMATE,
     OPERATIONS,
     SYSTEM,
@@ -30,6 +34,17 @@ def test_without_errors_of_operations_what_they_do_not_explain_is_left() -> None
     found = Interval.around(1.0, "tpot", SURE, mixture=False)
     assert math.log(found.high_s) == pytest.approx(SYSTEM["tpot", False])
     assert found.low_s * found.high_s == pytest.approx(1.0)
+
+
+def test_what_a_server_makes_of_very_many_at_once_decides_too() -> None:
+    few, many = (Interval.around(1.0, "ttft", SURE, mixture=True, at_once=number) for number in (BURST - 1, BURST))
+    assert math.log(few.high_s) == pytest.approx(SYSTEM["ttft", True])
+    assert math.log(many.high_s) == pytest.approx(AT_ONCE["ttft"])
+    assert many.high_s > few.high_s
+    assert [Workload(8, 4, 100).num_at_once, Workload(8, 4, 100, 200).num_at_once] == [100, 0]
+    together, apart = TrafficRequest(0.0, 8, 4), TrafficRequest(1.0, 8, 4)
+    assert [Traffic(each).num_at_once for each in ((together, together), (together, apart))] == [2, 0]
+    assert Traffic((together, together), 1).num_at_once == 0  # the second is sent as the first one ends
 
 
 def test_a_mean_error_is_less_than_what_nine_of_ten_lie_within() -> None:
