@@ -112,7 +112,7 @@ def _predict_part(part: tuple[list[PublishedRun], Path, Path]) -> list[Predicted
         overlapped: StepTimes(replace(model, limits=widest), models, overlapped=overlapped)
         for overlapped in {run.async_scheduling for run in runs}
     }
-    served_model = _Served(model, device, founded, longest, kinds)
+    served_model = _Served(model, device, founded, kinds)
     return [_predicted(each, served_model) for each in runs]
 
 
@@ -123,14 +123,13 @@ class _Served:
     model: ServedModel
     device: Device
     founded: Mapping[str, Foundation]
-    longest: int
     times: Mapping[bool, StepTimes]
 
 
 def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     """One run, or the message why it cannot be."""
-    model, founded, longest = served_model.model, served_model.founded, served_model.longest
-    limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest + 1)
+    model, founded = served_model.model, served_model.founded
+    limits = Limits(each.max_num_tokens, min(each.max_num_seqs, each.max_num_tokens), longest_of(each) + 1)
     overlapped = each.async_scheduling
     room = _room(replace(model, limits=limits), served_model.device, each)
     try:
@@ -166,10 +165,12 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
 
 
 def _room(model: ServedModel, device: Device, run: PublishedRun) -> CacheRoom:
-    """What the device leaves, or else room for all."""
+    """What the device leaves, at least room for the longest request, which the run has served; or else room for all."""
     try:
         seq_len = run.prompt_len + run.output_len // 2
-        return cache_room(model, device, share=run.memory_share, seq_len=seq_len)
+        room = cache_room(model, device, share=run.memory_share, seq_len=seq_len)
+        least = room_for_all(replace(model.limits, max_num_seqs=1)) + room.of_states
+        return replace(room, num_blocks=max(room.num_blocks, least))
     except DoolyError:
         return CacheRoom(room_for_all(model.limits))
 
