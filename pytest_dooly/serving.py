@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.operation import Coverage
-from pytest_dooly.core.signature import ServedModel, data_parallel_size, model_operations, served_key
+from pytest_dooly.core.signature import ServedModel, data_parallel_size, experts_of, model_operations, served_key
 from pytest_dooly.errors import ConfigurationError, DocumentError, TraceError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.findings import OPTIONS
@@ -23,7 +23,7 @@ __all__ = ["coverage_of", "serve", "serve_on"]
 
 
 class _NothingSharedError(ConfigurationError):
-    """Engines are to share the experts of a model that has none, on whatever device."""
+    """Ranks are to share experts of which there are none, or too few, on whatever device."""
 
 
 def serve(
@@ -55,7 +55,13 @@ def serve(
 
         traced, limits = trace(engine, configuration)
         model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
-        engines = configuration.options.data_parallel_size
+        engines, spread = configuration.options.data_parallel_size, configuration.options.expert_parallel_size
+        fewest = min((experts_of(each.signature) for each in model.operations if experts_of(each.signature)), default=0)
+        if 0 < fewest < spread:
+            raise _NothingSharedError(
+                f"ep {spread} spreads the {fewest} experts of {configuration.name} over more ranks than there are "
+                "experts: some would have none"
+            )
         if data_parallel_size(model) != engines:
             raise _NothingSharedError(
                 f"dp {engines} is for the experts of a mixture, which {configuration.name} has none of: its engines "

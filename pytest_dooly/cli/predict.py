@@ -10,7 +10,7 @@ from typing import Any
 from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.device import Device
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.comparison import candidate
@@ -96,12 +96,14 @@ def _step_on(
     ]
     shares = shares_of(step, bases)
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
-    document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
+    engines = data_parallel_size(model)
+    each = [f"so does each of {engines} engines, which share experts and wait for each other"] if engines > 1 else []
+    document |= {"device": device.name, "dp": engines, "shares": dataclasses.asdict(shares)}
     document["stand_in"] = stand_in(device, shares)
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)
     document["memory"] = {**dataclasses.asdict(held), "fits": held.fits}
-    return Answer(document, [format_founded_step(step, bases, within, device), format_footprint(held)])
+    return Answer(document, [format_founded_step(step, bases, within, device), *each, format_footprint(held)])
 
 
 def _workload_on(

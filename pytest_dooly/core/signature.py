@@ -27,6 +27,7 @@ __all__ = [
     "data_parallel_size",
     "dtype_bytes",
     "engines_of",
+    "experts_of",
     "fixed_size",
     "gathering_ranks",
     "is_weight_matrix",
@@ -196,6 +197,12 @@ def data_parallel_size(model: ServedModel) -> int:
 def engines_of(signature: Signature) -> int:
     """Engines whose tokens an operation works on together."""
     return int(dict(signature.attributes).get("data_parallel", 1))
+
+
+def experts_of(signature: Signature) -> int:
+    """Experts of a mixture, all ranks' together; 0 of other operations."""
+    attributes = dict(signature.attributes)
+    return int(attributes.get("num_experts", 0)) if signature.kind is OperationKind.MOE else 0
 
 
 def gathering_ranks(signature: Signature) -> int:

@@ -109,7 +109,8 @@ class StepTimes:
         self._engines = data_parallel_size(model)
         # The widest steps that were asked for: most decodes, longest contexts, longest chunk, chunk furthest in.
         self._most, self._longest, self._chunk, self._furthest = (0, 0.0), (0, 0.0), (0, 0), (0, 0)
-        self._told: dict[tuple[int, float, int], tuple[str, ...]] = {}
+        self._gathered = 0  # most tokens of all engines that share experts
+        self._told: dict[tuple[int, float, int, int], tuple[str, ...]] = {}
         operations = step_operations(model)
         check_regressors(model, operations, models)
         launches = [operation for operation in operations if is_launch(operation, models)]
@@ -144,6 +145,7 @@ class StepTimes:
             decodes = step.num_decodes, step.decode_tokens / step.num_decodes
             self._most = max(self._most, decodes)
             self._longest = max(self._longest, decodes, key=_second)
+        self._gathered = max(self._gathered, gathered)
         for chunk in step.chunks:
             self._chunk = max(self._chunk, chunk)
             self._furthest = max(self._furthest, chunk, key=_second)
@@ -176,9 +178,11 @@ class StepTimes:
 
     def _outside(self, query_len: int, context_len: float, count: int) -> tuple[str, ...]:
         """Of so many equal requests; found out once, since one workload after the other asks for the same widest."""
-        asked = query_len, context_len, count
+        asked = query_len, context_len, count, self._gathered if self._engines > 1 else 0
         if asked not in self._told:
             work = Work.of_batches([query_len], [context_len], [0], counts=[count])
+            if self._engines > 1:
+                work = dataclasses.replace(work, gathered=np.array([float(self._gathered)]))
             self._told[asked] = predict_steps(self.model, self.models, work, self._routing)[1]
         return self._told[asked]
 

@@ -139,8 +139,8 @@ class FamilyRegressor:
         furthest, line = 1.0, None
         for name, (low, high) in self.ranges.items():
             values = columns[name]
-            if name == "batch_size":
-                low = 0.0  # a chunk of a prompt is worth less than one prompt
+            if name in ("batch_size", "activated"):
+                low = 0.0  # a chunk of a prompt is worth less than one prompt; of few tokens a rank may get none
             if name == "context_len":
                 values = np.maximum(values, 1.0)  # a prompt of one token runs as a decode, and attends to one as well
             beyond = max(float(values.max()) / max(high, 1e-9), low / max(float(values.min()), 1e-9))

@@ -102,6 +102,22 @@ def test_a_step_of_one_engine_is_that_of_all_of_them(together: StepTimes) -> Non
     assert whole_s == pytest.approx(step.latency_s, rel=0.01)
 
 
+class Upto(Gathered):
+    """The same, known of up to a hundred tokens of all engines."""
+
+    def out_of_range(self, points: SweepPoint | Work) -> str | None:
+        most = Features(points if isinstance(points, Work) else Work.of([points]), None).gathered.max()
+        return f"{most:.0f} tokens" if most > 100 else None
+
+
+def test_what_lies_outside_counts_the_tokens_that_all_engines_had_together(together: StepTimes) -> None:
+    times = StepTimes(together.model, {**together.models, SHARED.key: Upto()})
+    times.step_s(Together([step_of([(90, 0)]), None, None, None]))
+    assert times.out_of_range() == ()  # not four times as many
+    times.step_s(Together([step_of([(90, 0)]), step_of([(20, 0)]), None, None]))
+    assert [line.rpartition(": ")[2] for line in times.out_of_range()] == ["110 tokens"]
+
+
 class Dearer:
     """Attention that takes 1 us a decode, 3 us beside prompts, and 10 us a prompt."""
 

@@ -20,6 +20,8 @@ from pytest_dooly.core.operation import REQUEST_SYMBOLS, Operation, OperationKin
 from pytest_dooly.core.signature import ServedModel, data_parallel_size, model_operations
 from pytest_dooly.engine.base import Engine
 from pytest_dooly.errors import ConfigurationError, TraceError, UntestedEngineWarning
+from pytest_dooly.latency_db.db import LatencyDB
+from pytest_dooly.serving import serve
 from pytest_dooly.tracing.trace import cover, observe, trace
 from tests.models import LLAMA
 from tests.samples import LIMITS
@@ -276,6 +278,24 @@ def test_engines_that_share_experts_have_attention_of_their_own(engine: Engine) 
     experts = next(each for each in recorded.operations if each.kind is OperationKind.MOE)
     shapes = {tensor.name: [str(dim) for dim in tensor.shape] for tensor in experts.inputs + experts.parameters}
     assert shapes["routed_experts.w2_weight"] == ["(num_local_experts // dp)", "hidden_size", "moe_intermediate_size"]
+
+
+@pytest.mark.parametrize(
+    ("model", "engines", "spread", "message"),
+    [
+        ("mixtral-8x7b", 16, 16, "ep 16 spreads the 8 experts"),
+        ("llama3.2-1b", 2, 1, "dp 2 is for the experts of a mixture, which llama3.2-1b has none"),
+    ],
+)
+def test_experts_that_are_not_there_are_not_shared(
+    engine: Engine, tmp_path: Path, model: str, engines: int, spread: int, message: str
+) -> None:
+    options = ServingOptions(device="cpu", data_parallel_size=engines, expert_parallel_size=spread)
+    configuration = resolve(model, options)
+    with LatencyDB.open(tmp_path / "latency.db") as db:
+        with pytest.raises(ConfigurationError, match=message):
+            serve(engine, configuration, db, engine.environment(configuration))
+        assert not db.models()
 
 
 def test_without_expert_parallelism_engines_share_each_expert(engine: Engine) -> None:
