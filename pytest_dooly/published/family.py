@@ -177,8 +177,11 @@ def _collective(signature: Signature, ranks: int) -> Part:
 
 
 def _ranks_of_rows(shape: Sequence[int | str]) -> int:
-    """Ranks that have a share each of a step's tokens, where a shape's rows are one's share: `-(num_tokens // -2)`."""
-    found = re.search(r"// -(\d+)\)", str(shape[0]))
+    """Ranks that have a share each of a step's tokens, where a shape's rows are one's share: `-(num_tokens // -2)`.
+
+    Or `((num_tokens + (PythonMod(-num_tokens, 2))) // 2)`, as it is rounded up elsewhere.
+    """
+    found = re.search(r"// -?(\d+)\)", str(shape[0]))
     return int(found[1]) if found else 1
 
 

@@ -154,10 +154,14 @@ def test_ranks_of_an_engine_that_each_have_a_share_of_its_tokens_all_gather_thei
     gather, scatter = parts_of(shared)[-2:]
     assert gather.sizes == scatter.sizes == (("ranks", 8),)
     assert (gather.columns, scatter.columns) == (2048 / 8, 2048)
-    share = dataclasses.replace(
-        collective("all_gather", 2048, 2), tensors=(("arg0", "bf16", ("-(num_tokens // -2)", 2048)),)
-    )
-    assert parts_of(share)[0].columns == 1024
+    for rows, columns in (
+        ("num_tokens", 2048),
+        ("-(num_tokens // -2)", 1024),
+        ("((num_tokens + (PythonMod(-num_tokens, 2))) // 2)", 1024),
+        ("num_tokens + (PythonMod(-num_tokens, 2))", 2048),
+    ):
+        share = dataclasses.replace(collective("all_gather", 2048, 2), tensors=(("arg0", "bf16", (rows, 2048)),))
+        assert parts_of(share)[0].columns == columns
 
 
 def test_a_router_and_shared_experts_have_precisions_of_their_own() -> None:

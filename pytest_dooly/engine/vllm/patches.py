@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -53,6 +53,7 @@ def without_weights(config: Any, origins: Origins) -> Iterator[None]:
         _attributes_of_parameters(),
         _never_moved_away(),
         _sums_within_kernels(),
+        _rows_filled_up(),
         # A line for the log that looks into a tensor's values.
         mock.patch.object(ExpertMapManager, "get_compressed_map_string", return_value=""),
     ):
@@ -138,6 +139,21 @@ def _never_moved_away() -> Iterator[None]:
         return module if args == ("meta",) else move(module, *args, **kwargs)
 
     with mock.patch.object(torch.nn.Module, "to", moved):
+        yield
+
+
+@contextmanager
+def _rows_filled_up() -> Iterator[None]:
+    """Rows that fill up what ranks share are put below the others: padding by a symbol has no fake kernel."""
+    pad = torch.nn.functional.pad
+
+    def padded(tensor: torch.Tensor, widths: Sequence[int], *args: Any, **kwargs: Any) -> torch.Tensor:
+        *others, more = widths
+        if not isinstance(more, torch.SymInt) or any(others):
+            return pad(tensor, widths, *args, **kwargs)
+        return torch.cat([tensor, tensor.new_empty((more, *tensor.shape[1:]))])
+
+    with mock.patch.object(torch.nn.functional, "pad", padded):
         yield
 
 

@@ -305,13 +305,18 @@ def test_without_expert_parallelism_engines_share_each_expert(engine: Engine) ->
     assert shapes["routed_experts.w2_weight"][1:] == ["hidden_size", "(moe_intermediate_size // dp)"]
 
 
-def test_ranks_of_engines_that_share_experts_have_a_share_of_tokens_each(engine: Engine) -> None:
+@pytest.mark.parametrize(("alias", "local"), [("qwen3-30b-a3b", 32), ("deepseek-v2-lite", 16)])
+def test_ranks_of_engines_that_share_experts_have_a_share_of_tokens_each(
+    engine: Engine, alias: str, local: int
+) -> None:
     """Sequence parallelism of mixtures, as vLLM calls it: what a rank sends to the experts is no other's."""
-    recorded = traced(engine, "qwen3-30b-a3b", tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=4)
+    skip_what_0_26_lacks(engine, alias)
+    recorded = traced(engine, alias, tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=4)
     experts = next(each for each in recorded.operations if each.kind is OperationKind.MOE)
-    assert {"data_parallel": 2, "sequence_parallel": 2, "num_local_experts": 32}.items() <= dict(
-        experts.attributes
-    ).items()
+    attributes = {"data_parallel": 2, "sequence_parallel": 2, "num_local_experts": local}
+    assert attributes.items() <= dict(experts.attributes).items()
+    sent = [op for op in model_operations(recorded) if op.signature.name == "all_gather"]
+    assert any("// " in str(op.signature.tensors[0][2][0]) for op in sent)  # half of the tokens each
 
 
 def test_formats_that_change_the_kernel_are_part_of_the_signature(engine: Engine) -> None:
