@@ -27,8 +27,8 @@ OF_A_KIND, OF_ANOTHER = 0.1, 0.3
 """Expected relative error that another GPU's latencies add: of one of the same compute capability that is no more than
 ALIKE times as fast or as slow, and of any other.
 
-From operations of GPUs that have tables of their own (`make bench-transfer`): 8 and 10 % between an H100 and an H200,
-whose bandwidths are 1.43 times apart; 15 to 79 % between generations, all eight pairs 30 % in the mean.
+From operations of GPUs that have tables of their own (`make bench-transfer`): 7 % between an H100 and an H200, whose
+bandwidths are 1.43 times apart; 16 to 70 % between generations, all eight pairs 27 % in the mean.
 """
 
 ALIKE = 1.5
