@@ -56,8 +56,8 @@ def serve(
         traced, limits = trace(engine, configuration)
         model = ServedModel(key, configuration.name, traced.architecture, limits, model_operations(traced))
         engines, spread = configuration.options.data_parallel_size, configuration.options.expert_parallel_size
-        fewest = min((experts_of(each.signature) for each in model.operations if experts_of(each.signature)), default=0)
-        if 0 < fewest < spread:
+        fewest = min(filter(None, (experts_of(each.signature) for each in model.operations)), default=spread)
+        if fewest < spread:
             raise _NothingSharedError(
                 f"ep {spread} spreads the {fewest} experts of {configuration.name} over more ranks than there are "
                 "experts: some would have none"

@@ -152,8 +152,8 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     centre = np.nanmedian if each.medians else np.nanmean
     tokens = sum(request.output_len for request in simulated.traffic.requests)
     at_once = max(round(float(simulated.latency_s.sum() / simulated.last_s.max())), 1)
-    decodes = -(-(each.concurrency or at_once) // each.engines)
-    steps = typical_steps(each.prompt_len, each.output_len, decodes, limits)
+    decodes = each.concurrency or at_once
+    steps = typical_steps(each.prompt_len, each.output_len, decodes, limits, engines=each.engines)
     return Predicted(
         float(centre(simulated.ttft_s)),
         float(centre(simulated.tpot_s)) if each.output_len > 1 else None,

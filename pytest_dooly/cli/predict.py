@@ -23,7 +23,7 @@ from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.footprint import footprint_of_batch
 from pytest_dooly.published.grounds import latency_models
 from pytest_dooly.regress.foreign import ForeignEstimator
-from pytest_dooly.report.device_report import format_footprint, format_founded_step, format_shares
+from pytest_dooly.report.device_report import format_footprint, format_founded_step, format_steps
 from pytest_dooly.report.terminal import workload_line
 from pytest_dooly.report.text import format_step
 
@@ -118,12 +118,9 @@ def _workload_on(
     """A workload on another GPU, with what its steps rest on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
-    steps = {"a step with a prompt": found.prefill}
-    if workload.output_len > 1:
-        steps["a decode step"] = found.shares
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
-        *(f"{step} {format_shares(shares, device)}" for step, shares in steps.items()),
+        *format_steps(found.prefill, found.shares if workload.output_len > 1 else None, device),
         format_footprint(found.footprint),
     ]
     return Answer(found.to_json() | dataclasses.asdict(found.prediction), lines)

@@ -16,7 +16,7 @@ from pytest_dooly.prediction.interval import is_mixture, log_width
 from pytest_dooly.prediction.shares import shares_at, stand_in
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.grounds import latency_models
-from pytest_dooly.report.device_report import format_shares
+from pytest_dooly.report.device_report import format_steps
 from pytest_dooly.report.figure import png_path
 from pytest_dooly.report.simulation_report import format_simulation, requests_path, save_requests, save_simulation
 from pytest_dooly.scheduling.clock import Server
@@ -105,8 +105,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
             document |= found.document() | {"may_overload": found.may_overload}
         document["shares"] = asdict(shares["tpot"])
         document["stand_in"] = stand_in(device, shares["tpot"])
-        steps = {"a step with a prompt": shares["ttft"], "a decode step": shares["tpot"]}
-        lines += [f"{step} {format_shares(of, device)}" for step, of in steps.items()]
+        lines += format_steps(shares["ttft"], shares["tpot"], device)
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
 

@@ -200,9 +200,9 @@ def engines_of(signature: Signature) -> int:
 
 
 def experts_of(signature: Signature) -> int:
-    """Experts of a mixture, all ranks' together; 0 of other operations."""
+    """Experts of a mixture, all ranks' together, or those of a rank where no more is said; 0 of other operations."""
     attributes = dict(signature.attributes)
-    return int(attributes.get("num_experts", 0)) if signature.kind is OperationKind.MOE else 0
+    return int(attributes.get("num_experts", attributes.get("num_local_experts", 0)))
 
 
 def gathering_ranks(signature: Signature) -> int:

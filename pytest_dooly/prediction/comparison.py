@@ -113,8 +113,8 @@ def candidate(
         prediction = predict_served(StepTimes(model, models, routing=routing, overlapped=True), workload, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{model.name}: {error}") from error
-    decodes = -(-workload.concurrency // data_parallel_size(model))
-    steps = typical_steps(workload.prompt_len, workload.output_len, decodes, model.limits)
+    engines = data_parallel_size(model)
+    steps = typical_steps(workload.prompt_len, workload.output_len, workload.concurrency, model.limits, engines=engines)
     prefill, decode = (
         shares_at(model, founded, steps[figure], routing=routing, overlapped=True) for figure in ("ttft", "tpot")
     )

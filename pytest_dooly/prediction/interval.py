@@ -90,7 +90,9 @@ class Interval:
         return cls(predicted_s / factor, predicted_s * factor)
 
 
-def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits) -> dict[Figure, Batch]:
+def typical_steps(
+    prompt_len: int, output_len: int, decodes: int, limits: Limits, *, engines: int = 1
+) -> dict[Figure, Batch]:
     """The steps that figures mostly consist of: one with a prompt, and one of decodes half-way through their outputs.
 
     Args:
@@ -98,10 +100,11 @@ def typical_steps(prompt_len: int, output_len: int, decodes: int, limits: Limits
         output_len: tokens of an output.
         decodes: requests at once; as many of them as a step takes.
         limits: of a step.
+        engines: that step together, each with its share of the decodes.
     """
     return {
         "ttft": Batch.uniform(1, min(prompt_len, limits.max_num_tokens), 0),
-        "tpot": Batch.uniform(min(decodes, limits.max_num_seqs), 1, prompt_len + output_len // 2),
+        "tpot": Batch.uniform(min(-(-decodes // engines), limits.max_num_seqs), 1, prompt_len + output_len // 2),
     }
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.operation import ADMISSION, LAUNCH, STEP, OperationKind
 from pytest_dooly.core.routing import TRAINED, RoutingDistribution
-from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature, engines_of
+from pytest_dooly.core.signature import ModelOperation, ServedModel, Signature, engines_of, experts_of
 from pytest_dooly.core.work import Work, features_of
 from pytest_dooly.errors import ConfigurationError, MissingMeasurements
 from pytest_dooly.published.graphs import LayerLaunches
@@ -177,7 +177,7 @@ def work_of(signature: Signature, steps: Work, routing: RoutingDistribution) -> 
         return Work.of_sizes(sizes)
     attributes = dict(signature.attributes)
     local, top_k = int(attributes["num_local_experts"]), int(attributes["top_k"])
-    experts = int(attributes.get("num_experts", local))
+    experts = experts_of(signature)
     engines = engines_of(signature)
     gathered = steps.gathered if steps.gathered is not None else engines * sizes
     activated, busiest = routing.expectations(gathered, experts, top_k)

@@ -16,7 +16,6 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,11 +115,11 @@ class StepTimes:
         launches = [operation for operation in operations if is_launch(operation, models)]
         hidden = [operation for operation in operations if overlapped and is_hosts(operation)]
         beside = [o for o in operations if not is_launch(o, models) and o not in hidden]
-        tables = partial(_tables, model, models, routing)
-        self._all = tables(beside)
-        self._hosts = tables(hidden) if hidden else None
-        self._launched = tables(launches) if launches else None
-        self._forward = tables(filter(is_in_forward, operations)) if launches else None
+        forward = [operation for operation in operations if is_in_forward(operation)]
+        self._all = _Tables(model, beside, models, routing)
+        self._hosts = _Tables(model, hidden, models, routing) if hidden else None
+        self._launched = _Tables(model, launches, models, routing) if launches else None
+        self._forward = _Tables(model, forward, models, routing) if launches else None
 
     def step_s(self, step: Shape) -> float:
         """Seconds of a step; of a `Together`, until the last of the engines is done."""
@@ -191,10 +190,14 @@ class _Tables:
     """Of some of a model's operations, whose latencies add up."""
 
     def __init__(
-        self, model: ServedModel, models: Mapping[str, LatencyModel], routing: RoutingDistribution, engines: int
+        self,
+        model: ServedModel,
+        operations: Sequence[ModelOperation],
+        models: Mapping[str, LatencyModel],
+        routing: RoutingDistribution,
     ) -> None:
         self._models, self._routing = models, routing
-        limits, operations = model.limits, model.operations
+        limits, engines = model.limits, data_parallel_size(model)
         by_tokens = _only(model, (o for o in operations if o.signature.swept in ("num_tokens", "routing")))
         by_all = _only(model, (o for o in operations if engines_of(o.signature) > 1))
         by_reqs = _only(model, (o for o in operations if o.signature.swept == "num_reqs"))
@@ -204,13 +207,13 @@ class _Tables:
             _sizes(limits.max_num_tokens),
             lambda sizes: Work.of_sizes(sizes, gathered=_fewest(sizes, engines)),
         )
-        # Beyond one token of each engine, what all engines have together adds.
-        self._of_all = self._line(
+        of_all = self._line(
             by_all,
             _sizes_of_all(engines * limits.max_num_tokens, engines),
             lambda sizes: Work.of_sizes(np.ones_like(sizes), gathered=sizes),
         )
-        self._least_of_all_s = self._of_all[engines]
+        # Beyond one token of each engine, what all engines have together adds.
+        self._of_all = [each - of_all[engines] for each in of_all]
         self._of_reqs = self._line(
             by_reqs,
             _sizes(limits.max_num_seqs),
@@ -241,7 +244,7 @@ class _Tables:
         """Seconds of a step that computes with so many tokens, and with those of all engines in shared experts."""
         decodes, chunks = places
         total_s = self._of_tokens[computed] + self._of_reqs[step.num_decodes + len(chunks)]
-        total_s += self._of_all[gathered] - self._least_of_all_s
+        total_s += self._of_all[gathered]
         if decodes is not None:
             total_s += self._decodes_s(decodes, step.num_tokens - step.num_decodes)
         for chunk in chunks:
@@ -295,15 +298,6 @@ class _Tables:
 
     def _predict(self, part: ServedModel, work: Work) -> Array:
         return predict_steps(part, self._models, work, self._routing)[0]
-
-
-def _tables(
-    model: ServedModel,
-    models: Mapping[str, LatencyModel],
-    routing: RoutingDistribution,
-    operations: Iterable[ModelOperation],
-) -> _Tables:
-    return _Tables(_only(model, operations), models, routing, data_parallel_size(model))
 
 
 def _fewest(sizes: Array, engines: int) -> Array | None:

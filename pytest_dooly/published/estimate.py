@@ -93,13 +93,10 @@ class Estimate:
             return LAUNCH_S + bytes_sent(self.signature, features) / self.device.link_bytes_per_s
         speed = self.device.flops_per_s * speedup(weight_precision(self.signature), self.device)
         compute_s = flops(self.signature, features) / speed
+        memory_s = bytes_of(self.signature, features) / self.device.memory_bytes_per_s
         gathered_s = bytes_gathered(self.signature, features) / self.device.link_bytes_per_s
-        others_s = (kernels_of(self.signature) - 1) * LAUNCH_S
-        return (
-            others_s
-            + gathered_s
-            + reached_s(compute_s, bytes_of(self.signature, features) / self.device.memory_bytes_per_s)
-        )
+        others_s = (kernels_of(self.signature) - 1) * LAUNCH_S  # those besides the first
+        return others_s + gathered_s + reached_s(compute_s, memory_s)
 
     def out_of_range(self, points: SweepPoint | Work) -> str | None:
         """None: an estimate has no measured range."""

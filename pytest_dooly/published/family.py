@@ -21,7 +21,15 @@ import numpy.typing as npt
 from pytest_dooly.core.environment import content_hash
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.published_latency import PublishedLatency
-from pytest_dooly.core.signature import FLOATS, Signature, engines_of, gathering_ranks, is_weight_matrix
+from pytest_dooly.core.signature import (
+    FLOATS,
+    Signature,
+    TensorIdentity,
+    engines_of,
+    experts_of,
+    gathering_ranks,
+    is_weight_matrix,
+)
 from pytest_dooly.core.work import Features, Work
 
 __all__ = [
@@ -204,10 +212,7 @@ def rest_of(signature: Signature) -> Signature | None:
     """What an operation does besides its parts, as one without their weights; None where they are all of it."""
     if signature.kind is not OperationKind.MIXER:
         return None
-    tensors = tuple(
-        tensor for tensor in signature.tensors if not (is_weight_matrix(tensor[0], tensor[2]) and len(tensor[2]) == 2)
-    )
-    return dataclasses.replace(signature, tensors=tensors)
+    return dataclasses.replace(signature, tensors=tuple(each for each in signature.tensors if not _is_of_product(each)))
 
 
 def columns_of(part: Part, work: Work) -> Columns:
@@ -360,7 +365,7 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
     gated = not str(attributes.get("activation", "")).endswith("_no_mul")
     wide = next(shape for role, shape in shapes.items() if role.endswith("w13_weight"))
     sizes = {
-        "experts": int(attributes.get("num_experts", attributes["num_local_experts"])),
+        "experts": experts_of(signature),
         "hidden_size": _columns(signature),
         "intermediate_size": int(wide[1]) // 2 if gated else round(int(wide[1]) * 2 / 3),
         "local_experts": int(attributes["num_local_experts"]),
@@ -373,11 +378,14 @@ def _moe(signature: Signature, precision: str) -> tuple[Part, ...]:
 
 def _products(signature: Signature, precision: str) -> tuple[Part, ...]:
     """The matrix products that an operation encloses, with weights of their own."""
-    return tuple(
-        _gemm(_beside(dtype, precision), int(shape[0]), int(shape[1]))
-        for role, dtype, shape in signature.tensors
-        if is_weight_matrix(role, shape) and len(shape) == 2
-    )
+    weights = filter(_is_of_product, signature.tensors)
+    return tuple(_gemm(_beside(dtype, precision), int(shape[0]), int(shape[1])) for _, dtype, shape in weights)
+
+
+def _is_of_product(tensor: TensorIdentity) -> bool:
+    """Whether a tensor is the weight of one matrix product, and not of each expert or of a convolution."""
+    role, _, shape = tensor
+    return is_weight_matrix(role, shape) and len(shape) == 2
 
 
 def _gathering(signature: Signature) -> tuple[Part, ...]:

@@ -32,7 +32,6 @@ from pytest_dooly.published.family import (
     lone_parts_of,
     mixed_part_of,
     parts_of,
-    rest_of,
     running,
     table_of,
 )
@@ -121,9 +120,7 @@ class Grounds:
         if not parts or len(known) < len(parts):
             return Foundation(estimate, Basis("estimate", 0, (f"data sheet of {self.device.product}",), None))
         captured = limits.captured_tokens if is_padded(signature) else 0
-        besides = rest_of(signature)
-        rest = None if besides is None else Estimate(besides, self.device)
-        founded = PartsModel(known, estimate, self._mixed(signature), captured, rest)
+        founded = PartsModel(known, estimate, self._mixed(signature), captured)
         _, errors = founded.predict(work)
         exact = all(part.sizes in regressor.rows for part, regressor in known)
         # Several parts can rest on one regressor, whose latencies count once.
@@ -135,9 +132,9 @@ class Grounds:
         own = all(isinstance(regressor, FamilyRegressor) for _, regressor in known)
         lent = not own and isinstance(founded.most_of(work), AnotherPrecision)
         near = all(regressor.spans(part) and len(regressor.rows) >= _FEWEST_SIZES for part, regressor in known)
-        whole = own and exact and rest is None
+        whole = own and exact and founded.rest is None
         kind: BasisKind = "another precision" if lent else "published" if whole else "across sizes"
-        reliable = near and not lent and rest is None
+        reliable = near and not lent and founded.rest is None
         return Foundation(founded, Basis(kind, sum(rows.values()), sources, float(np.mean(errors)), reliable))
 
     def _surest(self, part: Part, work: Work) -> KernelModel | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from pytest_dooly.core.work import Work
 from pytest_dooly.published.another_precision import KernelModel
 from pytest_dooly.published.basis import Basis, BasisKind, Foundation
 from pytest_dooly.published.estimate import EXPECTED_ERROR, Estimate
-from pytest_dooly.published.family import Columns, Part, columns_of, running
+from pytest_dooly.published.family import Columns, Part, columns_of, rest_of, running
 from pytest_dooly.published.graphs import padded
 from pytest_dooly.published.transfer import Transferred
 
@@ -32,14 +33,18 @@ class PartsModel:
         estimate: of the operation.
         mixed: in place of the parts where a step has prompts and decodes; None for the sum of both.
         captured_tokens: most tokens of a step that is padded to a captured size; 0 where none is.
-        rest: estimate of what the operation does besides its parts; None where they are all.
     """
 
     parts: tuple[tuple[Part, KernelModel], ...]
     estimate: Estimate
     mixed: tuple[Part, KernelModel] | None = None
     captured_tokens: int = 0
-    rest: Estimate | None = None
+
+    @cached_property
+    def rest(self) -> Estimate | None:
+        """Estimate of what the operation does besides its parts; None where they are all."""
+        besides = rest_of(self.estimate.signature)
+        return None if besides is None else replace(self.estimate, signature=besides)
 
     @property
     def grounds(self) -> str:

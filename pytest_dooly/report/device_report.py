@@ -79,6 +79,18 @@ def format_shares(shares: Shares, device: Device | None = None) -> str:
     return f"rests on: {', '.join(parts)}{error}"
 
 
+def format_steps(prefill: Shares, decode: Shares | None, device: Device) -> list[str]:
+    """A line on what each kind of step rests on.
+
+    Args:
+        prefill: shares of a step with a prompt.
+        decode: of a step of decodes; None where there is none.
+        device: as of `format_shares`.
+    """
+    steps = {"a step with a prompt": prefill, "a decode step": decode}
+    return [f"{step} {format_shares(shares, device)}" for step, shares in steps.items() if shares is not None]
+
+
 def format_budgets(budgets: Sequence[Budget], *, price: float | None = None) -> str:
     """What profiling each model would take, operation by operation where there is one, and all together.
 

@@ -302,7 +302,7 @@ def steps_of(simulated: Simulated, limits: Limits, engines: int = 1) -> dict[Fig
     prompt_len = round(float(np.mean([request.prompt_len for request in requests])))
     output_len = round(float(np.mean([request.output_len for request in requests])))
     decodes = round(float(np.mean([step.num_decodes for step in simulated.steps if step.num_decodes] or [1])))
-    return typical_steps(prompt_len, output_len, -(-decodes // engines), limits)
+    return typical_steps(prompt_len, output_len, decodes, limits, engines=engines)
 
 
 def added_by_server_s(device: object | None) -> float:

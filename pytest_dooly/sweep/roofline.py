@@ -13,6 +13,7 @@ from pytest_dooly.core.signature import (
     Signature,
     dtype_bytes,
     engines_of,
+    experts_of,
     fixed_size,
     gathering_ranks,
     is_weight_matrix,
@@ -83,13 +84,15 @@ def _output_bytes(signature: Signature) -> float:
 def flops(signature: Signature, of: Features) -> Array:
     """Two for each weight and row, four for each attended pair and channel; shape (points,)."""
     attributes: Mapping[str, str | int | float | bool] = dict(signature.attributes)
-    experts = attributes.get("num_experts", attributes.get("num_local_experts", 1))
-    met = float(attributes.get("top_k", 1)) / float(experts)  # of the weights, which are those of one rank's experts
+    # Of the weights, which are those of one rank's experts.
+    met = float(attributes.get("top_k", 1)) / max(experts_of(signature), 1)
     weights = routed = 0.0
     for role, _, shape in signature.tensors:
         if is_weight_matrix(role, shape) and signature.kind is not OperationKind.EMBEDDING:
-            routed += fixed_size(shape) * met * (len(shape) > 2)
-            weights += fixed_size(shape) * (len(shape) <= 2)
+            if len(shape) > 2:
+                routed += met * fixed_size(shape)
+            else:
+                weights += fixed_size(shape)
     channels = float(attributes.get("num_heads", 0)) * float(attributes.get("head_size", 0))
     pairs = of.work.sum(of.pairs) if signature.kind is OperationKind.ATTENTION else np.zeros(len(of.work))
     return 2 * (weights * of.tokens + routed * of.gathered) + 4 * channels * pairs
@@ -105,8 +108,9 @@ def bytes_sent(signature: Signature, of: Features) -> Array:
 
 def bytes_gathered(signature: Signature, of: Features) -> Array:
     """Bytes that a rank sends of what engines that share experts gather and sum, shape (points,)."""
-    ranks = gathering_ranks(signature)
-    return 2 * _gathered_row_bytes(signature) * of.gathered * (ranks - 1) / ranks
+    ranks = np.array(float(gathering_ranks(signature)))
+    whole = _gathered_row_bytes(signature) * of.gathered
+    return whole / ranks * sent("all_gather", ranks) + whole * sent("reduce_scatter", ranks)
 
 
 def _gathered_row_bytes(signature: Signature) -> float:

@@ -49,7 +49,7 @@ def test_what_no_part_is_of_is_estimated_besides() -> None:
     products, rest = parts_of(MAMBA), rest_of(MAMBA)
     assert rest is not None
     known = tuple((part, regressor(part.family, 1e-3)) for part in products)
-    model = PartsModel(known, Estimate(MAMBA, DEVICE), rest=Estimate(rest, DEVICE))
+    model = PartsModel(known, Estimate(MAMBA, DEVICE))
     points = [SweepPoint(batch=Batch.parse("8x1+100"))]
     rest_s = float(Estimate(rest, DEVICE).predict_s(points)[0])
     latencies_s, errors = model.predict(points)
