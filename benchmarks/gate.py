@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,9 @@ from pytest_dooly.drift.exposure import Exposure
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
-from pytest_dooly.gating import Gate, GateOptions, Starts, TakesTurns, Taking
+from pytest_dooly.gating import Gate, GateOptions, Starts, TakesTurns
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
-from pytest_dooly.other_engine import OtherEngine
 from pytest_dooly.serving import serve
 from pytest_dooly.sweep.grid import kv_tokens
 
@@ -176,7 +175,7 @@ class _Recorded(Gate):
     def _alone(self, key: str, _: Sequence[Exposure]) -> list[Starts]:
         for position, turn in enumerate(self.turns):
             self._db.keep_gate_turn(key, position, turn)
-        return [Starts(self.turns, [])]
+        return [Starts(self.turns)]
 
 
 def again(path: Path) -> list[Run]:
@@ -226,13 +225,10 @@ class _Bench:
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
         options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
-        taking: Taking | None = None
-        if self._against is None:
-            taking = self._taking(slowdown)
-        elif slowdown is not None:
-            taking = self._taking_apart(slowdown)
-        gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=taking)
-        found = gate.run()
+        taking = self._taking(slowdown)
+        with nullcontext(Path(sys.executable)) if slowdown is None else self._slowed(slowdown) as python:
+            gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=taking, python=python)
+            found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
         return Run(slowdown, label, found, time.perf_counter() - begin_s)
 
@@ -266,21 +262,15 @@ class _Bench:
 
         return taking
 
-    def _taking_apart(self, slowdown: Slowdown) -> Callable[[Sequence[Batch]], Any]:
-        """Turns of an engine in a process of its own, as --dooly-against has it, slowed down."""
-
-        @contextmanager
-        def taking(batches: Sequence[Batch]) -> Iterator[TakesTurns]:
-            kept = kv_tokens(self._model.limits)
-            with tempfile.TemporaryDirectory() as folder:
-                python, layers = Path(folder) / "python", self._nearest(slowdown.share).layers
-                command = [sys.executable, "-P", str(SLOWED), str(slowdown.slower), *layers]
-                python.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
-                python.chmod(0o755)
-                with OtherEngine(python, self._engine.name, self._configuration, batches, kv_tokens=kept) as engine:
-                    yield engine.turn
-
-        return taking
+    @contextmanager
+    def _slowed(self, slowdown: Slowdown) -> Iterator[Path]:
+        """What stands for an interpreter whose engine is slowed down."""
+        with tempfile.TemporaryDirectory() as folder:
+            python, layers = Path(folder) / "python", self._nearest(slowdown.share).layers
+            command = [sys.executable, "-P", str(SLOWED), str(slowdown.slower), *layers]
+            python.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
+            python.chmod(0o755)
+            yield python
 
     def _nearest(self, share: float) -> ModelOperation:
         return nearest(self._model, self._shares, share)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +22,7 @@ from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
 from pytest_dooly.drift.change import (
+    BLOCKS,
     FEWEST_CALM,
     Timed,
     paired_changes,
@@ -52,8 +53,9 @@ __all__ = ["BrokenGate", "Gate", "GateOptions", "Starts", "TakesTurns", "Taking"
 _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
-_IS_NEW_FIRST = (True, False)
-"""Of each start of two engines that take turns."""
+_NEW_FIRST = (True, False, False, True)
+"""Of each start of two engines that take turns. A start makes single operations up to 3 % faster or slower, now and
+then 9 %, so that two starts may say different things of one; what drifts along the four cancels."""
 
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
@@ -103,10 +105,12 @@ class Starts:
     Attributes:
         turns: of this engine.
         olds: of the one that it is compared with, each beside one of those; empty where that is of earlier runs.
+        new_first: whether this engine was opened before the other.
     """
 
     turns: Sequence[Turn]
-    olds: Sequence[Turn]
+    olds: Sequence[Turn] = ()
+    new_first: bool = True
 
 
 class Gate:
@@ -126,6 +130,7 @@ class Gate:
         options: GateOptions,
         *,
         taking: Taking | None = None,
+        python: Path = Path(sys.executable),
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Looks for a baseline.
@@ -136,7 +141,9 @@ class Gate:
             model: what is served.
             db: where runs are and go to.
             options: what is asked.
-            taking: what takes turns over some steps, while its context lasts; None for an engine that is started.
+            taking: what takes turns over some steps, while its context lasts, for earlier runs; None for an engine that
+                is started.
+            python: interpreter that starts this engine where another one takes turns with it.
             progress: called with a line before anything that takes seconds.
 
         Raises:
@@ -148,7 +155,7 @@ class Gate:
         self.found: Found | None = None
         self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
         self._progress = progress
-        self._taking = taking or (self._here if options.against is None else self._apart)
+        self._taking, self._python = taking or self._here, python
         self._learnt: dict[frozenset[Place], Sequence[Earlier]] = {}
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
@@ -283,53 +290,51 @@ class Gate:
         finally:
             session.close()
 
-    @contextmanager
-    def _apart(self, batches: Sequence[Batch]) -> Iterator[TakesTurns]:
-        """This interpreter's engine in a process of its own, as the one that it is compared with has one."""
-        with self._started(Path(sys.executable), batches) as started:
-            yield started.turn
-
-    def _started(self, python: Path, batches: Sequence[Batch]) -> OtherEngine:
-        """An interpreter's engine, which starts as its context does."""
-        from pytest_dooly.other_engine import OtherEngine
-
-        self._progress(f"starting the engine of {python}")
-        kept = kv_tokens(self.model.limits)
-        return OtherEngine(python, self._engine.name, self._configuration, batches, kv_tokens=kept)
-
     def _alone(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
         """Turns of one engine, for runs that came before."""
         with self._taking(_batches_of(spent)) as new:
             self._announce()
             turns = list[Turn]()
-            self._take_turns(spent, [], Starts(turns, []), [(new, turns, key)])
-        return [Starts(turns, [])]
+            self._take_turns(spent, [], Starts(turns), [(new, turns, key)])
+        return [Starts(turns)]
 
     def _beside(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
-        """Turns of two engines beside each other, both started twice: the one that is started first is the slower one.
+        """Turns of two engines beside each other, each started anew several times, in a process of its own.
 
-        By 0.4 to 2.8 % in TPOT, whichever it is, on the machine that this was measured on (`make bench-gate`).
+        The one that is opened first is the slower one, by 0.4 to 2.8 % in TPOT, whichever it is, on the machine that
+        this was measured on (`make bench-gate`).
         """
         against = self._options.against
         assert against is not None
-        batches, other = _batches_of(spent), None
+        other = None
         taken = list[Starts]()
-        for is_new_first in _IS_NEW_FIRST:
+        for number, new_first in enumerate(_NEW_FIRST, start=1):
+            self._progress(f"starting both engines, {number} of {len(_NEW_FIRST)}")
             with ExitStack() as engines:
-                new = engines.enter_context(self._taking(batches)) if is_new_first else None
-                old = engines.enter_context(self._started(against, batches))
-                self._check_alike(old.environment)
+                new, old = (engines.enter_context(self._other(each, spent)) for each in (self._python, against))
+                if new_first:
+                    new.open()
+                environment = old.open()
+                self._check_alike(environment)
                 if other is None:
-                    self._announce()
-                    self.baseline = Baseline((), (), old.environment, self._regressors())
-                    other = self._begin_other(old.environment)
-                new = new or engines.enter_context(self._taking(batches))
+                    self.baseline = Baseline((), (), environment, self._regressors())
+                    other = self._begin_other(environment)
+                if not new_first:
+                    new.open()
                 turns, olds = list[Turn](), list[Turn]()
-                self._take_turns(spent, taken, Starts(turns, olds), [(new, turns, key), (old.turn, olds, other)])
-                taken.append(Starts(turns, olds))
+                start = Starts(turns, olds, new_first)
+                self._take_turns(spent, taken, start, [(new.turn, turns, key), (old.turn, olds, other)])
+                taken.append(start)
         if other is not None:
             self._db.finish_gate_run(other, "compared with", {}, is_baseline=False)
         return taken
+
+    def _other(self, python: Path, spent: Sequence[Exposure]) -> OtherEngine:
+        """An interpreter's engine, which begins to start as its context does."""
+        from pytest_dooly.other_engine import OtherEngine
+
+        kept = kv_tokens(self.model.limits)
+        return OtherEngine(python, self._engine.name, self._configuration, _batches_of(spent), kv_tokens=kept)
 
     def _check_alike(self, environment: Environment) -> None:
         if not alike(environment, self._environment):
@@ -350,13 +355,13 @@ class Gate:
         engines: Sequence[tuple[TakesTurns, list[Turn], str]],
     ) -> None:
         """Until a slowdown of the limit would be seen, or these starts' part of the budget is spent."""
-        starts = 1 if len(engines) == 1 else len(_IS_NEW_FIRST)
-        budget_s, fewest = self._options.budget_s / starts, _FEWEST // starts
+        starts = 1 if len(engines) == 1 else len(_NEW_FIRST)
+        budget_s, fewest = self._options.budget_s / starts, max(BLOCKS, _FEWEST // starts)
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)
         while len(taken.turns) < fewest or time.perf_counter() - start_s < budget_s:
             for take, turns, run in engines if len(taken.turns) % 2 else reversed(engines):
-                turns.append(_unbroken(take))
+                turns.append(replace(_unbroken(take), start=len(before)))
                 self._db.keep_gate_turn(run, done + len(turns) - 1, turns[-1])
             if len(taken.turns) >= ask:
                 ask = max(ask + 1, ask * _MORE)
@@ -441,7 +446,7 @@ class Gate:
             told = partial(profiled_changes, new, levels_s, _errors(profiled, spent))
             found = Comparison(told(figures), told(operations), 0.0)
         elif pairs:
-            told = partial(paired_changes, pairs)
+            told = partial(paired_changes, pairs, [each.new_first for each in taken])
             found = Comparison(told(figures), told(operations, apart=True), 0.0)
         else:
             found = compared(new, runs, figures, operations, () if alone else self._earlier(seen, operations))

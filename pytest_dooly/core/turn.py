@@ -52,6 +52,7 @@ class Turn(Document):
         spent_s: wall time of the turn.
         held: share of that in which the thread that takes it had a processor; less where other processes want it.
         others: share of all processors that other processes had, 0.5 for one of two.
+        start: number of the engine's start that it is of, from 0.
     """
 
     references_s: Mapping[str, float]
@@ -59,6 +60,7 @@ class Turn(Document):
     spent_s: float
     held: float = 1.0
     others: float = 0.0
+    start: int = 0
 
     @property
     def is_calm(self) -> bool:

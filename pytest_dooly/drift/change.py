@@ -266,20 +266,27 @@ def _told_by(others: Sequence[Sequence[Array]]) -> _Others:
 
 
 def paired_changes(
-    pairs: Sequence[tuple[Timed, Timed]], sums: Mapping[str, Weights], *, apart: bool = False
+    pairs: Sequence[tuple[Timed, Timed]],
+    new_first: Sequence[bool],
+    sums: Mapping[str, Weights],
+    *,
+    apart: bool = False,
 ) -> dict[str, Change]:
     """Change of every sum between two engines that took turns, by name: the mean over their starts.
+
+    How far the starts are apart is an error as well, but for what the order of opening does.
 
     Args:
         pairs: of every time that both were started, turns of the new one and as many of the other, each beside one of
             those.
+        new_first: of the same times, whether the new one was opened before the other.
         sums: weighted sums of latencies, by name.
-        apart: whether sums have nothing in common, as operations have not; how far each is apart from start to start,
-            beside the others, is then as unsure as it is.
+        apart: whether sums have nothing in common, as operations have not: each then has starts of its own. All figures
+            have the same.
     """
     floor = _FLOOR_APART if apart else _FLOOR
-    medians, errors = dict[str, Array](), dict[str, float]()
-    for name, weights in sums.items():
+    starts, errors = [], []
+    for weights in sums.values():
         found, variances = [], []
         for new, old in pairs:
             references = new.references - old.references
@@ -287,15 +294,41 @@ def paired_changes(
             (median,), variance = _levels([values], [references], about=np.zeros(references.shape[1]))
             found.append(float(median))
             variances.append(_UNDERSTATED * variance + 2 * floor**2)
-        medians[name], errors[name] = np.array(found), math.sqrt(sum(variances)) / len(pairs)
+        starts.append(found)
+        errors.append(math.sqrt(sum(variances)) / len(pairs))
+    medians = np.array(starts)
+    between = (_between if apart else _between_alike)(medians, np.array(new_first)) / math.sqrt(len(pairs))
     freedom = 2 * (BLOCKS - 1.0) * len(pairs)
-    told = {name: Change(float(medians[name].mean()), errors[name], freedom) for name in sums}
-    if apart and len(pairs) > 1 and len(sums) > _FEWEST_OTHERS:
-        first = np.median(list(medians.values()), axis=0)  # what being started first does to all alike
-        for name, change in told.items():
-            between = float(np.std(medians[name] - first, ddof=1)) / math.sqrt(len(pairs))
-            told[name] = change.less_sure(between, TAILS)
-    return told
+    return {
+        name: Change(float(of.mean()), error, freedom).less_sure(float(more), TAILS)
+        for name, of, error, more in zip(sums, medians, errors, between, strict=True)
+    }
+
+
+def _between(medians: Array, _: npt.NDArray[np.bool_]) -> Array:
+    """Standard deviation of each operation's starts, beside the other operations of the same start; of few, 0.
+
+    Args:
+        medians: shape (operations, starts).
+    """
+    if medians.shape[1] < 2 or len(medians) <= _FEWEST_OTHERS:
+        return np.zeros(len(medians))
+    return np.asarray(np.std(medians - np.median(medians, axis=0), axis=1, ddof=1))
+
+
+def _between_alike(medians: Array, new_first: npt.NDArray[np.bool_]) -> Array:
+    """Standard deviation of starts of either order, the same for all figures; of a single start in an order, 0.
+
+    Args:
+        medians: shape (figures, starts).
+        new_first: shape (starts,).
+    """
+    orders = [medians[:, new_first == first] for first in (True, False)]
+    freedom = sum(max(0, of.shape[1] - 1) for of in orders)
+    if not freedom:
+        return np.zeros(len(medians))
+    apart = sum(float(np.sum(np.var(of, axis=1))) * of.shape[1] for of in orders if of.shape[1])
+    return np.full(len(medians), math.sqrt(apart / freedom / len(medians)))
 
 
 def profiled_changes(

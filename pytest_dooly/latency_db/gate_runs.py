@@ -105,9 +105,10 @@ def _run(row: Row, environment: Environment) -> GateRun:
 
 def _rounded(document: dict[str, Any]) -> dict[str, Any]:
     """Six digits, a tenth of what any clock resolves, which halves what a run takes in the file."""
-    return {
-        name: {key: float(f"{each:.6g}") for key, each in value.items()}
-        if isinstance(value, dict)
-        else float(f"{value:.6g}")
-        for name, value in document.items()
-    }
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: rounded(each) for name, each in value.items()}
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return {name: rounded(value) for name, value in document.items()}

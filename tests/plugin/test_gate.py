@@ -442,8 +442,7 @@ def test_another_interpreter_s_engine_takes_turns(pytester: pytest.Pytester, pla
     assert beside.ret in (0, DRIFT, UNDECIDED)
     document = json.loads((place / "o.json").read_text())
     assert document["interleaved"]
-    starts = [line for line in beside.outlines if f"starting the engine of {sys.executable}" in line]
-    assert len(starts) == 4  # both, in both orders
+    assert sum("starting both engines" in line for line in beside.outlines) == 4  # twice in either order
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         new, old = db.gate_runs()
         assert len(db.gate_turns(new.key)) == len(db.gate_turns(old.key)) == document["turns"]

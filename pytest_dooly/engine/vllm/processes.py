@@ -53,13 +53,19 @@ class OwnProcess:
 
     def ask(self, line: str) -> str:
         """Writes a line to it, waits for its answer; an empty one where it has died."""
+        self.tell(line)
+        return self.answer()
+
+    def tell(self, line: str) -> None:
+        """Writes a line to it; where it has died nobody reads it."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            return ""
+
+    def answer(self) -> str:
+        """Waits for its answer to the oldest line that has none yet; an empty one where it has died."""
+        assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
     def last_lines(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -115,7 +117,10 @@ class VllmSession:
         """Frees what the engine holds."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        rendezvous = urlsplit(self._llm.llm_engine.model_executor.driver_worker.worker.distributed_init_method)
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm, self._requests, self._running, self._ballast
         cleanup_dist_env_and_memory()
+        if rendezvous.scheme == "file":
+            Path(rendezvous.path).unlink(missing_ok=True)  # of a single process, which vLLM leaves behind
         self._files.close()
