@@ -158,11 +158,12 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
         rest = [None] * (asked.runs - len(plan)) + [each for each in SLOWDOWNS for _ in range(asked.slowed)]
         random.Random(0).shuffle(rest)
         runs: list[Run] = []
-        for place, slowdown in enumerate([*plan, *rest]):
-            if place % asked.reopen == 0:
-                bench.close()
-            runs.append(bench.run(slowdown))
-            _say(len(runs), runs[-1])
+        with contextlib.suppress(KeyboardInterrupt):  # what there is by then counts
+            for place, slowdown in enumerate([*plan, *rest]):
+                if place % asked.reopen == 0:
+                    bench.close()
+                runs.append(bench.run(slowdown))
+                _say(len(runs), runs[-1])
         bench.close()
     return runs
 

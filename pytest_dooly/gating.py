@@ -53,9 +53,10 @@ __all__ = ["BrokenGate", "Gate", "GateOptions", "Starts", "TakesTurns", "Taking"
 _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
-_NEW_FIRST = (True, False, False, True)
-"""Of each start of two engines that take turns. A start makes single operations up to 3 % faster or slower, now and
-then 9 %, so that two starts may say different things of one; what drifts along the four cancels."""
+_NEW_FIRST, _EACH_S = (True, False, False, True), 150.0
+"""Of each start of two engines that take turns, and seconds of the budget for which that is done once more. A start makes
+single operations up to 3 % faster or slower, now and then 9 %, and of that more turns tell nothing, more starts do; what
+drifts along the four cancels."""
 
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
@@ -307,9 +308,9 @@ class Gate:
         against = self._options.against
         assert against is not None
         other = None
-        taken = list[Starts]()
-        for number, new_first in enumerate(_NEW_FIRST, start=1):
-            self._progress(f"starting both engines, {number} of {len(_NEW_FIRST)}")
+        taken, orders = list[Starts](), self._orders
+        for number, new_first in enumerate(orders, start=1):
+            self._progress(f"starting both engines, {number} of {len(orders)}")
             with ExitStack() as engines:
                 new, old = (engines.enter_context(self._other(each, spent)) for each in (self._python, against))
                 if new_first:
@@ -328,6 +329,11 @@ class Gate:
         if other is not None:
             self._db.finish_gate_run(other, "compared with", {}, is_baseline=False)
         return taken
+
+    @property
+    def _orders(self) -> Sequence[bool]:
+        """Of each start, whether this engine is opened first."""
+        return _NEW_FIRST * max(1, round(self._options.budget_s / _EACH_S))
 
     def _other(self, python: Path, spent: Sequence[Exposure]) -> OtherEngine:
         """An interpreter's engine, which begins to start as its context does."""
@@ -355,7 +361,7 @@ class Gate:
         engines: Sequence[tuple[TakesTurns, list[Turn], str]],
     ) -> None:
         """Until a slowdown of the limit would be seen, or these starts' part of the budget is spent."""
-        starts = 1 if len(engines) == 1 else len(_NEW_FIRST)
+        starts = 1 if len(engines) == 1 else len(self._orders)
         budget_s, fewest = self._options.budget_s / starts, max(BLOCKS, _FEWEST // starts)
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)
