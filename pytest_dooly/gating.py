@@ -54,9 +54,9 @@ _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
 
 _NEW_FIRST, _EACH_S = (True, False, False, True), 150.0
-"""Of each start of two engines that take turns, and seconds of the budget for which that is done once more. A start makes
-single operations up to 3 % faster or slower, now and then 9 %, and of that more turns tell nothing, more starts do; what
-drifts along the four cancels."""
+"""Of each start of two engines that take turns, and seconds of the budget for which that is done once more. A start
+makes single operations up to 3 % faster or slower, now and then 9 %: more turns tell nothing of that, more starts do.
+What drifts along the four cancels."""
 
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
