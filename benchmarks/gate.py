@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=40, help="without a change (40)")
     parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
+    parser.add_argument("--put", type=int, nargs="+", default=[5, 10, 20], help="slowdowns to put in, in %% (5 10 20)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
     parser.add_argument("--reopen", type=int, default=1, help="runs after which the engine is started again (1)")
     parser.add_argument("--against", action="store_true", help="compare with an engine that takes turns")
@@ -155,7 +156,8 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
     with LatencyDB.open(asked.db) as db:
         bench = _Bench(configuration, db, asked.seconds, Path(sys.executable) if asked.against else None)
         plan: list[Slowdown | None] = [None] * min(6, asked.runs)
-        rest = [None] * (asked.runs - len(plan)) + [each for each in SLOWDOWNS for _ in range(asked.slowed)]
+        put = [each for each in SLOWDOWNS if round(100 * each.slower) in asked.put]
+        rest = [None] * (asked.runs - len(plan)) + [each for each in put for _ in range(asked.slowed)]
         random.Random(0).shuffle(rest)
         runs: list[Run] = []
         with contextlib.suppress(KeyboardInterrupt):  # what there is by then counts
