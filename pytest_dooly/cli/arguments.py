@@ -26,6 +26,7 @@ _GRID = (
     "device",
     "tensor_parallel_size",
     "expert_parallel_size",
+    "data_parallel_size",
     "kv_cache_dtype",
     "max_num_seqs",
     "max_num_tokens",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
-from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
+from pytest_dooly.cli.opening import Opened, grounds_on, opened, other_gpu
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.workload import Workload
@@ -45,9 +45,19 @@ def predict(arguments: argparse.Namespace) -> Answer:
         model = work.served(device=device)
         founded = grounds_on(device, work.db).of(model)
     if workload is None:
-        return _step_on(device, arguments, model, founded)
-    ranks = work.configuration.options.tensor_parallel_size
-    return _workload_on(device, arguments, model, founded, workload=workload, ranks=ranks)
+        answer = _step_on(device, arguments, model, founded)
+    else:
+        answer = _workload_on(device, arguments, model, founded, workload=workload, ranks=_ranks(work)["tp"])
+    return dataclasses.replace(answer, document=answer.document | _ranks(work))
+
+
+def _ranks(work: Opened) -> dict[str, int]:
+    options = work.configuration.options
+    return {
+        "tp": options.tensor_parallel_size,
+        "ep": options.expert_parallel_size,
+        "dp": options.data_parallel_size,
+    }
 
 
 def _workload(arguments: argparse.Namespace) -> Workload | None:
@@ -98,7 +108,7 @@ def _step_on(
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     engines = data_parallel_size(model)
     each = [f"so does each of {engines} engines, which share experts and wait for each other"] if engines > 1 else []
-    document |= {"device": device.name, "dp": engines, "shares": dataclasses.asdict(shares)}
+    document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
     document["stand_in"] = stand_in(device, shares)
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)

@@ -29,7 +29,7 @@ from pytest_dooly.simulation.simulate import Engine
 
 __all__ = ["search"]
 
-_AXES = ("tensor_parallel_size", "expert_parallel_size", "max_num_seqs", "max_num_tokens")
+_AXES = ("tensor_parallel_size", "expert_parallel_size", "data_parallel_size", "max_num_seqs", "max_num_tokens")
 """Options of which several whole numbers are taken."""
 
 _FLAGS = {field.name: field.metadata["flag"] for field in dataclasses.fields(ServingOptions)}
@@ -113,6 +113,7 @@ def _grid(arguments: argparse.Namespace) -> Grid:
         numbers["max_num_seqs"] or [None],
         numbers["max_num_tokens"] or [None],
         [each == "on" for each in arguments.prefix_caching],
+        numbers["data_parallel_size"] or [1],
     )
 
 
@@ -150,7 +151,7 @@ def _traced(work: Opened, grid: Grid) -> list[Traced]:
             refused.append(f"{_named(name, options)}: {error}")
     if not traced:
         raise ConfigurationError(
-            f"nothing can be served: {refused[0]}" if refused else "nothing can be served: ep must be 1 or equal to tp"
+            f"nothing can be served: {refused[0]}" if refused else "nothing can be served: ep must be 1 or tp times dp"
         )
     for line in refused:
         progress(f"left out: {line}")

@@ -126,7 +126,7 @@ def fitted(backend: Backend, device: Device, *, prompt_len: int, output_len: int
     sent_bytes = footprint(backend.model, device, num_reqs=1, seq_len=context_len).cache_bytes / context_len
     numbers = _numbers(max(min(limits.max_num_seqs, limits.max_num_tokens // 2), 1))
     if sent_bytes:  # no more than are in memory at once
-        room = cache_room(backend.model, device, block_size=_BLOCK_SIZE)
+        room = cache_room(backend.model, device, block_size=_BLOCK_SIZE, seq_len=context_len)
         held = room.num_blocks // (-(-context_len // _BLOCK_SIZE) + room.of_states)
         numbers = _numbers(max(min(numbers[-1], held), 1))
     prompts = sorted({min(max(round(prompt_len * each), 1), limits.max_model_len - output_len) for each in _AROUND})

@@ -35,6 +35,7 @@ _HEADS = {
     "device": "device",
     "tensor_parallel_size": "tp",
     "expert_parallel_size": "ep",
+    "data_parallel_size": "dp",
     "kv_cache_dtype": "KV",
     "max_num_seqs": "seqs",
     "max_num_tokens": "tokens",
@@ -302,4 +303,6 @@ def _height(search: Search, each: Ranked) -> float:
 
 
 def _short(candidate: Candidate) -> str:
-    return f"{candidate.device}, tp {candidate.tensor_parallel_size}, {candidate.max_num_seqs} seqs"
+    ranks = f"tp {candidate.tensor_parallel_size}"
+    ranks += f" dp {candidate.data_parallel_size}" if candidate.data_parallel_size > 1 else ""
+    return f"{candidate.device}, {ranks}, {candidate.max_num_seqs} seqs"

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from pytest_dooly.core.traffic import Traffic
 from pytest_dooly.scheduling.clock import Server, StepLatency
-from pytest_dooly.scheduling.scheduler import Decodes, Scheduled, SchedulerOptions
+from pytest_dooly.scheduling.scheduler import Decodes, Scheduled, SchedulerOptions, Together
 from pytest_dooly.searching.objective import Latency
 
-__all__ = ["decodes_alone", "most_rate", "unloaded"]
+__all__ = ["decodes_alone", "decodes_of", "most_rate", "unloaded"]
 
 Array = npt.NDArray[np.float64]
 
@@ -40,9 +40,9 @@ def unloaded(
         asked = new, prompt_len, request.output_len
         if asked not in known:
             context_len = prompt_len + request.output_len // 2
-            step_s = times.step_s(Scheduled([0], [1], [context_len], [])) if request.output_len > 1 else math.nan
+            step_s = _lone_s(times, options, 1, context_len) if request.output_len > 1 else math.nan
             added_s = server.taking_in_s(prompt_len) + server.token_s
-            known[asked] = added_s + _prefill_s(times, new, prompt_len, options.limits.max_num_tokens), step_s
+            known[asked] = added_s + _prefill_s(times, options, new, prompt_len), step_s
         rows.append(known[asked])
     ttft_s, tpot_s = np.array(rows, dtype=np.float64).T
     further = np.array([request.output_len - 1 for request in traffic.requests])
@@ -53,7 +53,8 @@ def most_rate(traffic: Traffic, times: StepLatency, options: SchedulerOptions, t
     """Requests per second that a replica keeps up with at most, about: what the best batch comes to that never waits.
 
     With b requests under way, each costs its prompt once, beside the decodes of the others, and a b-th of the steps of
-    its output: rate(b) = 1 / (prefill_s(b) + output_len / b * decode_s(b)), and TPOT is b / (rate(b) * output_len).
+    its output: rate(b) = 1 / (prefill_s(b) + output_len / b * decode_s(b)), and TPOT is b / (rate(b) * output_len). Of
+    engines that step together each has so many under way, and keeps up with as much.
 
     Args:
         traffic: whose mean request is meant.
@@ -76,12 +77,19 @@ def most_rate(traffic: Traffic, times: StepLatency, options: SchedulerOptions, t
         if found and batch * request_s / output_len > _SLACK * tpot_s:
             break
         found = max(found, 1 / request_s)
-    return found
+    return options.engines * found
 
 
 def decodes_alone(number: int, tokens: int) -> Scheduled:
     """A step of so many decodes, with so many tokens in their KV caches all together."""
     return Scheduled([], [], [], [], decodes=Decodes([(place, 0) for place in range(number)], 0, tokens))
+
+
+def decodes_of(step: Scheduled) -> Scheduled:
+    """A step with its decodes alone, of which it has some."""
+    if not isinstance(step, Together):
+        return decodes_alone(step.num_decodes, step.decode_tokens)
+    return Together([decodes_of(each) if each is not None and each.num_decodes else None for each in step.engines])
 
 
 def _batches(options: SchedulerOptions, tokens: int) -> Iterator[int]:
@@ -92,14 +100,20 @@ def _batches(options: SchedulerOptions, tokens: int) -> Iterator[int]:
     yield most
 
 
-def _prefill_s(times: StepLatency, new: int, prompt_len: int, budget: int) -> float:
+def _prefill_s(times: StepLatency, options: SchedulerOptions, new: int, prompt_len: int) -> float:
     """Seconds of the steps with one prompt alone, of which so many tokens are new."""
     total_s = 0.0
     while new > 0:
-        chunk = min(new, budget)
-        total_s += times.step_s(Scheduled([0], [chunk], [prompt_len - new], []))
+        chunk = min(new, options.limits.max_num_tokens)
+        total_s += _lone_s(times, options, chunk, prompt_len - new)
         new -= chunk
     return total_s
+
+
+def _lone_s(times: StepLatency, options: SchedulerOptions, query_len: int, context_len: int) -> float:
+    """Seconds of a step of one request, which no other engine has one beside."""
+    lone = Scheduled([0], [query_len], [context_len], [])
+    return times.step_s(lone if options.engines == 1 else Together([lone, *[None] * (options.engines - 1)]))
 
 
 def _new_tokens(traffic: Traffic, options: SchedulerOptions) -> Iterator[tuple[int, int]]:

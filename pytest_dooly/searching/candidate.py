@@ -20,6 +20,7 @@ AXES = (
     "device",
     "tensor_parallel_size",
     "expert_parallel_size",
+    "data_parallel_size",
     "kv_cache_dtype",
     "max_num_seqs",
     "max_num_tokens",
@@ -35,12 +36,13 @@ class Candidate(Document):
     Attributes:
         model: name of it.
         device: kind of GPU.
-        tensor_parallel_size: GPUs of one replica.
-        expert_parallel_size: 1, or as many.
+        tensor_parallel_size: GPUs of one engine.
+        expert_parallel_size: 1, or as many as GPUs of one replica.
         kv_cache_dtype: of keys and values; None for the model's own.
         max_num_seqs: most requests of a step.
         max_num_tokens: most tokens of a step.
         prefix_caching: whether prompts that begin alike share KV blocks.
+        data_parallel_size: engines of one replica, which share a mixture's experts.
     """
 
     model: str
@@ -51,9 +53,16 @@ class Candidate(Document):
     max_num_seqs: int
     max_num_tokens: int
     prefix_caching: bool
+    data_parallel_size: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     def __str__(self) -> str:
         ranks = f"tp {self.tensor_parallel_size}"
+        ranks += f" dp {self.data_parallel_size}" if self.data_parallel_size > 1 else ""
         ranks += f" ep {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
         caching = "on" if self.prefix_caching else "off"
         return (
@@ -116,6 +125,7 @@ class Grid:
         max_num_seqs: None for what `vllm serve` takes on the device.
         max_num_tokens: likewise.
         prefix_caching: at least one.
+        data_parallel_sizes: at least one; more than one engine where a model has experts to share.
     """
 
     models: Sequence[str]
@@ -126,6 +136,7 @@ class Grid:
     max_num_seqs: Sequence[int | None] = (None,)
     max_num_tokens: Sequence[int | None] = (None,)
     prefix_caching: Sequence[bool] = (True,)
+    data_parallel_sizes: Sequence[int] = (1,)
 
     def __post_init__(self) -> None:
         for axis in dataclasses.fields(self):
@@ -137,23 +148,12 @@ class Grid:
 
         Args:
             base: what is the same for all.
-
-        Raises:
-            ConfigurationError: engines are to share experts, which no candidate does.
         """
-        if base.data_parallel_size > 1:
-            raise ConfigurationError(
-                f"a search looks at no engines that share experts: drop dp {base.data_parallel_size}, or ask for each "
-                "way by dooly predict or dooly compare"
-            )
-        ranks = itertools.product(self.tensor_parallel_sizes, self.expert_parallel_sizes)
-        valid = [(tp, ep) for tp, ep in ranks if ep in (1, tp)]
-        valid = list(dict.fromkeys((tp, 1 if tp == 1 else ep) for tp, ep in valid))
-        for model, (tp, ep), dtype in itertools.product(self.models, valid, self.kv_cache_dtypes):
-            yield (
-                model,
-                dataclasses.replace(base, tensor_parallel_size=tp, expert_parallel_size=ep, kv_cache_dtype=dtype),
-            )
+        ranks = itertools.product(self.tensor_parallel_sizes, self.data_parallel_sizes, self.expert_parallel_sizes)
+        valid = dict.fromkeys((tp, dp, ep) for tp, dp, ep in ranks if ep in (1, tp * dp))
+        for model, (tp, dp, ep), dtype in itertools.product(self.models, valid, self.kv_cache_dtypes):
+            own = {"tensor_parallel_size": tp, "data_parallel_size": dp, "expert_parallel_size": ep}
+            yield model, dataclasses.replace(base, kv_cache_dtype=dtype, **own)
 
     def candidates(self, model: str, options: ServingOptions, max_model_len: int) -> list[Candidate]:
         """Those that one trace serves, on every device; what comes to the same is one.
@@ -178,6 +178,7 @@ class Grid:
                 limits.max_num_seqs,
                 limits.max_num_tokens,
                 caching,
+                options.data_parallel_size,
             )
             found[candidate] = None
         return list(found)

@@ -25,6 +25,8 @@ def vllm_serve(candidate: Candidate, options: ServingOptions, engine: Engine) ->
         engine: how each engine schedules.
     """
     words = ["vllm", "serve", candidate.model, "--tensor-parallel-size", str(candidate.tensor_parallel_size)]
+    if candidate.data_parallel_size > 1:
+        words += ["--data-parallel-size", str(candidate.data_parallel_size)]
     if candidate.expert_parallel_size > 1:
         words.append("--enable-expert-parallel")
     words += ["--max-num-seqs", str(candidate.max_num_seqs)]

@@ -88,7 +88,7 @@ def bill_of(outcome: Outcome, prices: Mapping[str, float], required: float | Non
         prices: of a GPU for an hour, by device; of all or of none.
         required: requests per second; None for what one replica serves.
     """
-    ranks = outcome.candidate.tensor_parallel_size
+    ranks = outcome.candidate.num_ranks
     price = prices.get(outcome.candidate.device)
 
     def gpus_for(goodput: float) -> int:

@@ -268,7 +268,7 @@ class _Evaluation:
         model, founded = self._ready.times.model, self._ready.founded
         shown = found.met or found.missed
         assert shown is not None
-        steps = steps_of(shown.simulated, self._options.limits)
+        steps = steps_of(shown.simulated, self._options.limits, self._options.engines)
         shares = {
             figure: shares_at(
                 model, founded, batch, routing=self._question.routing, overlapped=self._question.engine.async_scheduling
@@ -329,7 +329,7 @@ class _Evaluation:
         bounds = self._objective.bounds
         worst = max(range(len(bounds)), key=lambda place: missed.ratios[place])
         times, trial = self._ready.times, self._trial
-        batch = steps_of(simulated, self._options.limits)["tpot"]
+        batch = steps_of(simulated, self._options.limits, self._options.engines)["tpot"]
         return limit_of(
             simulated,
             watched,

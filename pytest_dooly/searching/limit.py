@@ -18,7 +18,7 @@ from pytest_dooly.prediction.step import predict_step, step_operations
 from pytest_dooly.regress.regressor import LatencyModel
 from pytest_dooly.scheduling.clock import Server, Simulated, StepLatency
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
-from pytest_dooly.searching.bounds import decodes_alone
+from pytest_dooly.searching.bounds import decodes_of
 from pytest_dooly.sweep.roofline import bytes_of, flops, window_of
 
 __all__ = ["Cause", "Limit", "Watched", "causes_of_step", "limit_of"]
@@ -89,7 +89,7 @@ class Watched:
         """Seconds of the step."""
         step_s = self._times.step_s(step)
         if step.num_decodes and step.chunks:
-            self.alone_s.append(self._times.step_s(decodes_alone(step.num_decodes, step.decode_tokens)))
+            self.alone_s.append(self._times.step_s(decodes_of(step)))
         else:
             self.alone_s.append(step_s if step.num_decodes else 0.0)
         return step_s
@@ -217,15 +217,12 @@ def _first_shares(simulated: Simulated, options: SchedulerOptions, server: Serve
 
 def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float]:
     """Why requests waited, each step that left some waiting by its seconds."""
-    limits = options.limits
+    seats, tokens = options.engines * options.limits.max_num_seqs, options.engines * options.limits.max_num_tokens
     spent = {SEATS: 0.0, TOKENS: 0.0, BLOCKS: 0.0}
     for step in simulated.steps:
         if not step.num_waiting:
             continue
-        if step.num_running >= limits.max_num_seqs:
-            reason = SEATS
-        else:
-            reason = TOKENS if step.num_tokens >= limits.max_num_tokens else BLOCKS
+        reason = SEATS if step.num_running >= seats else TOKENS if step.num_tokens >= tokens else BLOCKS
         spent[reason] += step.latency_s * step.num_waiting
     total_s = sum(spent.values())
     # Nobody is left waiting by a step, but who comes while one is under way waits for its end.

@@ -44,6 +44,7 @@ def search(
     max_num_seqs: Sequence[int | None] = (None,),
     max_num_tokens: Sequence[int | None] = (None,),
     prefix_caching: Sequence[bool] = (True,),
+    data_parallel_sizes: Sequence[int] = (1,),
     prices: Mapping[str, float] | None = None,
     rate: float | None = None,
     trials: int = TRIALS,
@@ -65,12 +66,13 @@ def search(
         traffic: with times of arrival, which are stretched to any rate; a few hundred requests or more.
         slo: as in `ttft_p99:500ms,tpot_p90:40ms`.
         devices: names of GPUs, as in `h100_sxm`, or one.
-        tensor_parallel_sizes: GPUs of a replica.
-        expert_parallel_sizes: 1, or as many as GPUs.
+        tensor_parallel_sizes: GPUs of an engine.
+        expert_parallel_sizes: 1, or as many as GPUs of a replica.
         kv_cache_dtypes: None for the model's own.
         max_num_seqs: most requests of a step; None for what `vllm serve` takes.
         max_num_tokens: most tokens of a step, likewise.
         prefix_caching: whether prompts that begin alike share KV blocks.
+        data_parallel_sizes: engines of a replica, which share a mixture's experts.
         prices: of one GPU for an hour, by device, in any currency.
         rate: requests per second that are to be served; None for what one replica serves.
         trials: candidates that are tried at most; of a larger grid Optuna chooses them.
@@ -102,6 +104,7 @@ def search(
         max_num_seqs,
         max_num_tokens,
         prefix_caching,
+        data_parallel_sizes,
     )
     question = Question(
         traffic,
@@ -172,7 +175,7 @@ def searched(
     begin_s = time.perf_counter()
     whole = trials_of(grid, traced, question, db)
     if not whole:
-        raise ConfigurationError("there is no candidate: an expert-parallel size must be 1 or the tensor-parallel size")
+        raise ConfigurationError("there is no candidate: an expert-parallel size must be 1 or tp times dp")
     known = known_outcomes(whole, db)
     resumed = len(known)
 
@@ -197,7 +200,13 @@ def searched(
         seconds=time.perf_counter() - begin_s,
     )
     # The axes of the grid stand in each candidate.
-    common = dataclasses.replace(traced[0].options, tensor_parallel_size=1, expert_parallel_size=1, kv_cache_dtype=None)
+    common = dataclasses.replace(
+        traced[0].options,
+        tensor_parallel_size=1,
+        expert_parallel_size=1,
+        data_parallel_size=1,
+        kv_cache_dtype=None,
+    )
     return dataclasses.replace(found, options=common, engine=question.engine)
 
 

@@ -108,7 +108,8 @@ def test_predict_a_workload_on_a_gpu_that_is_not_here(published: Path, capsys: p
     assert re.fullmatch(r"memory: 0\.0 GB of weights and 0\.0 GB of caches, of 138 GB that the engine takes", memory)
     assert cli.main([*asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["tp"], document["device"], document["workload"]["output_len"]) == (1, "h200_sxm", 8)
+    assert [document[each] for each in ("tp", "ep", "dp", "device")] == [1, 1, 1, "h200_sxm"]
+    assert document["workload"]["output_len"] == 8
     # Nothing of so small a model takes the device longer than the engine takes over a step.
     assert 0 < document["tpot_s"] <= document["ttft_s"] < document["duration_s"]
     assert document["expected_error"] > 0

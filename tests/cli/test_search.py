@@ -109,8 +109,8 @@ def test_several_models_are_one_table(place: Path, capsys: pytest.CaptureFixture
         (["--device=tpu"], "unknown device 'tpu'"),
         (["--max-num-seqs=many"], "max-num-seqs must be a whole number, got 'many'"),
         (["--tp=0"], "tp must be at least 1, got 0"),
-        (["--tp=2", "--ep=4"], "ep must be 1 or equal to tp"),
-        (["--dp=2"], "a search looks at no engines that share experts: drop dp 2"),
+        (["--tp=2", "--ep=4"], "ep must be 1 or tp times dp"),
+        (["--dp=2"], "dp 2 is for the experts of a mixture, which model has none of"),
         (["--prompt=40"], "exceed"),
     ],
 )

@@ -32,6 +32,12 @@ def test_every_option_that_was_searched_is_named() -> None:
     )
 
 
+def test_engines_that_share_experts_are_as_many() -> None:
+    shared = dataclasses.replace(candidate(ranks=2), data_parallel_size=4, expert_parallel_size=8)
+    command = vllm_serve(shared, ServingOptions(), Engine())
+    assert "--tensor-parallel-size 2 --data-parallel-size 4 --enable-expert-parallel" in command
+
+
 def test_what_was_simulated_and_is_not_vllm_s_default_is_named() -> None:
     options = ServingOptions(attention_backend="FLASHINFER", max_captured=0)
     engine = Engine(kv_blocks=900, block_size=32, priority=True, long_prefill_token_threshold=512)
@@ -50,7 +56,8 @@ def test_every_flag_is_one_of_vllm_s() -> None:
         pytest.skip("vLLM is not installed")
     parser = (Path(installed.origin).parent / "engine/arg_utils.py").read_text()
     engine = Engine(900, 32, priority=True, long_prefill_token_threshold=512, async_scheduling=False)
-    words = shlex.split(vllm_serve(OF, dataclasses.replace(OPTIONS, attention_backend="FLASHINFER"), engine))
+    of = dataclasses.replace(OF, data_parallel_size=2)
+    words = shlex.split(vllm_serve(of, dataclasses.replace(OPTIONS, attention_backend="FLASHINFER"), engine))
     flags = [word.replace("--no-", "--") for word in words if word.startswith("--")]
     assert [flag for flag in flags if f'"{flag}"' not in parser] == []
 

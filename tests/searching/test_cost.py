@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pytest_dooly.errors import ConfigurationError
@@ -41,6 +43,13 @@ def test_one_replica_at_its_goodput() -> None:
     assert bill.output_cost == pytest.approx(10.0)
     assert bill.cost_low == pytest.approx(2.0 / 1.2)
     assert bill.cost_high == pytest.approx(2.0 * 1.2)
+
+
+def test_engines_that_share_experts_are_one_replica() -> None:
+    shared = dataclasses.replace(candidate(ranks=2), data_parallel_size=4)
+    assert str(shared).startswith("small on h200_sxm, tp 2 dp 4, ")
+    bill = bill_of(outcome(4.0, of=shared), {}, required=9.0)
+    assert (bill.replicas, bill.gpus) == (3, 24)
 
 
 def test_whole_replicas_for_a_required_rate() -> None:

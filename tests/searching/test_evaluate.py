@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_dooly.core.configuration import ServingOptions
+from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.searching.evaluate import Evaluator, Question
@@ -17,7 +18,9 @@ from pytest_dooly.simulation.arrivals import AT_ONCE
 from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.simulate import Engine
 from pytest_dooly.simulation.synthetic import SyntheticTraffic
+from tests.samples import uses
 from tests.searching.samples import LARGE, MODEL, SLO, grid, question, traffic, trials
+from tests.traced import MIXTRAL_MOE
 
 
 @pytest.fixture
@@ -51,6 +54,28 @@ def test_a_higher_bound_and_more_bandwidth_allow_no_lower_rate(db: Path) -> None
     assert strict.rate < lax.rate
     on_h100, on_h200 = evaluated(db, question(), devices=("h100_sxm", "h200_sxm"))
     assert on_h100.rate < on_h200.rate
+
+
+def test_engines_that_share_experts_keep_up_with_more_than_one_of_them(db: Path) -> None:
+    """Of a mixture with eight experts: four on each of two engines; one alone has eight, and as much to attend to."""
+
+    def mixture(engines: int) -> ServedModel:
+        local = {"num_local_experts": 8 // engines} | ({"data_parallel": engines} if engines > 1 else {})
+        tensors = tuple(
+            (name, dtype, (8 // engines, *shape[1:]) if "weight" in name else shape)
+            for name, dtype, shape in MIXTRAL_MOE.tensors
+        )
+        experts = dataclasses.replace(
+            MIXTRAL_MOE, tensors=tensors, attributes=tuple(sorted((dict(MIXTRAL_MOE.attributes) | local).items()))
+        )
+        return dataclasses.replace(MODEL, operations=(*MODEL.operations[:2], uses(experts, 16), *MODEL.operations[4:]))
+
+    asked = question(Objective.parse("tpot_p90:25ms"))
+    (one,), (two,) = (evaluated(db, asked, model=mixture(engines)) for engines in (1, 2))
+    assert (one.excluded, two.excluded) == (None, None)
+    assert 1.3 * one.rate < two.rate < 1.1 * two.bound
+    assert two.limit is not None
+    assert two.limit.num_decodes > one.limit.num_decodes  # type: ignore[union-attr]
 
 
 def test_what_does_not_fit_is_excluded_without_step_times(db: Path) -> None:

@@ -10,8 +10,8 @@ from pytest_dooly.core.routing import UNIFORM
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.published.estimate import Estimate
 from pytest_dooly.scheduling.clock import Server, run
-from pytest_dooly.scheduling.native import NativeScheduler
-from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions
+from pytest_dooly.scheduling.lockstep import scheduler_of
+from pytest_dooly.scheduling.scheduler import Decodes, Scheduled, SchedulerOptions, Together
 from pytest_dooly.searching.limit import Limit, Watched, causes_of_step, limit_of
 from tests.samples import served, uses
 from tests.searching.samples import MODEL, traffic
@@ -27,11 +27,13 @@ class Chunky:
         return 1e-3 + (3e-3 if step.chunks else 0.0)
 
 
-def limited(of: Traffic, bound: str, *, seqs: int = 64, blocks: int = 5000, tokens: int = 256) -> Limit:
-    options = SchedulerOptions(Limits(tokens, seqs, 512), blocks, block_size=4, async_scheduling=False)
+def limited(
+    of: Traffic, bound: str, *, seqs: int = 64, blocks: int = 5000, tokens: int = 256, engines: int = 1
+) -> Limit:
+    options = SchedulerOptions(Limits(tokens, seqs, 512), blocks, block_size=4, async_scheduling=False, engines=engines)
     watched = Watched(Chunky())
     server = Server.adding(2e-3, async_scheduling=False)
-    load = run(of, NativeScheduler(options), watched, server)
+    load = run(of, scheduler_of(options), watched, server)
     return limit_of(load, watched, options, bound, rate=1.0, ratio=1.1, server=server, of_step=OF_STEP)
 
 
@@ -57,10 +59,31 @@ def test_a_load_of_decodes_alone_is_that_of_its_step() -> None:
     assert found["weight reads"] == pytest.approx(0.75, abs=0.02)
 
 
+def test_decodes_alone_are_each_engine_s() -> None:
+    decodes = [Decodes([(0, 0)] * number, 0, 10 * number) for number in (3, 1)]
+    steps = [Scheduled([], [], [], [], decodes=each) for each in decodes]
+    steps[1] = Scheduled([9], [8], [0], [9], decodes=decodes[1])
+    asked: list[Scheduled] = []
+
+    class Asked(Chunky):
+        def step_s(self, step: Scheduled) -> float:
+            asked.append(step)
+            return super().step_s(step)
+
+    watched = Watched(Asked())
+    assert watched.step_s(Together([*steps, None])) == pytest.approx(4e-3)
+    assert watched.alone_s == [pytest.approx(1e-3)]
+    alone = asked[-1]
+    assert isinstance(alone, Together)
+    assert [each and (each.num_decodes, each.chunks) for each in alone.engines] == [(3, []), (1, []), None]
+
+
 @pytest.mark.parametrize(
     ("asked", "cause"),
     [
         ({"seqs": 2}, "queueing for seats"),
+        ({"seqs": 2, "engines": 2}, "queueing for seats"),
+        ({"tokens": 16, "seqs": 16, "engines": 2}, "queueing for tokens of a step"),
         ({"blocks": 130}, "waiting for KV blocks"),
         ({"tokens": 16, "seqs": 16}, "queueing for tokens of a step"),
     ],
