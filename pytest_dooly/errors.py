@@ -19,6 +19,7 @@ At the edge (`plugin/`, `cli/`) a DoolyError becomes one message, never a traceb
 """
 
 import os
+import traceback
 from pathlib import Path
 
 __all__ = [
@@ -98,8 +99,14 @@ class UntestedEngineWarning(UserWarning):
 
 
 def reason_of(error: Exception) -> str:
-    """What somebody else's code has raised, on one line: its kind, and the first line of what it says."""
+    """What somebody else's code has raised, on one line: its kind, and the first line of what it says.
+
+    Of a bare assertion that is the line that asserts it.
+    """
     first = next(iter(str(error).strip().splitlines()), "")
+    if not first and isinstance(error, AssertionError):
+        frames = traceback.extract_tb(error.__traceback__)
+        first = (frames[-1].line or "") if frames else ""
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

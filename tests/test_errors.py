@@ -30,3 +30,7 @@ def test_else_the_system_says_why(tmp_path: Path) -> None:
 def test_what_somebody_elses_code_raises_is_one_line() -> None:
     assert reason_of(ValueError("first\nsecond")) == "ValueError: first"
     assert reason_of(ValueError()) == "ValueError"
+    with pytest.raises(AssertionError) as bare:
+        raise AssertionError
+    assert reason_of(bare.value) == "AssertionError: raise AssertionError"
+    assert reason_of(AssertionError()) == "AssertionError"

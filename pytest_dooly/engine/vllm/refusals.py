@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pytest_dooly.errors import reason_of
+
 __all__ = ["first_line", "reason"]
 
 
@@ -22,7 +24,7 @@ def reason(error: Exception) -> str:
     """The one line of an engine's error that says why: pydantic wraps it, a colon leaves it for the next line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wrapped = [line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")]
-    first, *more = wrapped or lines or [type(error).__name__]
+    first, *more = wrapped or lines or [reason_of(error)]
     if _INVALID.fullmatch(first) and len(more) > 1:
         given = _GIVEN.search(more[1])
         return f"{more[0]}: {_told(more[1])}{f', got {given[1]}' if given else ''}"
