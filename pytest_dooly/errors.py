@@ -98,7 +98,7 @@ class UntestedEngineWarning(UserWarning):
     """The installed engine is of a version that this adapter was not tested with."""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What somebody else's code has raised, on one line: its kind, and the first line of what it says.
 
     Of a bare assertion that is the line that asserts it.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_dooly.core.environment import content_hash
-from pytest_dooly.errors import DatabaseError, MissingExtraError, WorkerError
+from pytest_dooly.errors import DatabaseError, MissingExtraError, WorkerError, reason_of
 from pytest_dooly.searching.candidate import Trial
 from pytest_dooly.searching.evaluate import Evaluator, Question
 from pytest_dooly.searching.outcome import Outcome
@@ -68,7 +68,9 @@ class RayWorkers:
             name = content_hash([db.stat().st_size, db.stat().st_mtime_ns, os.getpid()])
             self._db, self._question, self._name = ray.put(content), ray.put(question), name
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
-            raise WorkerError(f"there is no Ray cluster at {address} ({_first(error)}): name another --ray") from error
+            raise WorkerError(
+                f"there is no Ray cluster at {address} ({reason_of(error)}): name another --ray"
+            ) from error
         self._pending: set[Future[Outcome]] = set()
         self._closed = threading.Event()
         head = ray.get_runtime_context().gcs_address
@@ -162,13 +164,9 @@ def _check_reachable(address: str) -> None:
 
 
 def _gone(error: BaseException) -> WorkerError:
-    return WorkerError(f"the Ray cluster went away ({_first(error)}): {_AGAIN}")
+    return WorkerError(f"the Ray cluster went away ({reason_of(error)}): {_AGAIN}")
 
 
 def _fail(future: Future[Outcome], error: Exception) -> None:
     with suppress(InvalidStateError):  # it has just ended
         future.set_exception(error)
-
-
-def _first(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

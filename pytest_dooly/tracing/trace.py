@@ -20,7 +20,7 @@ from pytest_dooly.engine import load_engine
 from pytest_dooly.engine.base import Engine, Layer, RequestSymbols, Session, Skeleton
 from pytest_dooly.engine.collection import without_collection
 from pytest_dooly.engine.forward import ForwardObserver
-from pytest_dooly.errors import TraceError
+from pytest_dooly.errors import TraceError, reason_of
 from pytest_dooly.tracing.apart import in_own_process
 from pytest_dooly.tracing.origin import Symbols
 
@@ -76,10 +76,9 @@ def _traced(engine: Engine, configuration: ModelConfiguration, num_tokens: int, 
             with torch.inference_mode(), symbols.building(), observer, repeats.taken(skeleton.decoder_layers()):
                 skeleton.forward(tokens, reqs)
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "no message")
             raise TraceError(
                 f"cannot trace {skeleton.architecture} of {configuration.name}: {observer.where()} failed with "
-                f"{type(error).__name__}: {reason}"
+                + reason_of(error)
             ) from error
         traced = Trace(
             architecture=skeleton.architecture,

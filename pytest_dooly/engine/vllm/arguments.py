@@ -8,8 +8,8 @@ from typing import Any
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.engine.vllm.installation import installed_version
-from pytest_dooly.engine.vllm.refusals import first_line, reason
-from pytest_dooly.errors import ConfigurationError, EngineError
+from pytest_dooly.engine.vllm.refusals import reason
+from pytest_dooly.errors import ConfigurationError, EngineError, reason_of
 
 __all__ = ["GRAPHS", "MOE_PRECISION", "engine_arguments", "engine_config", "limits_of", "sizes_by_default", "start"]
 
@@ -112,7 +112,7 @@ def start(arguments: dict[str, Any], kv_tokens: int) -> Any:
         # The number of blocks decides; the budget in bytes only has to pass vLLM's check of free memory.
         return LLM(**arguments, disable_log_stats=False, kv_cache_memory_bytes=2**30, num_gpu_blocks_override=blocks)
     except Exception as error:
-        raise EngineError(f"vLLM does not start: {type(error).__name__}: {first_line(error)}") from error
+        raise EngineError(f"vLLM does not start: {reason_of(error)}") from error
 
 
 def _refused(configuration: ModelConfiguration, error: Exception) -> ConfigurationError:

@@ -20,7 +20,7 @@ from pytest_dooly.engine.vllm.layers import LayerCatalogue, decoder_layers
 from pytest_dooly.engine.vllm.parallel import COLLECTIVES, one_engine
 from pytest_dooly.engine.vllm.refusals import first_line
 from pytest_dooly.engine.vllm.sampling import greedy_sampling
-from pytest_dooly.errors import ConfigurationError, TraceError
+from pytest_dooly.errors import ConfigurationError, TraceError, reason_of
 
 __all__ = ["VllmSkeleton", "built"]
 
@@ -109,7 +109,7 @@ def built(configuration: ModelConfiguration, config: Any, origins: Origins) -> t
             raise _wrong_backend(configuration, first_line(error)) from error
         raise TraceError(
             f"cannot build {config.model_config.architecture} of {configuration.name} without weights: "
-            f"{type(error).__name__}: {first_line(error)}"
+            + reason_of(error)
         ) from error
     _check_backend(configuration, model)
     return model
