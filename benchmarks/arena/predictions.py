@@ -77,7 +77,8 @@ def tables_of(device: Device) -> str:
 
 def served(run: PublishedRun) -> tuple[object, ...]:
     """What decides over the operations of a run."""
-    return run.model, run.ranks, run.engines, run.experts, run.kv_cache_dtype, run.moe_precision, run.max_captured
+    attention = run.kv_cache_dtype, run.attends_in_two_bytes
+    return run.model, run.ranks, run.engines, run.experts, *attention, run.moe_precision, run.max_captured
 
 
 def predict_all(
@@ -170,7 +171,8 @@ def _room(model: ServedModel, device: Device, run: PublishedRun) -> CacheRoom:
         seq_len = run.prompt_len + run.output_len // 2
         room = cache_room(model, device, share=run.memory_share, seq_len=seq_len)
         least = room_for_all(replace(model.limits, max_num_seqs=1)) + room.of_states
-        return replace(room, num_blocks=max(room.num_blocks, least))
+        times = 2 if run.attends_in_two_bytes else 1  # as much of half the size
+        return replace(room, num_blocks=max(times * room.num_blocks, least))
     except DoolyError:
         return CacheRoom(room_for_all(model.limits))
 
@@ -180,7 +182,7 @@ def _options(run: PublishedRun) -> ServingOptions:
         tensor_parallel_size=run.ranks,
         expert_parallel_size=run.experts,
         data_parallel_size=run.engines,
-        kv_cache_dtype=run.kv_cache_dtype,
+        kv_cache_dtype="bfloat16" if run.attends_in_two_bytes else run.kv_cache_dtype,
         moe_precision=run.moe_precision,
         max_captured=run.max_captured,
     )

@@ -40,6 +40,27 @@ _NOT_DATA_PARALLEL = "minimax_m2_5_h100_sxm_vllm_fp8_agg"
 id says tp4_ep4, and 13 of 15 TPOTs are within 1.5 % of those whose columns say so too."""
 
 
+_TWO_BYTES = {("nvidia/Llama-3.3-70B-Instruct-FP8", "h100_sxm")}
+"""Runs that kept keys and values in two bytes an element, though the collection says fp8.
+
+On two GPUs, prompts of 8,192 tokens and 64 at once, TTFT is 59 s and TPOT 52.4 ms; with 32 at once 6.5 s and the same
+TPOT; with prompts of 1,024 and outputs of 8,192, 64 at once, 31 s. By Little's law 29, 29 and 58 requests were under
+way, of 227,000 to 268,000 tokens. There is room for 236,000 of two bytes an element and for 472,000 of one. An earlier
+recipe of the same repository names no dtype of the KV cache. Runs of that source on one H200 had room for what fp8
+leaves.
+"""
+
+_HOPPER, _GAINS_SINCE = ("h100_sxm", "h200_sxm"), (0, 11, 1)
+"""GPUs whose attention is FlashAttention 3, and the release from which on its decodes gain from keys and values in fp8.
+
+Before, "FP8 decoding is not faster at all than BF16" with heads of 128: pull request 96 of
+vllm-project/flash-attention, merged in October 2025.
+"""
+
+_FOLLOWED_SINCE = 13
+"""Minor release from which on the KV cache has the dtype that a checkpoint names, without a flag (PR 29980)."""
+
+
 @dataclass(frozen=True)
 class PublishedRun:
     """One row of the file.
@@ -122,9 +143,20 @@ class PublishedRun:
 
     @property
     def kv_cache_dtype(self) -> str | None:
-        """What the server kept keys and values in, where it was told."""
+        """What the server kept keys and values in, where it was told, or where what it had room for says so."""
+        if (self.model, self.device) in _TWO_BYTES:
+            return "bfloat16"
         found = re.search(r"(?:--)?kv-cache(?:-dtype)? (fp8\w*)", self.row["notes"])
+        if found is None and self.model.startswith("nvidia/") and self._release < _FOLLOWED_SINCE:
+            return "bfloat16"
         return found[1] if found else None
+
+    @property
+    def attends_in_two_bytes(self) -> bool:
+        """Whether keys and values in fp8 took attention as long as if they were two bytes an element."""
+        release = tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+        kept_in_fp8 = str(self.kv_cache_dtype).startswith("fp8")
+        return kept_in_fp8 and self.device in _HOPPER and bool(release) and release < _GAINS_SINCE
 
     @property
     def moe_precision(self) -> str | None:

@@ -53,6 +53,19 @@ def test_a_run_is_what_its_row_says() -> None:
     assert not run.low_trust
 
 
+def test_what_the_kv_cache_had_room_for_says_its_dtype() -> None:
+    """And before vLLM 0.13 a checkpoint's own was not followed."""
+    llama = {(run.model, run.device): run.kv_cache_dtype for run in FOUND if run.model.startswith("nvidia/Llama-3")}
+    assert llama == {
+        ("nvidia/Llama-3.3-70B-Instruct-FP8", "h100_sxm"): "bfloat16",
+        ("nvidia/Llama-3.3-70B-Instruct-FP8", "h200_sxm"): "fp8",
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "h200_sxm"): "bfloat16",
+    }
+    assert {run.kv_cache_dtype for run in FOUND if "Nemotron" in run.model} == {None}
+    slow = {(run.model, run.device, run.version) for run in FOUND if run.attends_in_two_bytes}
+    assert slow == {("nvidia/Llama-3.3-70B-Instruct-FP8", "h200_sxm", "0.10.2")}
+
+
 def test_lengths_may_be_known_roughly() -> None:
     rough = [run for run in FOUND if run.roughly]
     a6000 = next(run for run in rough if run.device == "rtx_a6000" and "3-8B" in run.model and run.concurrency == 1)

@@ -52,7 +52,7 @@ Columns = dict[str, Array]
 _PRECISIONS = {"fp8pertensoronline": "fp8", "gptossmxfp4": "mxfp4"}
 """Of the weights, by the method of a signature; other methods are precisions already."""
 
-_CACHES = {"fp8_e4m3": "fp8"}
+_CACHES = {"fp8_e4m3": "fp8", "bfloat16": "auto", "float16": "auto"}
 """What one kernel works on by several names, by vLLM's name of the KV cache's dtype."""
 
 _QUANTISED = {
