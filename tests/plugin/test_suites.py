@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 from tests.stored import FLAGS, stored
@@ -48,7 +48,10 @@ def place(db: Path, pytester: pytest.Pytester) -> Iterator[Path]:
     """The stored latency DB, and hypothesis as a user has it, with an example database of its own."""
     shutil.copytree(db, pytester.path, dirs_exist_ok=True)
     examples = DirectoryBasedExampleDatabase(pytester.path / ".hypothesis/examples")
-    settings.register_profile("inner", database=examples, phases=list(Phase), deadline=None)
+    slow = [HealthCheck.too_slow]  # of a machine that others share
+    settings.register_profile(
+        "inner", database=examples, phases=list(Phase), deadline=None, suppress_health_check=slow
+    )
     settings.load_profile("inner")
     yield pytester.path
     settings.load_profile("default")
