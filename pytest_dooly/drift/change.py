@@ -297,38 +297,49 @@ def paired_changes(
         starts.append(found)
         errors.append(math.sqrt(sum(variances)) / len(pairs))
     medians = np.array(starts)
-    between = (_between if apart else _between_alike)(medians, np.array(new_first)) / math.sqrt(len(pairs))
+    between, told = _between(medians) if apart else _between_alike(medians, np.array(new_first))
+    between = between / math.sqrt(len(pairs))
     freedom = 2 * (BLOCKS - 1.0) * len(pairs)
     return {
-        name: Change(float(of.mean()), error, freedom).less_sure(float(more), TAILS)
+        name: Change(float(of.mean()), error, freedom).less_sure(float(more), told)
         for name, of, error, more in zip(sums, medians, errors, between, strict=True)
     }
 
 
-def _between(medians: Array, _: npt.NDArray[np.bool_]) -> Array:
-    """Standard deviation of each operation's starts, beside the other operations of the same start; of few, 0.
+def _between(medians: Array) -> tuple[Array, float]:
+    """Standard deviation of each operation's starts, beside the other operations of the same start, and its freedom.
+
+    A few starts tell little of one operation, so that what all of them tell counts beside it (Smyth 2004). Of few
+    operations, or of one start, it is 0.
 
     Args:
         medians: shape (operations, starts).
     """
-    if medians.shape[1] < 2 or len(medians) <= _FEWEST_OTHERS:
-        return np.zeros(len(medians))
-    return np.asarray(np.std(medians - np.median(medians, axis=0), axis=1, ddof=1))
+    from scipy.stats import chi2
+
+    own = medians.shape[1] - 1.0
+    if own < 1 or len(medians) <= _FEWEST_OTHERS:
+        return np.zeros(len(medians)), TAILS
+    variances = np.var(medians - np.median(medians, axis=0), axis=1, ddof=1)
+    usual = float(np.median(variances)) * own / float(chi2.median(own))
+    return np.sqrt((TAILS * usual + own * variances) / (TAILS + own)), TAILS + own
 
 
-def _between_alike(medians: Array, new_first: npt.NDArray[np.bool_]) -> Array:
-    """Standard deviation of starts of either order, the same for all figures; of a single start in an order, 0.
+def _between_alike(medians: Array, new_first: npt.NDArray[np.bool_]) -> tuple[Array, float]:
+    """Standard deviation of starts of either order, the same for all figures, and its freedom.
+
+    Of a single start in an order it is 0.
 
     Args:
         medians: shape (figures, starts).
         new_first: shape (starts,).
     """
     orders = [medians[:, new_first == first] for first in (True, False)]
-    freedom = sum(max(0, of.shape[1] - 1) for of in orders)
+    freedom = float(sum(max(0, of.shape[1] - 1) for of in orders))
     if not freedom:
-        return np.zeros(len(medians))
+        return np.zeros(len(medians)), TAILS
     apart = sum(float(np.sum(np.var(of, axis=1))) * of.shape[1] for of in orders if of.shape[1])
-    return np.full(len(medians), math.sqrt(apart / freedom / len(medians)))
+    return np.full(len(medians), math.sqrt(apart / freedom / len(medians))), max(TAILS, freedom)
 
 
 def profiled_changes(

@@ -132,6 +132,21 @@ def test_what_one_start_has_made_slower_and_the_other_not_is_no_change(
     assert all(abs(change.relative) < 0.003 for name, change in found.items() if name != "rotaryT4")
 
 
+def test_what_all_operations_starts_tell_counts_beside_one_s_own() -> None:
+    """Starts of one 2 to 8 % slower, of four others all the same: less unsure than its own four say, and no surer."""
+    sums = {place.signature + place.point: {place: 1.0} for place in LATENCIES_S}
+    starts = (0.02, 0.08, 0.03, 0.07)
+    pairs = [
+        (Timed.of(turns(seed, 60, slower={"rotary": slower}, noise=0.002)), Timed.of(turns(seed, 60, noise=0.002)))
+        for seed, slower in enumerate(starts)
+    ]
+    found = paired_changes(pairs, [True, False, False, True], sums, apart=True)
+    own = float(np.std(np.log1p(starts), ddof=1)) / 2
+    assert 0.5 * own < found["rotaryT4"].error < 0.95 * own
+    assert 7 <= found["rotaryT4"].freedom < 20
+    assert all(found[name].error < 0.5 * own for name in sums if name != "rotaryT4")
+
+
 @pytest.mark.parametrize(("apart", "is_told"), [(0.0, True), (0.03, False)])
 def test_figures_are_as_unsure_as_starts_of_one_order_are_apart(apart: float, *, is_told: bool) -> None:
     """Four starts with 4 % in the mean, those of one order alike or 3 % either way; the order itself does 2 %."""

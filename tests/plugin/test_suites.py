@@ -49,9 +49,7 @@ def place(db: Path, pytester: pytest.Pytester) -> Iterator[Path]:
     shutil.copytree(db, pytester.path, dirs_exist_ok=True)
     examples = DirectoryBasedExampleDatabase(pytester.path / ".hypothesis/examples")
     slow = [HealthCheck.too_slow]  # of a machine that others share
-    settings.register_profile(
-        "inner", database=examples, phases=list(Phase), deadline=None, suppress_health_check=slow
-    )
+    settings.register_profile("inner", database=examples, phases=list(Phase), deadline=None, suppress_health_check=slow)
     settings.load_profile("inner")
     yield pytester.path
     settings.load_profile("default")
