@@ -175,8 +175,8 @@ def test_expert_parallel_sizes_that_no_engine_takes_are_none() -> None:
     assert ranks == [(1, 1), (2, 1), (4, 1), (4, 4)]
     of = Grid(["a"], ["h200_sxm"], [1, 2], [1, 4], data_parallel_sizes=[1, 2])
     named = [o for _, o in of.options(ServingOptions())]
-    ranks = [(o.tensor_parallel_size, o.data_parallel_size, o.expert_parallel_size) for o in named]
-    assert ranks == [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (2, 2, 4)]
+    shared = [(o.tensor_parallel_size, o.data_parallel_size, o.expert_parallel_size) for o in named]
+    assert shared == [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (2, 2, 4)]
     assert str(candidate(ranks=2)).startswith("small on h200_sxm, tp 2, 64 requests")
 
 
