@@ -50,7 +50,7 @@ def serve(
     key = served_key(configuration, environment)
     model = db.load_model(key, environment)
     if model is None:
-        progress(f"tracing {configuration.name}")
+        progress(f"tracing {_named(configuration)}")
         from pytest_dooly.tracing.trace import trace
 
         traced, limits = trace(engine, configuration)
@@ -71,6 +71,13 @@ def serve(
     if db.load_finding(OPTIONS, key, environment) is None:  # new, or traced before options were kept
         db.save_finding(OPTIONS, key, environment, configuration.options.to_json())
     return model
+
+
+def _named(configuration: ModelConfiguration) -> str:
+    """The model, with the ranks that it is traced for."""
+    options = configuration.options
+    sizes = {"tp": options.tensor_parallel_size, "dp": options.data_parallel_size, "ep": options.expert_parallel_size}
+    return " ".join([configuration.name, *(f"{flag} {size}" for flag, size in sizes.items() if size > 1)])
 
 
 def serve_on(

@@ -55,7 +55,8 @@ def server_of(run: PublishedRun) -> Server:
     """What lay between the client and the engine."""
     if run.in_process:
         return Server(async_scheduling=run.async_scheduling, tokenise_s=TOKENISE_S)
-    return Server.adding(SERVER_S, async_scheduling=run.async_scheduling, tokenise_s=TOKENISE_S)
+    ahead = run.async_scheduling
+    return Server.adding(SERVER_S, async_scheduling=ahead, tokenise_s=TOKENISE_S, processes=run.engines)
 
 
 def _lengths(run: PublishedRun, tokens: int) -> Lengths:

@@ -108,7 +108,7 @@ def _step_on(
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
     engines = data_parallel_size(model)
     each = [f"so does each of {engines} engines, which share experts and wait for each other"] if engines > 1 else []
-    document |= {"device": device.name, "shares": dataclasses.asdict(shares)}
+    document |= {"model": model.name, "device": device.name, "shares": dataclasses.asdict(shares)}
     document["stand_in"] = stand_in(device, shares)
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)
@@ -128,8 +128,11 @@ def _workload_on(
     """A workload on another GPU, with what its steps rest on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
+    engines = data_parallel_size(model)
+    shared = [f"spread over {engines} engines, which share experts and wait for each other"] if engines > 1 else []
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
+        *shared,
         *format_steps(found.prefill, found.shares if workload.output_len > 1 else None, device),
         format_footprint(found.footprint),
     ]

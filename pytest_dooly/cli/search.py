@@ -44,7 +44,7 @@ def search(arguments: argparse.Namespace) -> Answer:
     check_prices(prices, grid.devices)
     gpus = [device_named(name) for name in grid.devices]
     with opened(_first(arguments, grid), gpus) as work:
-        traced = _traced(work, grid)
+        traced, refused = _traced(work, grid)
         longest = min(each.model.limits.max_model_len for each in traced)
         traffic = traffic_of(arguments, _rates(arguments), longest)
         server_s = SERVER_S if arguments.server_ms is None else arguments.server_ms / 1e3
@@ -79,7 +79,8 @@ def search(arguments: argparse.Namespace) -> Answer:
     if png is not None:
         save_search(found, png)
     status = OK if found.ranked else UNMET
-    table = Answer(search_document(found), [format_search(found, top=arguments.top)], status)
+    document = search_document(found) | {"left_out": refused}
+    table = Answer(document, [format_search(found, top=arguments.top)], status)
     line: int | None = arguments.explain
     if line is None:
         return table
@@ -137,8 +138,8 @@ def _first(arguments: argparse.Namespace, grid: Grid) -> argparse.Namespace:
     return first
 
 
-def _traced(work: Opened, grid: Grid) -> list[Traced]:
-    """Every model with the options of each trace; what the engine refuses is said, and left out.
+def _traced(work: Opened, grid: Grid) -> tuple[list[Traced], list[str]]:
+    """Every model with the options of each trace, and what the engine refuses, which is said and left out.
 
     Raises:
         ConfigurationError: it refuses all.
@@ -151,11 +152,11 @@ def _traced(work: Opened, grid: Grid) -> list[Traced]:
             refused.append(f"{_named(name, options)}: {error}")
     if not traced:
         raise ConfigurationError(
-            f"nothing can be served: {refused[0]}" if refused else "nothing can be served: ep must be 1 or tp times dp"
+            f"nothing can be served: {refused[0]}" if refused else f"nothing can be served: {grid.unspread}"
         )
     for line in refused:
         progress(f"left out: {line}")
-    return traced
+    return traced, refused
 
 
 def _named(name: str, options: ServingOptions) -> str:

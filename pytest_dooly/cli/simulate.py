@@ -72,7 +72,12 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     options = engine.options(model, None if device is None else device.name, seq_len=traffic.mean_len)
     server_ms = added_by_server_s(device) * 1e3 if arguments.server_ms is None else arguments.server_ms
     token_us = tokenised_by_server_s(device) * 1e6 if arguments.token_us is None else arguments.token_us
-    server = Server.adding(server_ms / 1e3, async_scheduling=options.async_scheduling, tokenise_s=token_us / 1e6)
+    server = Server.adding(
+        server_ms / 1e3,
+        async_scheduling=options.async_scheduling,
+        tokenise_s=token_us / 1e6,
+        processes=options.engines,
+    )
     deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()
     simulated = joined(deployment.simulate(traffic, progress=_bar(len(traffic.requests))))

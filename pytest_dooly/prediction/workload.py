@@ -110,7 +110,8 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
         options = SchedulerOptions(limits, room.num_blocks, state_blocks=room.of_states)
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))
-    server = Server.adding(SERVER_S, async_scheduling=True, tokenise_s=TOKENISE_S)
+    processes = data_parallel_size(times.model)
+    server = Server.adding(SERVER_S, async_scheduling=True, tokenise_s=TOKENISE_S, processes=processes)
     return predict_workload(times, workload, options=options, server=server)
 
 

@@ -58,8 +58,8 @@ def format_search(search: Search, *, top: int = 20) -> str:
     tried = simulated + len(search.excluded)
     lines = [
         f"{tried:,} of {counted(search.grid, 'candidate')} under {search.objective}, {search.seconds:.1f} s"
-        f"{f', {simulated:,} simulated' if search.excluded else ''}"
-        f"{f', {search.resumed:,} known from before' if search.resumed else ''}"
+        f"{f', {simulated:,} of them simulated' if search.excluded else ''}"
+        f"{f', {search.resumed:,} of all known from before' if search.resumed else ''}"
     ]
     if search.required is not None:
         lines.append(f"for {search.required:g} requests/s")
@@ -231,9 +231,11 @@ def format_explanation(ranked: Ranked, objective: Objective) -> str:
     missed = "the queue grows" if limit.bound == "queue" else f"{limit.bound} is {limit.ratio:.2f} times its bound"
     lines += [f"at {limit.rate:.3g} requests/s {missed}; of {_OF.get(limit.bound[:4], 'the time to first token')}:", ""]
     lines += [f"  {each.share:6.1%}  {each.name}" for each in limit.causes]
+    of_all = " of all engines" if outcome.candidate.data_parallel_size > 1 else ""
     lines += [
         "",
-        f"{limit.num_decodes:.0f} decodes in a step in the mean; {limit.used_blocks:.0%} of KV blocks held at most; "
+        f"{limit.num_decodes:.0f} decodes in a step{of_all} in the mean; {limit.used_blocks:.0%} of KV blocks held at "
+        "most; "
         f"{counted(limit.preemptions, 'preemption')} of {counted(limit.num_requests, 'request')}",
         _keeps_up(outcome),
     ]

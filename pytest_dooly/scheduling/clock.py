@@ -62,9 +62,10 @@ class Server:
         async_scheduling: whether two steps are under way at once.
         admission_s: seconds that the engine itself is kept by each request before its next step, where client and
             engine are one process; the request's clock begins with its own.
-        in_turn: whether the server is one process, which takes requests in one after the other, each for as long as it
-            takes; those sent at once it reads before it hands on any.
+        in_turn: whether a process of the server takes requests in one after the other, each for as long as it takes;
+            those sent at once it reads before it hands on any.
         tokenise_s: seconds that each token of a prompt takes besides `request_s`, before it arrives at the engine.
+        processes: of the server, among which requests are dealt: as many as there are engines, as `vllm serve` has it.
     """
 
     request_s: float = 0.0
@@ -73,18 +74,21 @@ class Server:
     admission_s: float = 0.0
     in_turn: bool = False
     tokenise_s: float = 0.0
+    processes: int = 1
 
     @classmethod
-    def adding(cls, server_s: float, *, async_scheduling: bool, tokenise_s: float = 0.0) -> Server:
-        """A server of one process: it takes a request in, one after the other, for most of what it adds to each.
+    def adding(cls, server_s: float, *, async_scheduling: bool, tokenise_s: float = 0.0, processes: int = 1) -> Server:
+        """A server whose processes take requests in, one after the other, for most of what it adds to each.
 
         Args:
             server_s: that server and client add to a request.
             async_scheduling: as of a Server.
             tokenise_s: likewise.
+            processes: likewise.
         """
         request_s = _WAY_IN * server_s
-        return cls(request_s, server_s - request_s, async_scheduling, in_turn=True, tokenise_s=tokenise_s)
+        added_s = request_s, server_s - request_s
+        return cls(*added_s, async_scheduling, in_turn=True, tokenise_s=tokenise_s, processes=processes)
 
     def taking_in_s(self, prompt_len: int) -> float:
         """Seconds from a request's sending to its arrival at the engine, where none is before it."""
@@ -132,6 +136,7 @@ class Simulated:
         preemptions: how often it was thrown out.
         steps: as they ran.
         stage_decodes: of each step, how many of its decodes belong to each stage; empty where there is one stage.
+        arrived_s: when each request was at the engine; None where nobody has seen it.
     """
 
     traffic: Traffic
@@ -143,6 +148,7 @@ class Simulated:
     preemptions: npt.NDArray[np.int64]
     steps: Sequence[StepRecord]
     stage_decodes: Sequence[Sequence[int]] = ()
+    arrived_s: Array | None = None
 
     @property
     def ttft_s(self) -> Array:
@@ -221,6 +227,7 @@ class _Run:
         self._traffic, self._scheduler, self._times, self._server = traffic, scheduler, times, server
         number = len(traffic.requests)
         self._sent_s, self._scheduled_s, self._first_s, self._last_s = (np.full(number, np.nan) for _ in range(4))
+        self._arrived_s = np.full(number, np.nan)
         self._preemptions = np.zeros(number, dtype=np.int64)
         self._steps: list[StepRecord] = []
         self._turns: dict[int, list[int]] = {}
@@ -238,7 +245,8 @@ class _Run:
         self._unserved: set[int] = set()  # without a first token
         self._under_way: deque[tuple[Scheduled, float]] = deque()
         self._idle_from_s = 0.0
-        self._taken_in_s = 0.0  # when the server has handed on what was sent so far
+        # When each process of the server has handed on what it was sent so far, those it is dealt to in turn.
+        self._taken_in_s, self._turn = [0.0] * server.processes, 0
 
     def result(self) -> Simulated:
         now_s, most = 0.0, 2 if self._server.async_scheduling else 1
@@ -269,6 +277,7 @@ class _Run:
             self._preemptions,
             self._steps,
             self._stage_decodes,
+            self._arrived_s,
         )
 
     def _send(self, now_s: float) -> None:
@@ -299,11 +308,17 @@ class _Run:
         if not server.in_turn:
             self._arriving.extend((sent_s + each_s, place) for each_s, place in zip(taking_s, places, strict=True))
             return
-        begin_s = max(sent_s, self._taken_in_s)
-        self._taken_in_s = begin_s + _READ * sum(taking_s)
-        for each_s, place in zip(taking_s, places, strict=True):
-            self._taken_in_s += (1 - _READ) * each_s
-            self._arriving.append((self._taken_in_s, place))
+        number = len(self._taken_in_s)
+        for first in range(min(number, len(places))):
+            process = (self._turn + first) % number
+            at_s = max(sent_s, self._taken_in_s[process]) + _READ * sum(taking_s[first::number])
+            for each_s, place in zip(taking_s[first::number], places[first::number], strict=True):
+                at_s += (1 - _READ) * each_s
+                self._arriving.append((at_s, place))
+            self._taken_in_s[process] = at_s
+        self._turn = (self._turn + len(places)) % number
+        if number > 1:
+            self._arriving = deque(sorted(self._arriving))
 
     def _next_s(self) -> float:
         """When the client sends again, with nothing under way."""
@@ -312,7 +327,8 @@ class _Run:
 
     def _receive(self, now_s: float) -> None:
         while self._arriving and self._arriving[0][0] <= now_s:
-            _, place = self._arriving.popleft()
+            arrived_s, place = self._arriving.popleft()
+            self._arrived_s[place] = arrived_s
             if self._server.admission_s:
                 self._admit(place)
             self._scheduler.add(place, self._traffic.requests[place])

@@ -65,9 +65,10 @@ class Candidate(Document):
         ranks += f" dp {self.data_parallel_size}" if self.data_parallel_size > 1 else ""
         ranks += f" ep {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
         caching = "on" if self.prefix_caching else "off"
+        each = " of each engine" if self.data_parallel_size > 1 else ""
         return (
             f"{self.model} on {self.device}, {ranks}, {self.max_num_seqs} requests and {self.max_num_tokens} tokens a "
-            f"step, KV {self.kv_cache_dtype or 'auto'}, prefix caching {caching}"
+            f"step{each}, KV {self.kv_cache_dtype or 'auto'}, prefix caching {caching}"
         )
 
 
@@ -142,6 +143,17 @@ class Grid:
         for axis in dataclasses.fields(self):
             if not getattr(self, axis.name):
                 raise ConfigurationError(f"a search needs at least one of {axis.name}, got none")
+
+    @property
+    def unspread(self) -> str:
+        """Why there may be no combination of ranks at all."""
+        sizes = (
+            ("ep", self.expert_parallel_sizes),
+            ("tp", self.tensor_parallel_sizes),
+            ("dp", self.data_parallel_sizes),
+        )
+        ep, tp, dp = (f"{flag} {' '.join(map(str, values))}" for flag, values in sizes)
+        return f"{ep} goes with none of {tp} and {dp}: experts are spread over all ranks or over none, 1 or tp times dp"
 
     def options(self, base: ServingOptions) -> Iterator[tuple[str, ServingOptions]]:
         """Each model with the options of each of its traces.

@@ -208,7 +208,10 @@ class _Evaluation:
         self._question, self._trial, self._options, self._ready = question, trial, options, ready
         self._objective, self._traffic = question.objective, question.traffic
         self._server = Server.adding(
-            question.server_s, async_scheduling=options.async_scheduling, tokenise_s=question.tokenise_s
+            question.server_s,
+            async_scheduling=options.async_scheduling,
+            tokenise_s=question.tokenise_s,
+            processes=options.engines,
         )
         self._even = self._alone = (1.0,) * len(self._objective.bounds)
 

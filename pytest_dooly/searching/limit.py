@@ -208,9 +208,10 @@ def _first_shares(simulated: Simulated, options: SchedulerOptions, server: Serve
     ttft_s = simulated.ttft_s
     slow = ttft_s >= np.percentile(ttft_s, _SLOW)
     taking_in_s = np.array([server.taking_in_s(request.prompt_len) for request in simulated.traffic.requests])
-    waited_s = float(np.maximum(simulated.scheduled_s - simulated.sent_s - taking_in_s, 0.0)[slow].sum())
+    arrived_s = simulated.sent_s + taking_in_s if simulated.arrived_s is None else simulated.arrived_s
+    waited_s = float(np.maximum(simulated.scheduled_s - arrived_s, 0.0)[slow].sum())
     total_s = float(ttft_s[slow].sum())
-    served_s = float((taking_in_s + server.token_s)[slow].sum())
+    served_s = float((arrived_s - simulated.sent_s + server.token_s)[slow].sum())
     shares = {PREFILL: max(total_s - waited_s - served_s, 0.0), SERVER: served_s}
     return shares | {reason: waited_s * share for reason, share in _reasons(simulated, options).items()}
 

@@ -175,7 +175,7 @@ def searched(
     begin_s = time.perf_counter()
     whole = trials_of(grid, traced, question, db)
     if not whole:
-        raise ConfigurationError("there is no candidate: an expert-parallel size must be 1 or tp times dp")
+        raise ConfigurationError(f"there is no candidate: {grid.unspread}")
     known = known_outcomes(whole, db)
     resumed = len(known)
 

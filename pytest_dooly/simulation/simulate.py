@@ -209,6 +209,7 @@ def simulate(
         added_by_server_s(device),
         async_scheduling=engine.async_scheduling,
         tokenise_s=tokenised_by_server_s(device),
+        processes=data_parallel_size(served),
     )
     spread = RoutingDistribution.parse(routing) if isinstance(routing, str) else routing
     overlapped = device is not None and engine.async_scheduling
@@ -269,6 +270,7 @@ def joined(parts: Sequence[Simulated]) -> Simulated:
         preemptions=of("preemptions"),
         steps=[step for part in parts for step in part.steps],
         stage_decodes=_stage_decodes(parts),
+        arrived_s=of("arrived_s"),
     )
 
 

@@ -74,7 +74,7 @@ def test_an_slo_that_nothing_meets(place: Path, capsys: pytest.CaptureFixture[st
     streams = capsys.readouterr()
     assert streams.err.endswith("dooly: --explain 1: there is no candidate to explain\n")
     text = streams.out
-    assert text.splitlines()[0].endswith(" s, 0 simulated")
+    assert text.splitlines()[0].endswith(" s, 0 of them simulated")
     assert "no candidate meets the SLO; the nearest is model on" in text
     assert "times its bound where a request meets no other" in text
     assert "4 candidates not simulated: a request that meets no other misses the SLO already" in text
@@ -109,7 +109,7 @@ def test_several_models_are_one_table(place: Path, capsys: pytest.CaptureFixture
         (["--device=tpu"], "unknown device 'tpu'"),
         (["--max-num-seqs=many"], "max-num-seqs must be a whole number, got 'many'"),
         (["--tp=0"], "tp must be at least 1, got 0"),
-        (["--tp=2", "--ep=4"], "ep must be 1 or tp times dp"),
+        (["--tp=2", "--ep=4"], "ep 4 goes with none of tp 2 and dp 1: experts are spread over all ranks or over none"),
         (["--dp=2"], "dp 2 is for the experts of a mixture, which model has none of"),
         (["--prompt=40"], "exceed"),
     ],

@@ -54,6 +54,15 @@ def test_a_server_of_one_process_takes_requests_in_one_after_the_other() -> None
     assert served(traffic, Server(4.0, 0.5)).ttft_s.tolist() == [35.5, 35.5, 35.5, 15.5]
 
 
+def test_processes_of_a_server_are_dealt_requests_in_turn() -> None:
+    """The second one has one to read by 2 s and hands it on at 4, the first two by 4 and at 6 and 8."""
+    traffic = Traffic([*[TrafficRequest(0.0, 20, 1)] * 3, TrafficRequest(100.0, 20, 1)])
+    simulated = served(traffic, Server(4.0, 0.5, in_turn=True, processes=2))
+    assert simulated.arrived_s is not None
+    assert simulated.arrived_s.tolist() == [6.0, 4.0, 8.0, 104.0]
+    assert simulated.scheduled_s.tolist() == [15.0, 4.0, 15.0, 104.0]  # the first step takes eleven seconds
+
+
 def test_the_longer_a_prompt_the_longer_it_is_tokenised() -> None:
     apart = Traffic([TrafficRequest(0.0, 20, 1), TrafficRequest(100.0, 10, 1)])
     longer_s = served(apart, Server(1.0, tokenise_s=0.1)).ttft_s - served(apart).ttft_s

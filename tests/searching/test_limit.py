@@ -96,6 +96,15 @@ def test_why_requests_wait(asked: dict[str, int], cause: str) -> None:
     assert (limit.used_blocks > 0.9) == (cause == "waiting for KV blocks")
 
 
+def test_a_queue_at_the_server_is_the_server_s() -> None:
+    """It takes 100 ms over each request, and half as long passes from one to the next."""
+    options = SchedulerOptions(Limits(256, 64, 512), 5000, block_size=4, async_scheduling=False)
+    server, watched = Server.adding(0.1, async_scheduling=False), Watched(Chunky())
+    load = run(traffic(60, 100, 2).stretched(0.05), scheduler_of(options), watched, server)
+    limit = limit_of(load, watched, options, "ttft_p99", rate=1.0, ratio=1.1, server=server, of_step=OF_STEP)
+    assert shares(limit)["server and client"] > 0.9
+
+
 def test_a_latency_is_first_token_and_the_rest() -> None:
     found = shares(limited(traffic(60, 100, 60).stretched(3e-3), "e2el_mean", seqs=2))
     assert found["queueing for seats"] > found["weight reads"] > 0

@@ -107,9 +107,13 @@ def built(configuration: ModelConfiguration, config: Any, origins: Origins) -> t
     except Exception as error:
         if configuration.options.attention_backend and "backend" in str(error).lower():
             raise _wrong_backend(configuration, first_line(error)) from error
+        options = configuration.options
+        shared = isinstance(error, AssertionError) and options.num_ranks > 1
+        hint = f"; tp times dp is {options.num_ranks}, which sizes must divide by: name others" if shared else ""
         raise TraceError(
             f"cannot build {config.model_config.architecture} of {configuration.name} without weights: "
             + reason_of(error)
+            + hint
         ) from error
     _check_backend(configuration, model)
     return model
