@@ -56,7 +56,7 @@ def server_of(run: PublishedRun) -> Server:
     if run.in_process:
         return Server(async_scheduling=run.async_scheduling, tokenise_s=TOKENISE_S)
     ahead = run.async_scheduling
-    return Server.adding(SERVER_S, async_scheduling=ahead, tokenise_s=TOKENISE_S, processes=run.engines)
+    return Server.adding(SERVER_S, async_scheduling=ahead, tokenise_s=TOKENISE_S, processes=run.server_processes)
 
 
 def _lengths(run: PublishedRun, tokens: int) -> Lengths:

@@ -57,6 +57,10 @@ Before, "FP8 decoding is not faster at all than BF16" with heads of 128: pull re
 vllm-project/flash-attention, merged in October 2025.
 """
 
+_SERVERS_SINCE = 15
+"""Minor release from which on a server has as many processes as there are engines: one by default before, as many in a
+log of 0.15.1."""
+
 _FOLLOWED_SINCE = 13
 """Minor release from which on the KV cache has the dtype that a checkpoint names, without a flag (PR 29980)."""
 
@@ -186,6 +190,11 @@ class PublishedRun:
         """Of the device's memory, that the engine took: as it was told, or the default of its version."""
         told = self._told("gpu-memory-utilization")
         return float(told) if told else _SHARE_BEFORE if self._release < _SHARE_SINCE else ENGINE_SHARE
+
+    @property
+    def server_processes(self) -> int:
+        """Of the server, that requests are dealt to."""
+        return self.engines if self._release >= _SERVERS_SINCE else 1
 
     @property
     def async_scheduling(self) -> bool:
