@@ -307,6 +307,7 @@ class Gate:
         """
         against = self._options.against
         assert against is not None
+        self._announce()
         other = None
         taken, orders = list[Starts](), self._orders
         for number, new_first in enumerate(orders, start=1):

@@ -75,9 +75,8 @@ def serve(
 
 def _named(configuration: ModelConfiguration) -> str:
     """The model, with the ranks that it is traced for."""
-    options = configuration.options
-    sizes = {"tp": options.tensor_parallel_size, "dp": options.data_parallel_size, "ep": options.expert_parallel_size}
-    return " ".join([configuration.name, *(f"{flag} {size}" for flag, size in sizes.items() if size > 1)])
+    sizes = configuration.options.ranks.items()
+    return " ".join([configuration.name, *(f"{flag} {size}" for flag, size in sizes if size > 1)])
 
 
 def serve_on(

@@ -18,10 +18,10 @@ from pytest_dooly.published.footprint import ENGINE_SHARE
 
 RUNS = Path(__file__).with_name("runs.csv")
 
-_ASYNC_SINCE = 14
+_ASYNC_SINCE = (14,)
 """Minor release of vLLM that made asynchronous scheduling the default."""
 
-_SHARE_BEFORE, _SHARE_SINCE = 0.9, 21
+_SHARE_BEFORE, _SHARE_SINCE = 0.9, (21,)
 """Share of the memory that vLLM took, up to the minor release that raised it."""
 
 _COLUMNS = (
@@ -50,18 +50,18 @@ recipe of the same repository names no dtype of the KV cache. Runs of that sourc
 leaves.
 """
 
-_HOPPER, _GAINS_SINCE = ("h100_sxm", "h200_sxm"), (0, 11, 1)
+_HOPPER, _GAINS_SINCE = ("h100_sxm", "h200_sxm"), (11, 1)
 """GPUs whose attention is FlashAttention 3, and the release from which on its decodes gain from keys and values in fp8.
 
 Before, "FP8 decoding is not faster at all than BF16" with heads of 128: pull request 96 of
 vllm-project/flash-attention, merged in October 2025.
 """
 
-_SERVERS_SINCE = 15
+_SERVERS_SINCE = (15,)
 """Minor release from which on a server has as many processes as there are engines: one by default before, as many in a
 log of 0.15.1."""
 
-_FOLLOWED_SINCE = 13
+_FOLLOWED_SINCE = (13,)
 """Minor release from which on the KV cache has the dtype that a checkpoint names, without a flag (PR 29980)."""
 
 
@@ -158,9 +158,8 @@ class PublishedRun:
     @property
     def attends_in_two_bytes(self) -> bool:
         """Whether keys and values in fp8 took attention as long as if they were two bytes an element."""
-        release = tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
         kept_in_fp8 = str(self.kv_cache_dtype).startswith("fp8")
-        return kept_in_fp8 and self.device in _HOPPER and bool(release) and release < _GAINS_SINCE
+        return kept_in_fp8 and self.device in _HOPPER and self._release < _GAINS_SINCE
 
     @property
     def moe_precision(self) -> str | None:
@@ -202,10 +201,10 @@ class PublishedRun:
         return "async-scheduling" in self.row["notes"] or self._release >= _ASYNC_SINCE
 
     @property
-    def _release(self) -> float:
-        """Minor release of vLLM; infinite, as of the newest, where the source does not say."""
-        release = re.match(r"0\.(\d+)", self.version)
-        return int(release[1]) if release else math.inf
+    def _release(self) -> tuple[float, ...]:
+        """Minor and patch release of vLLM; infinite, as of the newest, where the source does not say."""
+        release = re.match(r"0\.(\d+)(?:\.(\d+))?", self.version)
+        return (int(release[1]), int(release[2] or 0)) if release else (math.inf,)
 
     @property
     def _by_default(self) -> Limits:

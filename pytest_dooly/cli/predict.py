@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
-from pytest_dooly.cli.opening import Opened, grounds_on, opened, other_gpu
+from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.signature import ServedModel, data_parallel_size
 from pytest_dooly.core.workload import Workload
@@ -44,20 +44,13 @@ def predict(arguments: argparse.Namespace) -> Answer:
     with opened(arguments, [device]) as work:
         model = work.served(device=device)
         founded = grounds_on(device, work.db).of(model)
+    options = work.configuration.options
     if workload is None:
         answer = _step_on(device, arguments, model, founded)
     else:
-        answer = _workload_on(device, arguments, model, founded, workload=workload, ranks=_ranks(work)["tp"])
-    return dataclasses.replace(answer, document=answer.document | _ranks(work))
-
-
-def _ranks(work: Opened) -> dict[str, int]:
-    options = work.configuration.options
-    return {
-        "tp": options.tensor_parallel_size,
-        "ep": options.expert_parallel_size,
-        "dp": options.data_parallel_size,
-    }
+        ranks = options.tensor_parallel_size
+        answer = _workload_on(device, arguments, model, founded, workload=workload, ranks=ranks)
+    return dataclasses.replace(answer, document=answer.document | options.ranks)
 
 
 def _workload(arguments: argparse.Namespace) -> Workload | None:
@@ -106,14 +99,25 @@ def _step_on(
     ]
     shares = shares_of(step, bases)
     within = Interval.around(step.latency_s, "tpot", shares, mixture=is_mixture(model))
-    engines = data_parallel_size(model)
-    each = [f"so does each of {engines} engines, which share experts and wait for each other"] if engines > 1 else []
     document |= {"model": model.name, "device": device.name, "shares": dataclasses.asdict(shares)}
     document["stand_in"] = stand_in(device, shares)
     document["latency_interval_s"] = list(dataclasses.astuple(within))
     held = footprint_of_batch(model, device, arguments.batch)
     document["memory"] = {**dataclasses.asdict(held), "fits": held.fits}
-    return Answer(document, [format_founded_step(step, bases, within, device), *each, format_footprint(held)])
+    return Answer(
+        document,
+        [
+            format_founded_step(step, bases, within, device),
+            *_together("so does each of", model),
+            format_footprint(held),
+        ],
+    )
+
+
+def _together(how: str, model: ServedModel) -> list[str]:
+    """A line on engines that share experts; none where there is one engine."""
+    engines = data_parallel_size(model)
+    return [f"{how} {engines} engines, which share experts and wait for each other"] if engines > 1 else []
 
 
 def _workload_on(
@@ -128,11 +132,9 @@ def _workload_on(
     """A workload on another GPU, with what its steps rest on, and whether it fits in memory."""
     found = candidate(model, founded, device, workload, ranks=ranks, routing=arguments.routing)
     warn(found.prediction.out_of_range)
-    engines = data_parallel_size(model)
-    shared = [f"spread over {engines} engines, which share experts and wait for each other"] if engines > 1 else []
     lines = [
         workload_line(found.prediction, found.ttft_interval, found.tpot_interval),
-        *shared,
+        *_together("spread over", model),
         *format_steps(found.prefill, found.shares if workload.output_len > 1 else None, device),
         format_footprint(found.footprint),
     ]

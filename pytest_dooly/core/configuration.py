@@ -102,6 +102,11 @@ class ServingOptions(Document):
         return self.tensor_parallel_size * self.data_parallel_size
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """How many share each layer, are engines apart and share experts, by flag."""
+        return {"tp": self.tensor_parallel_size, "dp": self.data_parallel_size, "ep": self.expert_parallel_size}
+
+    @property
     def named(self) -> dict[str, int | str]:
         """What is not the default, by field."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}

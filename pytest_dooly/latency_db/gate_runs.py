@@ -103,12 +103,8 @@ def _run(row: Row, environment: Environment) -> GateRun:
     )
 
 
-def _rounded(document: dict[str, Any]) -> dict[str, Any]:
+def _rounded(value: Any) -> Any:
     """Six digits, a tenth of what any clock resolves, which halves what a run takes in the file."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: rounded(each) for name, each in value.items()}
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
-    return {name: rounded(value) for name, value in document.items()}
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value

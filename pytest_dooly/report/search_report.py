@@ -305,6 +305,4 @@ def _height(search: Search, each: Ranked) -> float:
 
 
 def _short(candidate: Candidate) -> str:
-    ranks = f"tp {candidate.tensor_parallel_size}"
-    ranks += f" dp {candidate.data_parallel_size}" if candidate.data_parallel_size > 1 else ""
-    return f"{candidate.device}, {ranks}, {candidate.max_num_seqs} seqs"
+    return f"{candidate.device}, {candidate.ranks}, {candidate.max_num_seqs} seqs"

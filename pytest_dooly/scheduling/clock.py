@@ -245,8 +245,8 @@ class _Run:
         self._unserved: set[int] = set()  # without a first token
         self._under_way: deque[tuple[Scheduled, float]] = deque()
         self._idle_from_s = 0.0
-        # When each process of the server has handed on what it was sent so far, those it is dealt to in turn.
-        self._taken_in_s, self._turn = [0.0] * server.processes, 0
+        # When each process of the server has handed on what it was sent so far, and the next to be dealt one.
+        self._taken_in_s, self._first_process = [0.0] * server.processes, 0
 
     def result(self) -> Simulated:
         now_s, most = 0.0, 2 if self._server.async_scheduling else 1
@@ -310,13 +310,13 @@ class _Run:
             return
         number = len(self._taken_in_s)
         for first in range(min(number, len(places))):
-            process = (self._turn + first) % number
+            process = (self._first_process + first) % number
             at_s = max(sent_s, self._taken_in_s[process]) + _READ * sum(taking_s[first::number])
             for each_s, place in zip(taking_s[first::number], places[first::number], strict=True):
                 at_s += (1 - _READ) * each_s
                 self._arriving.append((at_s, place))
             self._taken_in_s[process] = at_s
-        self._turn = (self._turn + len(places)) % number
+        self._first_process = (self._first_process + len(places)) % number
         if number > 1:
             self._arriving = deque(sorted(self._arriving))
 

@@ -60,9 +60,15 @@ class Candidate(Document):
         """GPUs of one replica."""
         return self.tensor_parallel_size * self.data_parallel_size
 
+    @property
+    def ranks(self) -> str:
+        """GPUs of an engine, and how many of those there are."""
+        return f"tp {self.tensor_parallel_size}" + (
+            f" dp {self.data_parallel_size}" if self.data_parallel_size > 1 else ""
+        )
+
     def __str__(self) -> str:
-        ranks = f"tp {self.tensor_parallel_size}"
-        ranks += f" dp {self.data_parallel_size}" if self.data_parallel_size > 1 else ""
+        ranks = self.ranks
         ranks += f" ep {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
         caching = "on" if self.prefix_caching else "off"
         each = " of each engine" if self.data_parallel_size > 1 else ""

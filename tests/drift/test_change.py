@@ -116,16 +116,19 @@ def test_engines_that_are_started_in_both_orders_are_no_slower_for_being_the_fir
     assert all(same[name].error == pytest.approx(once[name].error / 2**0.5) for name in SUMS)
 
 
+def beside(seed: int, slower: float) -> tuple[Timed, Timed]:
+    """A start of an engine whose rotary embedding is slower, beside one of an engine without a change."""
+    new = turns(seed, 60, slower={"rotary": slower}, noise=0.002)
+    return Timed.of(new), Timed.of(turns(seed, 60, noise=0.002))
+
+
 @pytest.mark.parametrize(("starts", "is_told"), [((0.054, 0.048), True), ((0.1, 0.002), False)])
 def test_what_one_start_has_made_slower_and_the_other_not_is_no_change(
     starts: tuple[float, float], is_told: bool
 ) -> None:
     """Of one operation beside four others, about 5 % in the mean either way."""
     sums = {place.signature + place.point: {place: 1.0} for place in LATENCIES_S}
-    pairs = [
-        (Timed.of(turns(seed, 60, slower={"rotary": slower}, noise=0.002)), Timed.of(turns(seed, 60, noise=0.002)))
-        for seed, slower in enumerate(starts)
-    ]
+    pairs = [beside(seed, slower) for seed, slower in enumerate(starts)]
     found = paired_changes(pairs, [True, False], sums, apart=True)
     assert found["rotaryT4"].relative == pytest.approx(0.05, abs=0.003)
     assert (found["rotaryT4"].p_slower < 0.01) == is_told
@@ -136,10 +139,7 @@ def test_what_all_operations_starts_tell_counts_beside_one_s_own() -> None:
     """Starts of one 2 to 8 % slower, of four others all the same: less unsure than its own four say, and no surer."""
     sums = {place.signature + place.point: {place: 1.0} for place in LATENCIES_S}
     starts = (0.02, 0.08, 0.03, 0.07)
-    pairs = [
-        (Timed.of(turns(seed, 60, slower={"rotary": slower}, noise=0.002)), Timed.of(turns(seed, 60, noise=0.002)))
-        for seed, slower in enumerate(starts)
-    ]
+    pairs = [beside(seed, slower) for seed, slower in enumerate(starts)]
     found = paired_changes(pairs, [True, False, False, True], sums, apart=True)
     own = float(np.std(np.log1p(starts), ddof=1)) / 2
     assert 0.5 * own < found["rotaryT4"].error < 0.95 * own

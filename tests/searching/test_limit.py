@@ -28,11 +28,18 @@ class Chunky:
 
 
 def limited(
-    of: Traffic, bound: str, *, seqs: int = 64, blocks: int = 5000, tokens: int = 256, engines: int = 1
+    of: Traffic,
+    bound: str,
+    *,
+    seqs: int = 64,
+    blocks: int = 5000,
+    tokens: int = 256,
+    engines: int = 1,
+    server_s: float = 2e-3,
 ) -> Limit:
     options = SchedulerOptions(Limits(tokens, seqs, 512), blocks, block_size=4, async_scheduling=False, engines=engines)
     watched = Watched(Chunky())
-    server = Server.adding(2e-3, async_scheduling=False)
+    server = Server.adding(server_s, async_scheduling=False)
     load = run(of, scheduler_of(options), watched, server)
     return limit_of(load, watched, options, bound, rate=1.0, ratio=1.1, server=server, of_step=OF_STEP)
 
@@ -98,10 +105,7 @@ def test_why_requests_wait(asked: dict[str, int], cause: str) -> None:
 
 def test_a_queue_at_the_server_is_the_server_s() -> None:
     """It takes 100 ms over each request, and half as long passes from one to the next."""
-    options = SchedulerOptions(Limits(256, 64, 512), 5000, block_size=4, async_scheduling=False)
-    server, watched = Server.adding(0.1, async_scheduling=False), Watched(Chunky())
-    load = run(traffic(60, 100, 2).stretched(0.05), scheduler_of(options), watched, server)
-    limit = limit_of(load, watched, options, "ttft_p99", rate=1.0, ratio=1.1, server=server, of_step=OF_STEP)
+    limit = limited(traffic(60, 100, 2).stretched(0.05), "ttft_p99", server_s=0.1)
     assert shares(limit)["server and client"] > 0.9
 
 
