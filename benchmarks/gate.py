@@ -3,9 +3,8 @@
 Run as `python -m benchmarks.gate [--runs 40 --slowed 20 --seconds 20] [--write DIR] [--db FILE]`: llama-tiny on the
 real engine. The model is profiled once by `pytest --dooly-model=llama-tiny`; after that every run is a `Gate.run`,
 which looks for its baseline in the latency DB, takes turns, judges and keeps what it has found there, just as a session
-of pytest with --dooly-gate does. Runs share a process, but each starts its engine, since where that puts its
-memory makes single operations 3 % faster or slower; with --reopen N, N runs share one. With --against another engine of
-this interpreter takes turns with each, as `--dooly-against` has it, and stands for the baseline.
+of pytest with --dooly-gate does. With --against another engine of this interpreter takes turns with each, as
+`--dooly-against` has it, and stands for the baseline.
 
 A slowdown is put into the forward method of the layers of one operation: when the layer is done, the processor is kept
 busy for a share of the time that it took. Operations are those whose share of a figure is nearest to what is asked.
@@ -31,15 +30,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gate_simulation import UNCHANGED, simulated
-from benchmarks.slowed_engine import slow_down
-from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel
@@ -49,11 +45,10 @@ from pytest_dooly.drift.exposure import Exposure
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
-from pytest_dooly.gating import Gate, GateOptions, Starts, TakesTurns
+from pytest_dooly.gating import Gate, GateOptions, Starts
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
 from pytest_dooly.serving import serve
-from pytest_dooly.sweep.grid import kv_tokens
 
 SLOWED = Path(__file__).with_name("slowed_engine.py")
 
@@ -104,7 +99,6 @@ def main() -> None:
     parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
     parser.add_argument("--put", type=int, nargs="+", default=[5, 10, 20], help="slowdowns to put in, in %% (5 10 20)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
-    parser.add_argument("--reopen", type=int, default=1, help="runs after which the engine is started again (1)")
     parser.add_argument("--against", action="store_true", help="compare with an engine that takes turns")
     parser.add_argument("--db", type=Path, default=Path(".dooly/gate.db"), help="latency DB (.dooly/gate.db)")
     parser.add_argument("--write", type=Path, default=Path("reports/gate"), metavar="DIR")
@@ -125,7 +119,7 @@ def main() -> None:
         _profile(asked.db)
         runs = _measured(asked)
     judged = [run for run in runs if run.found.outcome is not Outcome.BASELINE]
-    text = report(judged, asked.seconds, asked.reopen, against=asked.against)
+    text = report(judged, asked.seconds, against=asked.against)
     (asked.write / "gate.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
@@ -161,12 +155,9 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
         random.Random(0).shuffle(rest)
         runs: list[Run] = []
         with contextlib.suppress(KeyboardInterrupt):  # what there is by then counts
-            for place, slowdown in enumerate([*plan, *rest]):
-                if place % asked.reopen == 0:
-                    bench.close()
+            for slowdown in [*plan, *rest]:
                 runs.append(bench.run(slowdown))
                 _say(len(runs), runs[-1])
-        bench.close()
     return runs
 
 
@@ -210,7 +201,7 @@ def again(path: Path) -> list[Run]:
 
 
 class _Bench:
-    """An engine that many runs share."""
+    """What many runs share."""
 
     def __init__(
         self, configuration: ModelConfiguration, db: LatencyDB, seconds: float, against: Path | None = None
@@ -218,8 +209,6 @@ class _Bench:
         self._configuration, self._db, self._seconds, self._against = configuration, db, seconds, against
         self._engine = load_engine("vllm")
         self._model = serve(self._engine, configuration, db, self._engine.environment(configuration))
-        self._session: Any = None
-        self._turns: Any = None
         self._shares: dict[str, float] = {}
 
     def run(self, slowdown: Slowdown | None) -> Run:
@@ -228,42 +217,11 @@ class _Bench:
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
         options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
-        taking = self._taking(slowdown)
         with nullcontext(Path(sys.executable)) if slowdown is None else self._slowed(slowdown) as python:
-            gate = Gate(self._engine, self._configuration, self._model, self._db, options, taking=taking, python=python)
+            gate = Gate(self._engine, self._configuration, self._model, self._db, options, python=python)
             found = gate.run()
         self._shares = self._shares or {each.key: each.share for each in found.verdict.operations}
         return Run(slowdown, label, found, time.perf_counter() - begin_s)
-
-    def close(self) -> None:
-        """Ends the engine."""
-        if self._session is not None:
-            self._session.close()
-            self._session = self._turns = None
-
-    def _taking(self, slowdown: Slowdown | None) -> Callable[[Sequence[Batch]], Any]:
-        @contextmanager
-        def taking(batches: Sequence[Batch]) -> Iterator[TakesTurns]:
-            from pytest_dooly.timing.clock import Clocks
-            from pytest_dooly.timing.turns import Turns
-
-            if self._session is None:
-                operations = self._model.operations
-                self._session = self._engine.open(
-                    self._configuration, isolating=operations, kv_tokens=kv_tokens(self._model.limits)
-                )
-                clocks = Clocks(self._engine.environment(self._configuration))
-                self._turns = Turns(self._session, operations, batches, clocks)
-            layers = []
-            if slowdown is not None:
-                layers = slow_down(self._session, self._nearest(slowdown.share).layers, slowdown.slower)
-            try:
-                yield self._turns.turn
-            finally:
-                for layer in layers:
-                    del layer.forward
-
-        return taking
 
     @contextmanager
     def _slowed(self, slowdown: Slowdown) -> Iterator[Path]:
@@ -304,7 +262,7 @@ def _say(number: int, run: Run) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def report(runs: Sequence[Run], seconds: float, reopen: int, *, against: bool = False) -> str:
+def report(runs: Sequence[Run], seconds: float, *, against: bool = False) -> str:
     """Markdown: outcomes by what was put in, and which operations were named."""
     environment = runs[0].found.environment
     how = (
@@ -314,8 +272,8 @@ def report(runs: Sequence[Run], seconds: float, reopen: int, *, against: bool = 
         "# The gate on drift, as it is",
         "",
         f"`make bench-gate`: {len(runs)} runs of {MODEL}, workload {WORKLOAD}, up to {seconds:.0f} s of turns each, in "
-        f"{sum(run.wall_s for run in runs) / 60:.0f} minutes; the limit is 3 %. On {environment}. An engine serves "
-        f"{reopen} of them; each {how}, takes its turns, judges and is kept as a session of pytest does it.",
+        f"{sum(run.wall_s for run in runs) / 60:.0f} minutes; the limit is 3 %. On {environment}. "
+        f"Each {how}, takes its turns, judges and is kept as a session of pytest does it.",
         "",
         "| put in | operation | its share | runs | passed | undecided | drift | right one named | another one named |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

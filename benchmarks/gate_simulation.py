@@ -135,7 +135,8 @@ def _again(run: Timed, rng: np.random.Generator) -> Timed:
     """As many turns of a run, drawn in stretches."""
     starts = rng.integers(0, len(run) - _STRETCH + 1, size=-(-len(run) // _STRETCH))
     order = np.concatenate([np.arange(start, start + _STRETCH) for start in starts])[: len(run)]
-    return Timed({place: values[order] for place, values in run.latencies_s.items()}, run.references[order])
+    latencies_s = {place: values[order] for place, values in run.latencies_s.items()}
+    return Timed(latencies_s, run.references[order], run.starts[order])
 
 
 def _slower(run: Timed, scenario: Scenario) -> Timed:
@@ -145,6 +146,7 @@ def _slower(run: Timed, scenario: Scenario) -> Timed:
             for place, values in run.latencies_s.items()
         },
         run.references,
+        run.starts,
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine that `--dooly-against` starts, with some of its layers slowed down, for `make bench-gate`.
+"""An engine that the gate starts, with some of its layers slowed down, for `make bench-gate`.
 
 Run in place of an interpreter, as `python -P slowed_engine.py SLOWER PATH…`: beside this file lie modules that have the
 names of libraries, which `-P` keeps off the path.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 from unittest import mock
 
-from pytest_dooly import other_engine
+from pytest_dooly import engine_process
 from pytest_dooly.timing import turns
 
 
@@ -45,7 +45,7 @@ def slowed(forward: Callable[..., Any], slower: float) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Answers as `other_engine` does."""
+    """Answers as `engine_process` does."""
     slower, *paths = sys.argv[1:]
 
     class Slowed(turns.Turns):
@@ -54,7 +54,7 @@ def main() -> None:
             slow_down(session, paths, float(slower))
 
     with mock.patch.object(turns, "Turns", Slowed):
-        other_engine.main()
+        engine_process.main()
 
 
 if __name__ == "__main__":

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_dooly.core.batch import Batch, SweepPoint
-from pytest_dooly.core.environment import Environment
+from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.gate_run import gate_series
-from pytest_dooly.core.signature import ServedModel
+from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
@@ -33,7 +33,7 @@ from pytest_dooly.drift.exposure import Exposure, check_fits, exposures, kept_ex
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.sensitivity import Earlier
 from pytest_dooly.drift.verdict import WORTH, Outcome, Verdict, case_id, judged, sums_of
-from pytest_dooly.errors import ConfigurationError, DoolyError, reason_of
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.exported import read_measurements
 from pytest_dooly.latency_db.file import copy_of
@@ -46,9 +46,9 @@ from pytest_dooly.sweep.grid import kv_tokens
 if TYPE_CHECKING:
     from pytest_dooly.core.configuration import ModelConfiguration
     from pytest_dooly.engine.base import Engine
-    from pytest_dooly.other_engine import OtherEngine
+    from pytest_dooly.engine_process import EngineProcess
 
-__all__ = ["BrokenGate", "Gate", "GateOptions", "Starts", "TakesTurns", "Taking"]
+__all__ = ["Gate", "GateOptions", "Starts"]
 
 _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
@@ -58,22 +58,14 @@ _NEW_FIRST, _EACH_S = (True, False, False, True), 150.0
 makes single operations up to 3 % faster or slower, now and then 9 %: more turns tell nothing of that, more starts do.
 What drifts along the four cancels."""
 
+_ALONE_S = 75.0
+"""Likewise of one engine, for a start in the only order that there is: its layout is the same in every run."""
+
 _UNKNOWN_ERROR = 0.05
 """Of a regressor that has too few points to hold one out."""
 
 _CROWD = 0.1
 """Of all processors: what other processes may have more, or less, than at the baseline before figures are left open."""
-
-
-TakesTurns = Callable[[], Turn]
-
-Taking = Callable[[Sequence[Batch]], AbstractContextManager[TakesTurns]]
-
-T = TypeVar("T")
-
-
-class BrokenGate(Exception):  # noqa: N818 - no remedy is known
-    """An operation that cannot be timed any more; says which error it raised."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,6 @@ class Gate:
         db: LatencyDB,
         options: GateOptions,
         *,
-        taking: Taking | None = None,
         python: Path = Path(sys.executable),
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -142,9 +133,7 @@ class Gate:
             model: what is served.
             db: where runs are and go to.
             options: what is asked.
-            taking: what takes turns over some steps, while its context lasts, for earlier runs; None for an engine that
-                is started.
-            python: interpreter that starts this engine where another one takes turns with it.
+            python: interpreter that starts this engine.
             progress: called with a line before anything that takes seconds.
 
         Raises:
@@ -156,7 +145,7 @@ class Gate:
         self.found: Found | None = None
         self._engine, self._configuration, self._db, self._options = engine, configuration, db, options
         self._progress = progress
-        self._taking, self._python = taking or self._here, python
+        self._python = python
         self._learnt: dict[frozenset[Place], Sequence[Earlier]] = {}
         self._environment = engine.environment(configuration)
         self._series = gate_series(configuration, self._environment)
@@ -189,11 +178,12 @@ class Gate:
         """Times and judges; every turn is kept as it ends, the verdict when all have.
 
         Raises:
-            BrokenGate: an operation cannot be timed.
+            BrokenOperation: an operation cannot be timed.
             ConfigurationError: the engines cannot take turns.
             EngineError: an engine does not start.
         """
-        spent = self._spent()
+        spent, minutes = self._spent(), self._options.budget_s / 60
+        self._progress(f"timing {len(self.model.operations)} operations in turns, for up to {minutes:.3g} minutes")
         key = self._db.begin_gate_run(self._series, self.model.name, self._environment, self._options.commit)
         taken = self._alone(key, spent) if self._options.against is None else self._beside(key, spent)
         found = self._judge(spent, taken)
@@ -277,27 +267,17 @@ class Gate:
             return None
         return Baseline((), (), environment, regressors_of(db, environment))
 
-    @contextmanager
-    def _here(self, batches: Sequence[Batch]) -> Iterator[TakesTurns]:
-        """This process' own engine."""
-        from pytest_dooly.timing.clock import Clocks
-        from pytest_dooly.timing.turns import Turns
-
-        self._progress(f"starting {self._engine.name} {self._engine.version} with layers of {self.model.name}")
-        operations = self.model.operations
-        session = self._engine.open(self._configuration, isolating=operations, kv_tokens=kv_tokens(self.model.limits))
-        try:
-            yield _unbroken(lambda: Turns(session, operations, batches, Clocks(self._environment))).turn
-        finally:
-            session.close()
-
     def _alone(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
         """Turns of one engine, for runs that came before."""
-        with self._taking(_batches_of(spent)) as new:
-            self._announce()
-            turns = list[Turn]()
-            self._take_turns(spent, [], Starts(turns), [(new, turns, key)])
-        return [Starts(turns)]
+        taken, number = list[Starts](), self._num_starts
+        for start in range(number):
+            self._progress(f"starting {self._engine.name} {self._engine.version}, {start + 1} of {number}")
+            with self._own(spent, start) as new:
+                new.open()
+                turns = list[Turn]()
+                self._take_turns(spent, taken, Starts(turns), [(new.turn, turns, key)])
+                taken.append(Starts(turns))
+        return taken
 
     def _beside(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
         """Turns of two engines beside each other, each started anew several times, in a process of its own.
@@ -307,13 +287,13 @@ class Gate:
         """
         against = self._options.against
         assert against is not None
-        self._announce()
         other = None
         taken, orders = list[Starts](), self._orders
         for number, new_first in enumerate(orders, start=1):
             self._progress(f"starting both engines, {number} of {len(orders)}")
             with ExitStack() as engines:
-                new, old = (engines.enter_context(self._other(each, spent)) for each in (self._python, against))
+                new = engines.enter_context(self._own(spent, number - 1))
+                old = engines.enter_context(self._process(against, spent, number - 1, ()))
                 if new_first:
                     new.open()
                 environment = old.open()
@@ -336,12 +316,33 @@ class Gate:
         """Of each start, whether this engine is opened first."""
         return _NEW_FIRST * max(1, round(self._options.budget_s / _EACH_S))
 
-    def _other(self, python: Path, spent: Sequence[Exposure]) -> OtherEngine:
-        """An interpreter's engine, which begins to start as its context does."""
-        from pytest_dooly.other_engine import OtherEngine
+    @property
+    def _num_starts(self) -> int:
+        """Of this engine."""
+        if self._options.against is None:
+            return max(1, round(self._options.budget_s / _ALONE_S))
+        return len(self._orders)
 
-        kept = kv_tokens(self.model.limits)
-        return OtherEngine(python, self._engine.name, self._configuration, _batches_of(spent), kv_tokens=kept)
+    def _own(self, spent: Sequence[Exposure], start: int) -> EngineProcess:
+        """This engine, started for the so manieth time as its context begins."""
+        return self._process(self._python, spent, start, self.model.operations)
+
+    def _process(
+        self, python: Path, spent: Sequence[Exposure], start: int, operations: Sequence[ModelOperation]
+    ) -> EngineProcess:
+        """An interpreter's engine: what is told alike for both, and for the same start of every run."""
+        from pytest_dooly.engine_process import EngineProcess
+
+        return EngineProcess(
+            python,
+            self._engine.name,
+            self._configuration,
+            _batches_of(spent),
+            kv_tokens=kv_tokens(self.model.limits),
+            operations=operations,
+            seed=start + 1,
+            is_bound=self._environment.clock == PERF_COUNTER,
+        )
 
     def _check_alike(self, environment: Environment) -> None:
         if not alike(environment, self._environment):
@@ -350,25 +351,21 @@ class Gate:
                 "interpreter whose engine runs on the same device in the same way"
             )
 
-    def _announce(self) -> None:
-        minutes = self._options.budget_s / 60
-        self._progress(f"timing {len(self.model.operations)} operations in turns, for up to {minutes:.3g} minutes")
-
     def _take_turns(
         self,
         spent: Sequence[Exposure],
         before: Sequence[Starts],
         taken: Starts,
-        engines: Sequence[tuple[TakesTurns, list[Turn], str]],
+        engines: Sequence[tuple[Callable[[], Turn], list[Turn], str]],
     ) -> None:
         """Until a slowdown of the limit would be seen, or these starts' part of the budget is spent."""
-        starts = 1 if len(engines) == 1 else len(self._orders)
+        starts = self._num_starts
         budget_s, fewest = self._options.budget_s / starts, max(BLOCKS, _FEWEST // starts)
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)
         while len(taken.turns) < fewest or time.perf_counter() - start_s < budget_s:
             for take, turns, run in engines if len(taken.turns) % 2 else reversed(engines):
-                turns.append(replace(_unbroken(take), start=len(before)))
+                turns.append(replace(take(), start=len(before)))
                 self._db.keep_gate_turn(run, done + len(turns) - 1, turns[-1])
             if len(taken.turns) >= ask:
                 ask = max(ask + 1, ask * _MORE)
@@ -513,21 +510,6 @@ def _errors(regressors: Mapping[str, Regressor], spent: Sequence[Exposure]) -> d
         for each in spent
     }
     return errors | figures
-
-
-def _unbroken(take: Callable[[], T]) -> T:
-    """What is taken.
-
-    Raises:
-        BrokenGate: an operation raised.
-        DoolyError: as it was raised.
-    """
-    try:
-        return take()
-    except DoolyError:
-        raise
-    except Exception as error:
-        raise BrokenGate(reason_of(error)) from error
 
 
 def _levels_s(runs: Sequence[Timed], places: set[Place]) -> dict[Place, float]:

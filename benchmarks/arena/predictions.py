@@ -21,16 +21,20 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.engine import load_engine
 from pytest_dooly.errors import DoolyError
 from pytest_dooly.latency_db.db import LatencyDB
-from pytest_dooly.prediction.interval import is_mixture, typical_steps
+from pytest_dooly.prediction.interval import Figure, is_mixture, log_width, typical_steps
 from pytest_dooly.prediction.shares import Shares, shares_at
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.basis import Foundation
 from pytest_dooly.published.footprint import CacheRoom, cache_room
 from pytest_dooly.published.grounds import Grounds
-from pytest_dooly.scheduling.clock import run
-from pytest_dooly.scheduling.lockstep import scheduler_of
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.serving import serve_on
+from pytest_dooly.simulation.deployment import Deployment
+from pytest_dooly.simulation.simulate import Simulation, joined, simulation_of
+from pytest_dooly.simulation.summary import overloaded
+from pytest_dooly.simulation.within import within
+
+FIGURES: tuple[Figure, ...] = ("ttft", "tpot")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Predicted:
         prefill: what a step with a prompt rests on.
         decode: what a step of decodes half-way through the outputs rests on.
         mixture: whether the model is one of experts.
+        within_s: where requests come by themselves, the interval that `dooly simulate` states of TTFT and TPOT; of a
+            load beyond capacity it states none.
     """
 
     ttft_s: float
@@ -52,6 +58,7 @@ class Predicted:
     prefill: Shares
     decode: Shares
     mixture: bool
+    within_s: Mapping[Figure, tuple[float, float] | None] | None = None
 
 
 def trace_all(runs: Iterable[PublishedRun], db_path: Path, folder: Path) -> dict[tuple[object, ...], str]:
@@ -144,25 +151,41 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
         )
     except DoolyError as error:
         return str(error)
-    simulated = run(
-        traffic_of(each),
-        scheduler_of(options),
-        served_model.times[overlapped],
-        server_of(each),
-    )
+    deployment, traffic = Deployment(served_model.times[overlapped], options, server_of(each)), traffic_of(each)
+    simulated = joined(deployment.simulate(traffic))
     centre = np.nanmedian if each.medians else np.nanmean
     tokens = sum(request.output_len for request in simulated.traffic.requests)
     at_once = max(round(float(simulated.latency_s.sum() / simulated.last_s.max())), 1)
     decodes = each.concurrency or at_once
     steps = typical_steps(each.prompt_len, each.output_len, decodes, limits, engines=each.engines)
+    prefill, decode = (shares_at(model, founded, steps[figure], overlapped=overlapped) for figure in FIGURES)
+    mixture = is_mixture(model)
+    widths = {
+        figure: log_width(figure, of, mixture=mixture) for figure, of in zip(FIGURES, (prefill, decode), strict=True)
+    }
     return Predicted(
         float(centre(simulated.ttft_s)),
         float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
         tokens / float(simulated.last_s.max()),
-        shares_at(model, founded, steps["ttft"], overlapped=overlapped),
-        shares_at(model, founded, steps["tpot"], overlapped=overlapped),
-        is_mixture(model),
+        prefill,
+        decode,
+        mixture,
+        None if each.rate is None else _within_s(simulation_of(deployment, traffic, simulated, ()), widths, each),
     )
+
+
+def _within_s(
+    simulation: Simulation, widths: Mapping[Figure, float], run: PublishedRun
+) -> dict[Figure, tuple[float, float] | None]:
+    """As `dooly simulate` states them."""
+    if overloaded(simulation.simulated) is not None:
+        return dict.fromkeys(FIGURES)
+    found, which = within(simulation, widths), "median" if run.medians else "mean"
+    keys: dict[Figure, str] = {figure: f"{which}_{figure}_ms" for figure in FIGURES}
+    return {
+        figure: (found.low_ms[key] / 1e3, found.high_ms[key] / 1e3) if key in found.low_ms else None
+        for figure, key in keys.items()
+    }
 
 
 def _room(model: ServedModel, device: Device, run: PublishedRun) -> CacheRoom:

@@ -52,16 +52,19 @@ class Row:
 
 
 def within(row: Row, figure: Figure, system: float | None = None) -> bool | None:
-    """Whether the measurement lies in the interval; None where it is not published.
+    """Whether the measurement lies in the interval; None where it is not published, or no interval is stated.
 
     Args:
         row: the run.
         figure: of it.
         system: what operations do not explain, as a logarithm; None for what is stated.
     """
-    error = row.error(figure)
+    error, stated = row.error(figure), row.ours.within_s
     if error is None:
         return None
+    if system is None and stated is not None:
+        ends, measured_s = stated[figure], row.run.tpot_s if figure == "tpot" else row.run.ttft_s
+        return None if ends is None or measured_s is None else ends[0] <= measured_s <= ends[1]
     if system is None:
         system = system_error(figure, mixture=row.ours.mixture, at_once=row.run.num_at_once)
     return abs(math.log1p(error)) <= math.hypot(row.operations_error(figure), system)

@@ -8,21 +8,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.configuration import ServingOptions
 from pytest_dooly.core.device import device_named, serving_limits
+from pytest_dooly.core.release import NEWEST, Release
 from pytest_dooly.errors import ConfigurationError, reason_of
-from pytest_dooly.published.footprint import ENGINE_SHARE
 
 RUNS = Path(__file__).with_name("runs.csv")
-
-_ASYNC_SINCE = (14,)
-"""Minor release of vLLM that made asynchronous scheduling the default."""
-
-_SHARE_BEFORE, _SHARE_SINCE = 0.9, (21,)
-"""Share of the memory that vLLM took, up to the minor release that raised it."""
 
 _COLUMNS = (
     *("engine_version", "hf_model", "precision", "device", "tp", "ep", "prompt_len", "output_len", "lengths", "load"),
@@ -49,20 +44,6 @@ way, of 227,000 to 268,000 tokens. There is room for 236,000 of two bytes an ele
 recipe of the same repository names no dtype of the KV cache. Runs of that source on one H200 had room for what fp8
 leaves.
 """
-
-_HOPPER, _GAINS_SINCE = ("h100_sxm", "h200_sxm"), (11, 1)
-"""GPUs whose attention is FlashAttention 3, and the release from which on its decodes gain from keys and values in fp8.
-
-Before, "FP8 decoding is not faster at all than BF16" with heads of 128: pull request 96 of
-vllm-project/flash-attention, merged in October 2025.
-"""
-
-_SERVERS_SINCE = (15,)
-"""Minor release from which on a server has as many processes as there are engines: one by default before, as many in a
-log of 0.15.1."""
-
-_FOLLOWED_SINCE = (13,)
-"""Minor release from which on the KV cache has the dtype that a checkpoint names, without a flag (PR 29980)."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +132,14 @@ class PublishedRun:
         if (self.model, self.device) in _TWO_BYTES:
             return "bfloat16"
         found = re.search(r"(?:--)?kv-cache(?:-dtype)? (fp8\w*)", self.row["notes"])
-        if found is None and self.model.startswith("nvidia/") and self._release < _FOLLOWED_SINCE:
+        if found is None and self.model.startswith("nvidia/") and not self.release.follows_checkpoint:
             return "bfloat16"
         return found[1] if found else None
 
     @property
     def attends_in_two_bytes(self) -> bool:
         """Whether keys and values in fp8 took attention as long as if they were two bytes an element."""
-        kept_in_fp8 = str(self.kv_cache_dtype).startswith("fp8")
-        return kept_in_fp8 and self.device in _HOPPER and self._release < _GAINS_SINCE
+        return self.release.attends_in_two_bytes(self.device, self.kv_cache_dtype)
 
     @property
     def moe_precision(self) -> str | None:
@@ -188,23 +168,22 @@ class PublishedRun:
     def memory_share(self) -> float:
         """Of the device's memory, that the engine took: as it was told, or the default of its version."""
         told = self._told("gpu-memory-utilization")
-        return float(told) if told else _SHARE_BEFORE if self._release < _SHARE_SINCE else ENGINE_SHARE
+        return float(told) if told else self.release.memory_share
 
     @property
     def server_processes(self) -> int:
         """Of the server, that requests are dealt to."""
-        return self.engines if self._release >= _SERVERS_SINCE else 1
+        return self.release.server_processes(self.engines)
 
     @property
     def async_scheduling(self) -> bool:
-        """Whether a step is prepared while the one before runs: the default since 0.14, an option before."""
-        return "async-scheduling" in self.row["notes"] or self._release >= _ASYNC_SINCE
+        """Whether a step is prepared while the one before runs: as it was told, or the default of its version."""
+        return "async-scheduling" in self.row["notes"] or self.release.async_scheduling
 
-    @property
-    def _release(self) -> tuple[float, ...]:
-        """Minor and patch release of vLLM; infinite, as of the newest, where the source does not say."""
-        release = re.match(r"0\.(\d+)(?:\.(\d+))?", self.version)
-        return (int(release[1]), int(release[2] or 0)) if release else (math.inf,)
+    @cached_property
+    def release(self) -> Release:
+        """Of vLLM; the newest where the source says none, or a commit of 2026."""
+        return Release.parse(self.version) if self.version[:1].isdigit() else NEWEST
 
     @property
     def _by_default(self) -> Limits:

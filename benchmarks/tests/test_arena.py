@@ -206,6 +206,15 @@ def test_intervals_hold_nine_of_ten() -> None:
     assert within(replace(far[0], run=replace(FOUND[0], tpot_s=None)), "tpot", wide) is None
 
 
+def test_a_queue_s_interval_is_the_one_that_simulate_states() -> None:
+    """Wider than the figure's own; none of a load beyond capacity."""
+    far = row(FOUND[0], 0.02, 0.1)
+    queued = replace(far, ours=replace(far.ours, within_s={"ttft": None, "tpot": (0.009, 0.03)}))
+    assert not within(far, "tpot")
+    assert within(queued, "tpot")
+    assert within(queued, "ttft") is None
+
+
 def test_a_region_is_judged_by_what_is_fitted_to_the_others() -> None:
     near, far = [row(FOUND[0], 0.011, 0.1)] * 5, row(FOUND[0], 0.02, 0.1)
     far = replace(far, run=replace(far.run, prompt_len=5000))

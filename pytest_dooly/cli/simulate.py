@@ -6,12 +6,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
 from pytest_dooly.cli.traffic import traffic_of
+from pytest_dooly.core.configuration import ModelConfiguration
+from pytest_dooly.core.device import Device
+from pytest_dooly.core.release import NEWEST, Release
+from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.prediction.interval import is_mixture, log_width
 from pytest_dooly.prediction.shares import shares_at, stand_in
 from pytest_dooly.prediction.step_times import StepTimes
@@ -49,8 +53,10 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     slo = None if arguments.slo is None else Slo.parse(arguments.slo)
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
+    release = _release(arguments, device)
     with opened(arguments, [] if device is None else [device]) as work:
-        model = work.served(device=device)
+        configuration, halved = _kept_as(release, work.configuration, device)
+        model = work.served(configuration, device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
         rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
         traffic = traffic_of(arguments, rates, model.limits.max_model_len)
@@ -59,24 +65,27 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         else:
             founded = grounds_on(device, work.db).of(model)
             models = {key: each.model for key, each in founded.items()}
-    overlapped = device is not None and not arguments.no_async_scheduling
+    ahead = release.async_scheduling and not arguments.no_async_scheduling
+    overlapped = device is not None and ahead
     times = StepTimes(model, models, routing=arguments.routing, overlapped=overlapped)
     engine = Engine(
         kv_blocks=arguments.kv_blocks,
         block_size=work.configuration.options.block_size or 16,
         prefix_caching=not arguments.no_prefix_caching,
         long_prefill_token_threshold=arguments.long_prefill_token_threshold,
-        async_scheduling=not arguments.no_async_scheduling,
-        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        async_scheduling=ahead,
+        gpu_memory_utilization=_or(arguments.gpu_memory_utilization, release.memory_share),
     )
     options = engine.options(model, None if device is None else device.name, seq_len=traffic.mean_len)
-    server_ms = added_by_server_s(device) * 1e3 if arguments.server_ms is None else arguments.server_ms
-    token_us = tokenised_by_server_s(device) * 1e6 if arguments.token_us is None else arguments.token_us
+    if halved and arguments.kv_blocks is None:
+        options = replace(options, num_blocks=2 * options.num_blocks)
+    server_ms = _or(arguments.server_ms, added_by_server_s(device) * 1e3)
+    token_us = _or(arguments.token_us, tokenised_by_server_s(device) * 1e6)
     server = Server.adding(
         server_ms / 1e3,
         async_scheduling=options.async_scheduling,
         tokenise_s=token_us / 1e6,
-        processes=options.engines,
+        processes=release.server_processes(options.engines),
     )
     deployment = Deployment(times, options, server, arguments.replicas, arguments.router, scheduler)
     begin_s = time.perf_counter()
@@ -91,9 +100,10 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
     document |= {"options": work.configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
-    document |= {"token_us": token_us}
+    document |= {"token_us": token_us, "release": arguments.release, "async_scheduling": options.async_scheduling}
     document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
+    document |= {"gpu_memory_utilization": engine.gpu_memory_utilization}
     document |= {"state_blocks": options.state_blocks, "engines": options.engines}
     document |= simulation.summary(slo, search=search)
     document["overloaded"] = document["sustained_throughput"] is not None
@@ -114,6 +124,41 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     return Answer(document, [format_simulation(document, title=title), *lines, *_verdict(document)])
 
 
+def _release(arguments: argparse.Namespace, device: Device | None) -> Release:
+    """The release that is named, else the newest.
+
+    Raises:
+        ConfigurationError: it is none, or of an engine that is not simulated, or of no GPU.
+    """
+    if arguments.release is None:
+        return NEWEST
+    release = Release.parse(arguments.release)
+    if device is None:
+        raise ConfigurationError("--release is of a GPU that is not here: name it with --device, as in h100_sxm")
+    if release.is_v0:
+        raise ConfigurationError(
+            f"vLLM {release} has an engine before V1, which schedules prompts and decodes apart and is not simulated: "
+            "name 0.8 or newer"
+        )
+    return release
+
+
+def _kept_as(
+    release: Release, configuration: ModelConfiguration, device: Device | None
+) -> tuple[ModelConfiguration, bool]:
+    """What is served as the release keeps and reads keys and values; whether it keeps them in half of what it reads."""
+    options = configuration.options
+    dtype = release.kv_cache_dtype(options.kv_cache_dtype, configuration.document)
+    halved = device is not None and release.attends_in_two_bytes(device.name, dtype)
+    if dtype == options.kv_cache_dtype and not halved:
+        return configuration, False
+    return replace(configuration, options=replace(options, kv_cache_dtype="bfloat16" if halved else dtype)), halved
+
+
+def _or(given: float | None, usual: float) -> float:
+    return usual if given is None else given
+
+
 def _served(document: Mapping[str, Any]) -> str:
     """One line on how the model was served."""
     ranks, replicas = document["options"].get("tensor_parallel_size", 1), document["replicas"]
@@ -122,8 +167,9 @@ def _served(document: Mapping[str, Any]) -> str:
     each = "" if replicas == 1 else f" each of {replicas} replicas ({document['router']}),"
     if document["engines"] > 1:
         each += f" each of {document['engines']} engines that share experts,"
+    served = f"vLLM {document['release']}, tp {ranks}" if document["release"] else f"tp {ranks}"
     return (
-        f"tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
+        f"{served},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
         f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens"
         f"{state}; a server adds "
         f"{document['server_ms']:.3g} ms to a request and {document['token_us']:.3g} µs to a prompt's token"

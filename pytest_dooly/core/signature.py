@@ -136,7 +136,7 @@ class Signature(Document):
 
 
 @dataclass(frozen=True)
-class ModelOperation:
+class ModelOperation(Document):
     """A signature as one model uses it.
 
     Attributes:

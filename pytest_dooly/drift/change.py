@@ -91,11 +91,13 @@ class Timed:
     Attributes:
         latencies_s: of each place, shape (turns,).
         references: logarithm of each reference, shape (turns, references).
+        starts: number of the engine's start, shape (turns,).
         others: share of all processors that other processes had, in the median turn.
     """
 
     latencies_s: Mapping[Place, Array]
     references: Array
+    starts: npt.NDArray[np.int_]
     others: float = 0.0
 
     @classmethod
@@ -119,12 +121,19 @@ class Timed:
         return cls(
             {place: np.array([turn.latencies_s.get(text, np.nan) for turn in turns]) for text, place in places.items()},
             np.log([[turn.references_s[name] for name in names] for turn in turns]),
+            np.array([turn.start for turn in turns]),
             float(np.median([turn.others for turn in turns])),
         )
 
     def __len__(self) -> int:
         """Number of turns."""
         return len(self.references)
+
+    def of_start(self, number: int) -> Self:
+        """The turns of one start of the engine."""
+        own = self.starts == number
+        latencies_s = {place: of[own] for place, of in self.latencies_s.items()}
+        return replace(self, latencies_s=latencies_s, references=self.references[own], starts=self.starts[own])
 
     def log_of(self, weights: Weights) -> Array:
         """Logarithm of the weighted sum in every turn, shape (turns,)."""
@@ -186,7 +195,10 @@ class Change:
 def changes(
     new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool = False
 ) -> dict[str, Change]:
-    """Change of every sum from the runs of the baseline to a new one, by name.
+    """Change of every sum from the runs of the baseline to a new one, by name: the mean over their starts.
+
+    Starts of one number have the memory of the same layout (`engine_process`), as far as the engine is the same, and
+    are compared with each other. How far the starts are apart then is an error as well.
 
     Args:
         new: at least BLOCKS turns.
@@ -195,6 +207,23 @@ def changes(
         apart: whether sums have nothing in common, as operations have not: what most of the others do is then the
             machine's doing, and a reference too. It is the best one there is, since it runs the engine's own code.
     """
+    pairs = [(new.of_start(each), [run.of_start(each) for run in baseline]) for each in np.unique(new.starts)]
+    pairs = [(one, [run for run in runs if len(run) >= BLOCKS]) for one, runs in pairs if len(one) >= BLOCKS]
+    alike = [pair for pair in pairs if pair[1]] or [(new, baseline)]
+    starts = [_changes(one, runs, sums, apart=apart) for one, runs in alike]
+    medians = np.array([[each[name].log for each in starts] for name in sums])
+    between, told = _between(medians) if apart else _between_alike(medians, np.full(len(starts), fill_value=True))
+    between = between / math.sqrt(len(starts))
+    found = {}
+    for name, log, more in zip(sums, medians.mean(axis=1), between, strict=True):
+        error = math.sqrt(sum(each[name].error ** 2 for each in starts)) / len(starts)
+        change = Change(float(log), error, sum(each[name].freedom for each in starts))
+        found[name] = change.less_sure(float(more), told)
+    return found
+
+
+def _changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool) -> dict[str, Change]:
+    """The same of one start."""
     runs = [*baseline, new]
     values = {name: [run.log_of(weights) for run in runs] for name, weights in sums.items()}
     others = _others(values) if apart and len(values) > _FEWEST_OTHERS else {}

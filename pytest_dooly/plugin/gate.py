@@ -193,7 +193,7 @@ class GatePlugin:
 
     def _found(self, model: str) -> Found:
         """What has been found of a model, timed when it is first asked for."""
-        from pytest_dooly.gating import BrokenGate
+        from pytest_dooly.engine_process import BrokenOperation
 
         gate, run = self._gates[model], self._profiles.profiling
         if model in self._errors:  # every other case would take all turns again
@@ -204,7 +204,7 @@ class GatePlugin:
                 run.fit()
             try:
                 return gate.run()
-            except BrokenGate as error:
+            except BrokenOperation as error:
                 reason = f"broken: {gate.model.name} cannot be timed: {error}"
                 self._tell_broken(gate, reason)
                 pytest.exit(reason, returncode=BROKEN)

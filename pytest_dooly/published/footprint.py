@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.operation import OperationKind
+from pytest_dooly.core.release import NEWEST
 from pytest_dooly.core.signature import ServedModel, Signature, dtype_bytes, engines_of, fixed_size
 from pytest_dooly.errors import ConfigurationError
 from pytest_dooly.published.family import weight_precision
@@ -27,8 +28,8 @@ __all__ = [
     "working_bytes",
 ]
 
-ENGINE_SHARE = 0.92
-"""Of the memory, that vLLM takes unless told otherwise: `gpu_memory_utilization`, 0.9 before 0.21.0."""
+ENGINE_SHARE = NEWEST.memory_share
+"""Of the memory, that vLLM takes unless told otherwise."""
 
 _GIB = float(1 << 30)
 

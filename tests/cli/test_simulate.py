@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +120,33 @@ def test_a_gpu_that_is_not_here_is_served_with_its_own_limits(place: Path, capsy
     assert "mean_ttft_low_ms" not in beyond
     assert cli.main([*asked, "--max-num-seqs=2", "--gpu-memory-utilization=90"]) == 2
     assert "must be above 0 and at most 1, got 90" in capsys.readouterr().err
+
+
+def test_an_older_release_does_what_it_did(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each step waits for the one before, and less of the memory is the engine's; what is named counts before that."""
+    load = ["--concurrency=8", "--requests=32", "--prompt=8", "--output=64", "--kv-blocks=100", "--json"]
+    asked = ["simulate", "model", "--engine=fake", "--device=h200_sxm", *load]
+
+    def served(*more: str) -> dict[str, Any]:
+        assert cli.main([*asked, *more]) == 0
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document
+
+    newest, old = served(), served("--release=0.10.2")
+    assert (newest["release"], newest["async_scheduling"]) == (None, True)
+    assert (old["release"], old["async_scheduling"]) == ("0.10.2", False)
+    assert old["median_tpot_ms"] > newest["median_tpot_ms"]
+    assert [old["gpu_memory_utilization"], newest["gpu_memory_utilization"]] == [0.9, 0.92]
+    assert served("--release=0.20.1", "--gpu-memory-utilization=0.8")["gpu_memory_utilization"] == 0.8
+    assert served("--release=0.20.1", "--no-async-scheduling")["median_tpot_ms"] == old["median_tpot_ms"]
+    for wrong, message in {
+        "--release=0.7.3": "vLLM 0.7.3 has an engine before V1",
+        "--release=new": "unknown release of vLLM 'new': name it as in 0.10.2",
+    }.items():
+        assert cli.main([*asked, wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["simulate", "model", "--release=0.10.2", *SMALL, *load]) == 2
+    assert "--release is of a GPU that is not here: name it with --device" in capsys.readouterr().err
 
 
 def test_a_picture(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,44 @@ def test_a_machine_that_is_slower_as_a_whole_is_no_change() -> None:
     assert abs(corrected) < raw
 
 
+def started(seed: int, layouts: Sequence[int], *, slower: float = 0.0) -> Timed:
+    """A run of as many starts, each of which puts operations up to some per cent off by its layout."""
+    taken = []
+    for number, layout in enumerate(layouts):
+        rng = np.random.default_rng(layout)
+        put = {place.signature: float(rng.normal(0, 0.04)) for place in LATENCIES_S}
+        put["rotary"] = (1 + put["rotary"]) * (1 + slower) - 1
+        taken += [replace(turn, start=number) for turn in turns(100 * seed + number, 24, slower=put, noise=0.003)]
+    return Timed.of(taken)
+
+
+def test_starts_of_one_layout_are_compared_with_each_other() -> None:
+    """As long as the engine is the same one they put operations off alike; how they were mixed says nothing."""
+    found = [changes(started(seed, range(4), slower=0.03), [started(50 + seed, range(4))], SUMS) for seed in range(10)]
+    assert [each["rotary"].relative for each in found] == pytest.approx([0.03] * 10, abs=0.01)
+    assert all(each["rotary"].p_slower < 0.01 for each in found)
+    assert sum(each[name].p_slower < 0.01 for each in found for name in ("linear", "attention")) <= 1
+
+
+def test_layouts_that_have_become_others_are_an_error() -> None:
+    """Of another version of the engine: what one start shows and the others do not is no change."""
+    runs = [(started(seed, range(10 + 8 * seed, 14 + 8 * seed)), started(70 + seed, range(4))) for seed in range(20)]
+    found = [changes(new, [old], SUMS, apart=True) for new, old in runs]
+    told = [each[name] for each in found for name in SUMS]
+    assert np.std([each.log for each in told]) > 0.02
+    assert sum(each.p_slower < 0.01 for each in told) <= 3
+    one = [changes(new.of_start(0), [old.of_start(0)], SUMS, apart=True)["rotary"] for new, old in runs]
+    assert sum(each.p_slower < 0.01 for each in one) > 3  # of a single start nothing tells
+
+
+def test_starts_that_the_baseline_lacks_are_left_out() -> None:
+    new, old = started(1, (0, 1, 2), slower=0.05), started(2, (0, 1))
+    both, first = changes(new, [old], SUMS), changes(new, [old.of_start(0)], SUMS)
+    assert both["rotary"].relative == pytest.approx(0.05, abs=0.01)
+    assert first == changes(new.of_start(0), [old.of_start(0)], SUMS)
+    assert changes(new.of_start(2), [old], SUMS)["rotary"].log != both["rotary"].log  # of none in common, all there is
+
+
 def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
     """A machine that gets slower and slower tells nothing apart where runs follow each other, but in pairs it does."""
     rng = np.random.default_rng(3)
@@ -75,7 +114,7 @@ def test_engines_that_take_turns_are_compared_turn_by_turn() -> None:
 
     def under(drifting: np.ndarray, made: list[Turn]) -> Timed:
         each = Timed.of(made)
-        return Timed({place: latencies * drifting for place, latencies in each.latencies_s.items()}, each.references)
+        return replace(each, latencies_s={place: latencies * drifting for place, latencies in each.latencies_s.items()})
 
     calm = {"noise": 0.003}
     old = under(drift, turns(11, **calm))  # type: ignore[arg-type]
@@ -99,14 +138,14 @@ def test_engines_that_take_turns_have_started_apart_too() -> None:
 def test_engines_that_are_started_in_both_orders_are_no_slower_for_being_the_first() -> None:
     """The first one by 2.5 %, whichever it is; one operation of the new engine by 4 % in truth."""
 
-    def started(seed: int, *, is_first: bool, linear: float = 0.0) -> Timed:
+    def opened(seed: int, *, is_first: bool, linear: float = 0.0) -> Timed:
         put = dict.fromkeys({place.signature for place in LATENCIES_S}, 0.025 if is_first else 0.0)
         put["linear"] = (1 + put["linear"]) * (1 + linear) - 1
         return Timed.of(turns(seed, 20, slower=put, noise=0.002))
 
     crossed = [
-        (started(1, is_first=True, linear=0.04), started(2, is_first=False)),
-        (started(3, is_first=False, linear=0.04), started(4, is_first=True)),
+        (opened(1, is_first=True, linear=0.04), opened(2, is_first=False)),
+        (opened(3, is_first=False, linear=0.04), opened(4, is_first=True)),
     ]
     both, once = paired_changes(crossed, [True, False], SUMS), paired_changes(crossed[:1], [True], SUMS)
     same = paired_changes([crossed[0]] * 2, [True, False], SUMS)

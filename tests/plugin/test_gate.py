@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_dooly import engine_process
 from pytest_dooly.core.batch import SweepPoint
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.core.turn import Place, Turn
@@ -84,7 +86,25 @@ def machine(profile: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         return Turn({name: noisy(name, usual) for name, usual in REFERENCES_S.items()}, latencies_s, spent_s=0.1)
 
     monkeypatch.setattr(timing_turns.Turns, "turn", turn)
+    monkeypatch.setattr(engine_process, "OwnProcess", InThisProcess)
     return made
+
+
+class InThisProcess:
+    """Answers as an engine's own process does, here, where turns are made up."""
+
+    def __init__(self, *_: object) -> None:
+        self._told = deque[str]()
+        self._answers = engine_process.answers(iter(self._told.popleft, None))
+
+    def tell(self, line: str) -> None:
+        self._told.append(line)
+
+    def answer(self) -> str:
+        return json.dumps(next(self._answers))
+
+    def end(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +342,7 @@ def test_a_kill_and_an_interrupt_lose_the_turn_in_flight_at_most(
         (run,) = db.gate_runs()
         assert (run.outcome, run.is_baseline, len(db.gate_turns(run.key))) == (None, False, 3)
     assert "this run has no verdict" in (place / "reports/gate-model.md").read_text()
+    assert_no_engine_is_left(place)
     conftest.unlink()
     assert gate(pytester, "-q").ret == 0
     with LatencyDB.open(place / ".dooly/latency.db") as db:
@@ -338,10 +359,14 @@ def test_no_engine_that_takes_turns_outlives_a_kill_or_an_interrupt(
         new, old = db.gate_runs()
         assert sorted(len(db.gate_turns(run.key)) for run in (new, old)) == [2, 3]
         assert {run.outcome for run in (new, old)} == {None}
+    assert_no_engine_is_left(place)
+
+
+def assert_no_engine_is_left(place: Path) -> None:
     engines = [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if "pytest_dooly.other_engine" in (process.info["cmdline"] or ()) and process.info["cwd"] == str(place)
+        if "pytest_dooly.engine_process" in (process.info["cmdline"] or ()) and process.info["cwd"] == str(place)
     ]
     _, alive = psutil.wait_procs(engines, timeout=20)
     assert alive == []
