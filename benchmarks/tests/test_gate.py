@@ -48,7 +48,7 @@ def test_runs_are_counted() -> None:
     drifted = found(verdict(figure=0.02, linear=0.04))
     runs = [Run(None, None, found(verdict()), 1.0)] * 2
     runs += [Run(slowdown, LINEAR.label, drifted, 1.0), Run(slowdown, SAMPLER.label, drifted, 1.0)]
-    lines = report(runs, 20.0, 10).splitlines()
+    lines = report(runs, 20.0).splitlines()
     assert "| nothing |  |  | 2 | 2 | 0 | 0 | 0 | 0 |" in lines
     assert f"| 5% | {LINEAR.label} | 50.0% | 2 | 0 | 0 | 2 | 1 | 1 |" in lines
 

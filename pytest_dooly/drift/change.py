@@ -207,10 +207,7 @@ def changes(
         apart: whether sums have nothing in common, as operations have not: what most of the others do is then the
             machine's doing, and a reference too. It is the best one there is, since it runs the engine's own code.
     """
-    pairs = [(new.of_start(each), [run.of_start(each) for run in baseline]) for each in np.unique(new.starts)]
-    pairs = [(one, [run for run in runs if len(run) >= BLOCKS]) for one, runs in pairs if len(one) >= BLOCKS]
-    alike = [pair for pair in pairs if pair[1]] or [(new, baseline)]
-    starts = [_changes(one, runs, sums, apart=apart) for one, runs in alike]
+    starts = [_changes(one, runs, sums, apart=apart) for one, runs in _by_start(new, baseline)]
     medians = np.array([[each[name].log for each in starts] for name in sums])
     between, told = _between(medians) if apart else _between_alike(medians, np.full(len(starts), fill_value=True))
     between = between / math.sqrt(len(starts))
@@ -220,6 +217,17 @@ def changes(
         change = Change(float(log), error, sum(each[name].freedom for each in starts))
         found[name] = change.less_sure(float(more), told)
     return found
+
+
+def _by_start(new: Timed, baseline: Sequence[Timed]) -> list[tuple[Timed, Sequence[Timed]]]:
+    """Each start that both have, of BLOCKS turns; where there is none, all turns together."""
+    both = list[tuple[Timed, Sequence[Timed]]]()
+    for number in np.unique(new.starts):
+        one, *runs = (each.of_start(number) for each in (new, *baseline))
+        runs = [run for run in runs if len(run) >= BLOCKS]
+        if len(one) >= BLOCKS and runs:
+            both.append((one, runs))
+    return both or [(new, baseline)]
 
 
 def _changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool) -> dict[str, Change]:
