@@ -32,7 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gate_simulation import UNCHANGED, simulated
@@ -167,9 +167,10 @@ class _Recorded(Gate):
     turns: Sequence[Turn] = ()
 
     def _alone(self, key: str, _: Sequence[Exposure]) -> list[Starts]:
-        for position, turn in enumerate(self.turns):
+        turns = [replace(turn, start=turn.start or 1) for turn in self.turns]  # what drew its own was one process
+        for position, turn in enumerate(turns):
             self._db.keep_gate_turn(key, position, turn)
-        return [Starts(self.turns)]
+        return [Starts(turns)]
 
 
 def again(path: Path) -> list[Run]:

@@ -132,11 +132,11 @@ def _simulate(
 
 
 def _again(run: Timed, rng: np.random.Generator) -> Timed:
-    """As many turns of a run, drawn in stretches."""
+    """As many turns of a run, drawn in stretches, as of one start: those that are recorded are of one process."""
     starts = rng.integers(0, len(run) - _STRETCH + 1, size=-(-len(run) // _STRETCH))
     order = np.concatenate([np.arange(start, start + _STRETCH) for start in starts])[: len(run)]
     latencies_s = {place: values[order] for place, values in run.latencies_s.items()}
-    return Timed(latencies_s, run.references[order], run.starts[order])
+    return Timed(latencies_s, run.references[order], np.ones(len(order), dtype=np.int_))
 
 
 def _slower(run: Timed, scenario: Scenario) -> Timed:

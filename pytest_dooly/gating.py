@@ -318,10 +318,11 @@ class Gate:
 
     @property
     def _num_starts(self) -> int:
-        """Of this engine."""
-        if self._options.against is None:
-            return max(1, round(self._options.budget_s / _ALONE_S))
-        return len(self._orders)
+        """Of this engine: as many as the baseline has, which they are compared with."""
+        if self._options.against is not None:
+            return len(self._orders)
+        known = 0 if self._is_first or self.baseline is None else min(run.num_starts for run in self.baseline.timed)
+        return known or max(1, round(self._options.budget_s / _ALONE_S))
 
     def _own(self, spent: Sequence[Exposure], start: int) -> EngineProcess:
         """This engine, started for the so manieth time as its context begins."""
@@ -363,9 +364,9 @@ class Gate:
         budget_s, fewest = self._options.budget_s / starts, max(BLOCKS, _FEWEST // starts)
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)
-        while len(taken.turns) < fewest or time.perf_counter() - start_s < budget_s:
+        while _too_few(taken.turns, fewest) or time.perf_counter() - start_s < budget_s:
             for take, turns, run in engines if len(taken.turns) % 2 else reversed(engines):
-                turns.append(replace(take(), start=len(before)))
+                turns.append(replace(take(), start=len(before) + 1))
                 self._db.keep_gate_turn(run, done + len(turns) - 1, turns[-1])
             if len(taken.turns) >= ask:
                 ask = max(ask + 1, ask * _MORE)
@@ -489,6 +490,11 @@ class Gate:
         new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in known]
         lacking = sorted(places - seen)
         return new + [f"{labels.get(p.signature, p.signature)} at {p.point}, not timed on both sides" for p in lacking]
+
+
+def _too_few(turns: Sequence[Turn], fewest: int) -> bool:
+    """Whether more are needed, so that as many are calm: at most twice as many, for a machine that never is."""
+    return len(turns) < fewest or (sum(turn.is_calm for turn in turns) < fewest and len(turns) < 2 * fewest)
 
 
 def _batches_of(spent: Sequence[Exposure]) -> tuple[Batch, ...]:

@@ -52,7 +52,7 @@ class Turn(Document):
         spent_s: wall time of the turn.
         held: share of that in which the thread that takes it had a processor; less where other processes want it.
         others: share of all processors that other processes had, 0.5 for one of two.
-        start: number of the engine's start that it is of, from 0.
+        start: number of the engine's start that it is of, which its memory's layout follows; 0 where that is drawn.
     """
 
     references_s: Mapping[str, float]

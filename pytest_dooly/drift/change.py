@@ -55,6 +55,10 @@ _FLOOR, _FLOOR_APART = 0.003, 0.006
 linker did. Of figures, and of operations compared with each other, single ones of which llama-tiny's engine has up to
 3 % faster or slower each time that it starts. Engines that take turns have started too, each where it did."""
 
+_LAYOUT = 0.04
+"""Standard error of sums whose turns are not of a layout that both have: what llama-tiny's operations are apart from
+one session to another in the median, and its figures nearly as much, where Python draws its hash anew."""
+
 _ALIKE = 0.5
 """Of what all operations have changed by alike, how much is taken for standard error of a figure: a machine does that
 as well as an engine, so that no figure drifts by it."""
@@ -128,6 +132,11 @@ class Timed:
     def __len__(self) -> int:
         """Number of turns."""
         return len(self.references)
+
+    @property
+    def num_starts(self) -> int:
+        """Starts whose layout is known."""
+        return len(set(self.starts.tolist()) - {0})
 
     def of_start(self, number: int) -> Self:
         """The turns of one start of the engine."""
@@ -207,32 +216,41 @@ def changes(
         apart: whether sums have nothing in common, as operations have not: what most of the others do is then the
             machine's doing, and a reference too. It is the best one there is, since it runs the engine's own code.
     """
-    starts = [_changes(one, runs, sums, apart=apart) for one, runs in _by_start(new, baseline)]
-    medians = np.array([[each[name].log for each in starts] for name in sums])
-    between, told = _between(medians) if apart else _between_alike(medians, np.full(len(starts), fill_value=True))
-    between = between / math.sqrt(len(starts))
+    starts = _starts_of_both(new, baseline)
+    levels = [_levels_at(runs, sums, apart=apart) for runs in starts]
+    medians = np.array([[of_start[name][0] for of_start in levels] for name in sums])  # (sums, starts, runs)
+    # What makes a run another one, its minutes' machine, all its starts have.
+    of_runs = {
+        name: (each.mean(axis=0), sum(of_start[name][1] for of_start in levels) / len(starts) ** 2)
+        for name, each in zip(sums, medians, strict=True)
+    }
+    understated, number = _understated(of_runs), len(baseline)
+    shifts = medians[:, :, -1] - medians[:, :, :-1].mean(axis=2)
+    between, told = _between(shifts) if apart else _between_alike(shifts, np.full(len(starts), fill_value=True))
+    laid_out = 0.0 if (starts[0][-1].starts > 0).all() else _LAYOUT
     found = {}
-    for name, log, more in zip(sums, medians.mean(axis=1), between, strict=True):
-        error = math.sqrt(sum(each[name].error ** 2 for each in starts)) / len(starts)
-        change = Change(float(log), error, sum(each[name].freedom for each in starts))
-        found[name] = change.less_sure(float(more), told)
+    for name, of, more in zip(sums, shifts, between / math.sqrt(len(starts)), strict=True):
+        once = understated[name] * of_runs[name][1] + (_FLOOR_APART if apart else _FLOOR) ** 2
+        error = math.sqrt(once * (1 + 1 / number))
+        change = Change(float(of.mean()), error, (BLOCKS - 1.0) * (number + 1) * len(starts))
+        found[name] = change.less_sure(float(more), told).less_sure(laid_out, TAILS)
     return found
 
 
-def _by_start(new: Timed, baseline: Sequence[Timed]) -> list[tuple[Timed, Sequence[Timed]]]:
-    """Each start that both have, of BLOCKS turns; where there is none, all turns together."""
-    both = list[tuple[Timed, Sequence[Timed]]]()
-    for number in np.unique(new.starts):
-        one, *runs = (each.of_start(number) for each in (new, *baseline))
-        runs = [run for run in runs if len(run) >= BLOCKS]
-        if len(one) >= BLOCKS and runs:
-            both.append((one, runs))
-    return both or [(new, baseline)]
+def _starts_of_both(new: Timed, baseline: Sequence[Timed]) -> list[list[Timed]]:
+    """The runs of the baseline and the new one, by each start that all have; where there is none, all turns together.
 
-
-def _changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool) -> dict[str, Change]:
-    """The same of one start."""
+    Turns of start 0 have a layout that nobody knows.
+    """
     runs = [*baseline, new]
+    enough = [{int(n) for n in np.unique(run.starts) if n and (run.starts == n).sum() >= BLOCKS} for run in runs]
+    return [[run.of_start(number) for run in runs] for number in sorted(set.intersection(*enough))] or [
+        [replace(run, starts=np.zeros_like(run.starts)) for run in runs]
+    ]
+
+
+def _levels_at(runs: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool) -> dict[str, tuple[Array, float]]:
+    """Of each sum what every run's would be at one speed of the machine, and the variance of such a one, by name."""
     values = {name: [run.log_of(weights) for run in runs] for name, weights in sums.items()}
     others = _others(values) if apart and len(values) > _FEWEST_OTHERS else {}
     told = {}
@@ -241,14 +259,7 @@ def _changes(new: Timed, baseline: Sequence[Timed], sums: Mapping[str, Weights],
         if name in others:
             references = [np.column_stack(beside) for beside in zip(references, others[name].runs, strict=True)]
         told[name] = _levels(of_runs, references, follows=others[name].reliability if name in others else None)
-    number = len(baseline)
-    understated = _understated(told)
-    found = {}
-    for name, (medians, variance) in told.items():
-        once = understated[name] * variance + (_FLOOR_APART if apart else _FLOOR) ** 2
-        error = math.sqrt(once * (1 + 1 / number))
-        found[name] = Change(float(medians[-1] - medians[:-1].mean()), error, (BLOCKS - 1.0) * (number + 1))
-    return found
+    return told
 
 
 def common_change(found: Mapping[str, Change]) -> float:

@@ -45,5 +45,5 @@ def turns(
             "launches": float(1e-4 * speed * np.exp(spell + rng.normal(0, noise))),
             "product": float(5e-4 * speed * np.exp(0.3 * spell + rng.normal(0, noise))),
         }
-        found.append(Turn(references_s, latencies_s, spent_s=0.3))
+        found.append(Turn(references_s, latencies_s, spent_s=0.3, start=1))
     return found

@@ -28,7 +28,7 @@ def run(seed: int, *, state: float = 0.0, slower: str = "") -> Timed:
             * math.exp(much * state + rng.normal(0, 0.005))
             for name, much in NOTICES.items()
         }
-        made.append(Turn({"product": 1e-4 * math.exp(0.5 * state + rng.normal(0, 0.005))}, latencies_s, 0.3))
+        made.append(Turn({"product": 1e-4 * math.exp(0.5 * state + rng.normal(0, 0.005))}, latencies_s, 0.3, start=1))
     return Timed.of(made)
 
 
