@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -69,11 +70,12 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
             configuration: what is served.
             batches: what the steps work on.
             kv_tokens: tokens that the KV cache must hold at once.
-            operations: of the model; none where the engine is to trace it.
+            operations: of the model, for an engine of this interpreter; none where that of another one is to trace it.
             seed: of Python's hash.
             is_bound: whether the thread that takes turns has a core to itself.
         """
         self._python, self._seed = python, seed
+        self._own_path = [os.environ["PYTHONPATH"]] if operations and os.environ.get("PYTHONPATH") else []
         self._has_answered = False
         self._asked = {
             "engine": engine,
@@ -97,7 +99,8 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
             # A folder of its own: beside this package lie others, of versions that are not the other interpreter's.
             (folder / "pytest_dooly").symlink_to(Path(__file__).parent)
             environment = {
-                "PYTHONPATH": str(folder),
+                "PYTHONPATH": os.pathsep.join([str(folder), *self._own_path]),
+                "PYTHONSAFEPATH": "1",  # what lies in the working directory is no module of the engine's
                 "PYTHONHASHSEED": str(self._seed),
                 # As many threads as there are here: vLLM would keep a core for itself.
                 "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -144,9 +147,11 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
     def _read(self, question: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._process.answer()
         if not answer:
-            needs = "" if self._has_answered else " it needs what pytest-dooly needs (pip install pytest-dooly there);"
+            ended = self._process.ending()
+            lacks = "No module named" in self._process.last_lines() and not self._has_answered
+            needs = "; it needs what pytest-dooly needs (pip install pytest-dooly there)" if lacks else ""
             raise EngineError(
-                f"the engine of {self._python} has ended;{needs} its last lines are:\n{self._process.last_lines()}"
+                f"the engine of {self._python} {ended}{needs}; its last lines are:\n{self._process.last_lines()}"
             )
         try:
             document: dict[str, Any] = json.loads(answer)
@@ -167,9 +172,12 @@ def main() -> None:
     # What an engine writes to standard output is no answer.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as told:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        for answer in answers(sys.stdin):
-            told.write(json.dumps(answer) + "\n")
-            told.flush()
+        with contextlib.suppress(BrokenPipeError):
+            for answer in answers(sys.stdin):
+                told.write(json.dumps(answer) + "\n")
+                told.flush()
+    if Path(__file__).parent.is_symlink():  # who asked has been killed, and removes nothing
+        shutil.rmtree(Path(__file__).parent.parent, ignore_errors=True)
 
 
 def answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:

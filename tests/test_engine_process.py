@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_dooly import engine_process
 from pytest_dooly.core.batch import Batch
 from pytest_dooly.core.configuration import ModelConfiguration, ServingOptions
 from pytest_dooly.core.environment import Environment
 from pytest_dooly.engine_process import BrokenOperation, EngineProcess
 from pytest_dooly.errors import EngineError
 from tests.models import LLAMA, write
+from tests.samples import LINEAR, uses
 
 HERE = Environment("cpu", 1, "none", "fake", "1", "2", "perf_counter", "warm", "eager")
 
@@ -30,10 +33,17 @@ for line in sys.stdin:
 SMALL = ServingOptions(max_num_tokens=16, max_model_len=32, max_num_seqs=2)
 
 
-def engine(python: Path, model: Path, *, seed: int = 1, is_bound: bool = False) -> EngineProcess:
-    configuration = ModelConfiguration("model", model, SMALL)
+def engine(python: Path, model: Path, *, seed: int = 1, is_bound: bool = False, own: bool = False) -> EngineProcess:
+    configuration, operations = ModelConfiguration("model", model, SMALL), [uses(LINEAR)] if own else []
     return EngineProcess(
-        python, "fake", configuration, [Batch.uniform(2, 1, 4)], kv_tokens=32, seed=seed, is_bound=is_bound
+        python,
+        "fake",
+        configuration,
+        [Batch.uniform(2, 1, 4)],
+        kv_tokens=32,
+        operations=operations,
+        seed=seed,
+        is_bound=is_bound,
     )
 
 
@@ -57,11 +67,52 @@ def test_an_operation_that_raises_is_no_engine_that_has_died(answering: Path) ->
         process.open()
         with pytest.raises(BrokenOperation, match="MemoryError: no room"):
             process.turn()
-    answering.write_text(f"#!{sys.executable}\nraise SystemExit('no such module')\n")
+
+
+@pytest.mark.parametrize(
+    ("dies", "told"),
+    [
+        ("raise SystemExit('out of luck')", "has ended with exit status 1; its last lines are:\nout of luck"),
+        ("import nowhere", "(pip install pytest-dooly there); its last lines are:"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL, by the system for want of memory perhaps;"),
+    ],
+)
+def test_an_engine_that_has_died_is_told_with_how(answering: Path, dies: str, told: str) -> None:
+    answering.write_text(f"#!{sys.executable}\n{dies}\n")
     with engine(answering, answering.parent) as process, pytest.raises(EngineError) as caught:
         process.open()
-    assert "has ended; it needs what pytest-dooly needs" in str(caught.value)
-    assert str(caught.value).endswith("no such module")
+    assert told in str(caught.value)
+
+
+def test_modules_are_those_of_the_interpreter_and_not_of_the_folder_that_one_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what the user's PYTHONPATH adds, for an engine of this interpreter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "own")
+    (tmp_path / "calendar.py").write_text("raise RuntimeError('not this one')\n")
+    script = (
+        f"#!/bin/sh\nexec {sys.executable} -c 'import calendar, os; raise SystemExit(os.environ[\"PYTHONPATH\"])'\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
+    for process, is_own in ((engine(python, tmp_path, own=True), True), (engine(python, tmp_path), False)):
+        with process, pytest.raises(EngineError) as caught:
+            process.open()
+        assert str(caught.value).endswith(":own") == is_own
+
+
+def test_what_is_left_of_a_session_that_was_killed_is_removed_by_the_engine(tmp_path: Path) -> None:
+    folder = tmp_path / "of a session"
+    folder.mkdir()
+    (folder / "pytest_dooly").symlink_to(Path(engine_process.__file__).parent)
+    (folder / "log").touch()
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest_dooly.engine_process"]
+    subprocess.run(command, input="", text=True, check=True, env=environment, cwd=tmp_path)
+    assert not folder.exists()
+    assert Path(engine_process.__file__).exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are bound on Linux alone")

@@ -209,6 +209,7 @@ class GatePlugin:
                 self._tell_broken(gate, reason)
                 pytest.exit(reason, returncode=BROKEN)
             except DoolyError as error:  # no other case would fare better
+                self._tell_broken(gate, str(error))
                 pytest.exit(str(error), returncode=pytest.ExitCode.TESTS_FAILED)
             except Exception as error:
                 self._errors[model] = error

@@ -68,6 +68,18 @@ class OwnProcess:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
+    def ending(self) -> str:
+        """How it has ended: waits for that, where it has closed its answers and not ended yet."""
+        try:
+            status = self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return "answers no more"
+        if status >= 0:
+            return f"has ended with exit status {status}"
+        return f"was killed by {signal.Signals(-status).name}" + ", by the system for want of memory perhaps" * (
+            -status == signal.SIGKILL
+        )
+
     def last_lines(self) -> str:
         """The end of its log."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
