@@ -76,9 +76,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         async_scheduling=ahead,
         gpu_memory_utilization=_or(arguments.gpu_memory_utilization, release.memory_share),
     )
-    options = engine.options(model, None if device is None else device.name, seq_len=traffic.mean_len)
-    if halved and arguments.kv_blocks is None:
-        options = replace(options, num_blocks=2 * options.num_blocks)
+    gpu = None if device is None else device.name
+    options = engine.options(model, gpu, seq_len=traffic.mean_len, is_halved=halved)
     server_ms = _or(arguments.server_ms, added_by_server_s(device) * 1e3)
     token_us = _or(arguments.token_us, tokenised_by_server_s(device) * 1e6)
     server = Server.adding(
@@ -99,8 +98,9 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     if out is not None:
         save_requests(simulation.simulated, out)
     document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
-    document |= {"options": work.configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
-    document |= {"token_us": token_us, "release": arguments.release, "async_scheduling": options.async_scheduling}
+    document |= {"options": configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
+    document |= {"token_us": token_us, "async_scheduling": options.async_scheduling}
+    document |= {"release": None if arguments.release is None else str(release), "kv_cache_is_halved": halved}
     document |= {"replicas": arguments.replicas, "router": arguments.router}
     document |= {"num_kv_blocks": options.num_blocks, "block_size": options.block_size, **asdict(options.limits)}
     document |= {"gpu_memory_utilization": engine.gpu_memory_utilization}
@@ -167,13 +167,26 @@ def _served(document: Mapping[str, Any]) -> str:
     each = "" if replicas == 1 else f" each of {replicas} replicas ({document['router']}),"
     if document["engines"] > 1:
         each += f" each of {document['engines']} engines that share experts,"
-    served = f"vLLM {document['release']}, tp {ranks}" if document["release"] else f"tp {ranks}"
     return (
-        f"{served},{each} up to {document['max_num_tokens']:,} tokens and {document['max_num_seqs']:,} requests a "
-        f"step,\n{document['num_kv_blocks']:,} KV blocks of {document['block_size']} tokens"
-        f"{state}; a server adds "
+        f"{_by_release(document)}tp {ranks},{each} up to {document['max_num_tokens']:,} tokens and "
+        f"{document['max_num_seqs']:,} requests a step,\n{document['num_kv_blocks']:,} KV blocks of "
+        f"{document['block_size']} tokens{state}; a server adds "
         f"{document['server_ms']:.3g} ms to a request and {document['token_us']:.3g} µs to a prompt's token"
     )
+
+
+def _by_release(document: Mapping[str, Any]) -> str:
+    """A line on what an older release does by default; nothing where none is named."""
+    if document["release"] is None:
+        return ""
+    done = [f"{document['gpu_memory_utilization']:.0%} of the memory"]
+    if not document["async_scheduling"]:
+        done.append("a step is prepared when the one before has ended")
+    if document["kv_cache_is_halved"]:
+        done.append("attention over fp8 takes as long as over two bytes")
+    elif document["options"].get("kv_cache_dtype") == "bfloat16":
+        done.append("keys and values are kept in two bytes")
+    return f"vLLM {document['release']}: {', '.join(done)}\n"
 
 
 def _bar(number: int) -> Callable[[int], None]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from packaging.version import InvalidVersion, Version
+
 from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["NEWEST", "Release"]
-
-_NUMBER = re.compile(r"v?0\.(\d+)(?:\.(\d+))?")
 
 _HOPPER = frozenset({"h100_sxm", "h200_sxm"})
 """GPUs whose attention is FlashAttention 3."""
@@ -37,10 +36,13 @@ class Release:
         Raises:
             ConfigurationError: it is none.
         """
-        found = _NUMBER.match(text)
-        if found is None:
+        try:
+            major, minor, patch, *_ = (*Version(text).release, 0, 0)
+        except InvalidVersion:
+            major = -1
+        if major:
             raise ConfigurationError(f"unknown release of vLLM {text!r}: name it as in 0.10.2")
-        return cls(int(found[1]), int(found[2] or 0))
+        return cls(minor, patch)
 
     def __str__(self) -> str:
         return "the newest" if math.isinf(self.minor) else f"0.{self.minor:.0f}.{self.patch}"

@@ -49,12 +49,12 @@ class SchedulerOptions:
             )
 
     def held(self, tokens: float) -> float:
-        """Requests of so many tokens that the blocks of all engines hold at once, where they share none.
+        """Requests of so many tokens that the blocks of one engine hold at once, where they share none.
 
         Args:
             tokens: of each in the KV cache.
         """
-        return self.engines * (self.num_blocks - 1) * self.block_size / (tokens + self.state_blocks * self.block_size)
+        return (self.num_blocks - 1) * self.block_size / (tokens + self.state_blocks * self.block_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,13 +217,24 @@ def _first_shares(simulated: Simulated, options: SchedulerOptions, server: Serve
 
 
 def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float]:
-    """Why requests waited, each step that left some waiting by its seconds."""
-    seats, tokens = options.engines * options.limits.max_num_seqs, options.engines * options.limits.max_num_tokens
+    """Why requests waited, each step that left some waiting by its seconds.
+
+    Of several engines one is full and another not: what all together have least left of is the reason.
+    """
+    limits = options.limits
     spent = {SEATS: 0.0, TOKENS: 0.0, BLOCKS: 0.0}
     for step in simulated.steps:
         if not step.num_waiting:
             continue
-        reason = SEATS if step.num_running >= seats else TOKENS if step.num_tokens >= tokens else BLOCKS
+        taken = {
+            SEATS: step.num_running / (options.engines * limits.max_num_seqs),
+            TOKENS: step.num_tokens / (options.engines * limits.max_num_tokens),
+            BLOCKS: step.used_blocks / (options.engines * options.num_blocks),
+        }
+        # One engine that has seats and tokens left waits for blocks: a long prompt does so beside many that are empty.
+        reason = next((each for each in (SEATS, TOKENS) if taken[each] >= 1), BLOCKS)
+        if options.engines > 1:
+            reason = max(taken, key=lambda each: taken[each])
         spent[reason] += step.latency_s * step.num_waiting
     total_s = sum(spent.values())
     # Nobody is left waiting by a step, but who comes while one is under way waits for its end.

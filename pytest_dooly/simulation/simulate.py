@@ -75,13 +75,16 @@ class Engine:
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
             )
 
-    def options(self, model: ServedModel, device: str | None, *, seq_len: int = 0) -> SchedulerOptions:
+    def options(
+        self, model: ServedModel, device: str | None, *, seq_len: int = 0, is_halved: bool = False
+    ) -> SchedulerOptions:
         """For a model on a device.
 
         Args:
             model: that is served.
             device: None for one whose memory nobody knows.
             seq_len: tokens of a typical request in the KV cache, of which layers with a window keep a part.
+            is_halved: whether keys and values are kept in half of what they are read in (`Release`).
 
         Raises:
             ConfigurationError: the model does not fit in the device's memory, or a request not in the KV cache.
@@ -90,7 +93,7 @@ class Engine:
         if blocks is None and device is not None:
             share, gpu = self.gpu_memory_utilization, device_named(device)
             room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
-            blocks, of_states = room.num_blocks, room.of_states
+            blocks, of_states = room.num_blocks * (1 + is_halved), room.of_states
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(

@@ -22,7 +22,7 @@ _STEP = 1.25
 """From one rate to the next, until one that is kept up with and one that is not are known."""
 
 _MOST_AT_ONCE = 2048
-"""Requests that `full_rate` has under way at most: twice what vLLM takes by default on any GPU."""
+"""Requests that `full_rate` has under way at most in an engine: twice what vLLM takes by default on any GPU."""
 
 
 def sustainable_rate(simulated: Simulated, again: Callable[[float], Simulated], most: float = math.inf) -> float | None:
@@ -88,4 +88,4 @@ def _room(deployment: Deployment, traffic: Traffic) -> int:
     """Requests half-way through their output that seats and KV blocks hold at once, whatever they share."""
     options = deployment.options
     tokens = float(np.mean([request.prompt_len + request.output_len / 2 for request in traffic.requests]))
-    return max(int(min(options.limits.max_num_seqs, options.held(tokens), _MOST_AT_ONCE)), 2)
+    return max(options.engines * int(min(options.limits.max_num_seqs, options.held(tokens), _MOST_AT_ONCE)), 2)

@@ -16,7 +16,7 @@ def test_a_release_is_read_by_its_number(text: str, release: tuple[int, int]) ->
     assert Release.parse(text) == Release(*release) < NEWEST
 
 
-@pytest.mark.parametrize("text", ["", "latest", "1.2.3", "10.2"])
+@pytest.mark.parametrize("text", ["", "latest", "1.2.3", "10.2", "-0.10.2", "0.10.2garbage", "0.10x"])
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="unknown release of vLLM .*: name it as in 0.10.2"):
         Release.parse(text)

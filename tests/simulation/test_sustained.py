@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_dooly.core.batch import Limits
@@ -55,6 +57,15 @@ def test_bursts_are_kept_up_with_at_a_lower_rate() -> None:
     found = sustainable_rate(tried(), tried)
     assert found is not None
     assert 2 < found < 4.1
+
+
+def test_engines_that_share_experts_have_a_room_each() -> None:
+    """Four of them in lockstep serve four times as many a step, in as many seats."""
+    lengths = PromptAndOutput(Lengths.parse("8"), Lengths.parse("4"))
+    load = SyntheticTraffic(Arrivals.parse("1", "constant"), lengths).draw(num_requests=400)
+    alone = full_rate(Deployment(Steady(), OPTIONS), load)
+    together = full_rate(Deployment(Steady(), replace(OPTIONS, engines=4)), load)
+    assert together == pytest.approx(4 * alone, rel=0.15)
 
 
 def test_a_load_that_is_kept_up_with_is_not_searched() -> None:
