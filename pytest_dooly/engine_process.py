@@ -169,15 +169,16 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
 
 def main() -> None:
     """Answers the lines of standard input, until it ends."""
-    # What an engine writes to standard output is no answer.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as told:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        with contextlib.suppress(BrokenPipeError):
+    try:
+        # What an engine writes to standard output is no answer.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "w") as told:
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
             for answer in answers(sys.stdin):
                 told.write(json.dumps(answer) + "\n")
                 told.flush()
-    if Path(__file__).parent.is_symlink():  # who asked has been killed, and removes nothing
-        shutil.rmtree(Path(__file__).parent.parent, ignore_errors=True)
+    finally:
+        if Path(__file__).parent.is_symlink():  # who asked has been killed, and removes nothing
+            shutil.rmtree(Path(__file__).parent.parent, ignore_errors=True)
 
 
 def answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:
