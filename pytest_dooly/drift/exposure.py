@@ -82,8 +82,8 @@ def exposures(
     known = replace(model, operations=tuple(o for o in model.operations if o.signature.key in regressors))
     if not step_operations(known):
         raise ConfigurationError(
-            f"no operation of {model.name} has a regressor: profile it first, by pytest --dooly-model={model.name}, or by "
-            "a first run of the gate without -k"
+            f"no operation of {model.name} has a regressor: profile it first, by pytest --dooly-model={model.name} "
+            "alone, or by a first run of the gate without -k"
         )
     times = StepTimes(known, regressors)
     return tuple(exposure for workload in workloads for exposure in _of_workload(known, times, workload))
