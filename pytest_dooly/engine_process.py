@@ -147,12 +147,10 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
     def _read(self, question: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._process.answer()
         if not answer:
-            ended = self._process.ending()
-            lacks = "No module named" in self._process.last_lines() and not self._has_answered
+            ended, lines = self._process.ending(), self._process.last_lines()
+            lacks = "No module named" in lines and not self._has_answered
             needs = "; it needs what pytest-dooly needs (pip install pytest-dooly there)" if lacks else ""
-            raise EngineError(
-                f"the engine of {self._python} {ended}{needs}; its last lines are:\n{self._process.last_lines()}"
-            )
+            raise EngineError(f"the engine of {self._python} {ended}{needs}; its last lines are:\n{lines}")
         try:
             document: dict[str, Any] = json.loads(answer)
         except ValueError:
@@ -212,7 +210,6 @@ class _Answering:
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
         from pytest_dooly.engine import load_engine
-        from pytest_dooly.tracing.trace import trace
 
         directory = None if asked["directory"] is None else Path(asked["directory"])
         self._configuration = ModelConfiguration(asked["name"], directory, ServingOptions(**asked["options"]))
@@ -220,6 +217,8 @@ class _Answering:
         self.environment = self._engine.environment(self._configuration)
         self._operations = [ModelOperation.from_json(each) for each in asked["operations"]]
         if not self._operations:
+            from pytest_dooly.tracing.trace import trace
+
             self._operations = list(model_operations(trace(self._engine, self._configuration)[0]))
         self._batches, self._kv_tokens = [Batch.parse(text) for text in asked["batches"]], asked["kv_tokens"]
         self._is_bound = asked["is_bound"]

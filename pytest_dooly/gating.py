@@ -269,14 +269,15 @@ class Gate:
 
     def _alone(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
         """Turns of one engine, for runs that came before."""
-        taken, number = list[Starts](), self._num_starts
-        for start in range(number):
-            self._progress(f"starting {self._engine.name} {self._engine.version}, {start + 1} of {number}")
-            with self._own(spent, start) as new:
+        taken, starts = list[Starts](), self._num_starts
+        for number in range(1, starts + 1):
+            self._progress(f"starting {self._engine.name} {self._engine.version}, {number} of {starts}")
+            with self._own(spent, number) as new:
                 new.open()
                 turns = list[Turn]()
-                self._take_turns(spent, taken, Starts(turns), [(new.turn, turns, key)])
-                taken.append(Starts(turns))
+                start = Starts(turns)
+                self._take_turns(spent, taken, start, [(new.turn, turns, key)])
+                taken.append(start)
         return taken
 
     def _beside(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
@@ -292,8 +293,8 @@ class Gate:
         for number, new_first in enumerate(orders, start=1):
             self._progress(f"starting both engines, {number} of {len(orders)}")
             with ExitStack() as engines:
-                new = engines.enter_context(self._own(spent, number - 1))
-                old = engines.enter_context(self._process(against, spent, number - 1, ()))
+                new = engines.enter_context(self._own(spent, number))
+                old = engines.enter_context(self._process(against, spent, number, ()))
                 if new_first:
                     new.open()
                 environment = old.open()
@@ -324,12 +325,12 @@ class Gate:
         known = 0 if self._is_first or self.baseline is None else min(run.num_starts for run in self.baseline.timed)
         return known or max(1, round(self._options.budget_s / _ALONE_S))
 
-    def _own(self, spent: Sequence[Exposure], start: int) -> EngineProcess:
+    def _own(self, spent: Sequence[Exposure], number: int) -> EngineProcess:
         """This engine, started for the so manieth time as its context begins."""
-        return self._process(self._python, spent, start, self.model.operations)
+        return self._process(self._python, spent, number, self.model.operations)
 
     def _process(
-        self, python: Path, spent: Sequence[Exposure], start: int, operations: Sequence[ModelOperation]
+        self, python: Path, spent: Sequence[Exposure], number: int, operations: Sequence[ModelOperation]
     ) -> EngineProcess:
         """An interpreter's engine: what is told alike for both, and for the same start of every run."""
         from pytest_dooly.engine_process import EngineProcess
@@ -341,7 +342,7 @@ class Gate:
             _batches_of(spent),
             kv_tokens=kv_tokens(self.model.limits),
             operations=operations,
-            seed=start + 1,
+            seed=number,
             is_bound=self._environment.clock == PERF_COUNTER,
         )
 

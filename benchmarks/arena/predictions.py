@@ -34,8 +34,6 @@ from pytest_dooly.simulation.simulate import Simulation, joined, simulation_of
 from pytest_dooly.simulation.summary import overloaded
 from pytest_dooly.simulation.within import within
 
-FIGURES: tuple[Figure, ...] = ("ttft", "tpot")
-
 
 @dataclass(frozen=True)
 class Predicted:
@@ -158,17 +156,15 @@ def _predicted(each: PublishedRun, served_model: _Served) -> Predicted | str:
     at_once = max(round(float(simulated.latency_s.sum() / simulated.last_s.max())), 1)
     decodes = each.concurrency or at_once
     steps = typical_steps(each.prompt_len, each.output_len, decodes, limits, engines=each.engines)
-    prefill, decode = (shares_at(model, founded, steps[figure], overlapped=overlapped) for figure in FIGURES)
+    shares = {figure: shares_at(model, founded, batch, overlapped=overlapped) for figure, batch in steps.items()}
     mixture = is_mixture(model)
-    widths = {
-        figure: log_width(figure, of, mixture=mixture) for figure, of in zip(FIGURES, (prefill, decode), strict=True)
-    }
+    widths = {figure: log_width(figure, of, mixture=mixture) for figure, of in shares.items()}
     return Predicted(
         float(centre(simulated.ttft_s)),
         float(centre(simulated.tpot_s)) if each.output_len > 1 else None,
         tokens / float(simulated.last_s.max()),
-        prefill,
-        decode,
+        shares["ttft"],
+        shares["tpot"],
         mixture,
         None if each.rate is None else _within_s(simulation_of(deployment, traffic, simulated, ()), widths, each),
     )
@@ -179,9 +175,9 @@ def _within_s(
 ) -> dict[Figure, tuple[float, float] | None]:
     """As `dooly simulate` states them."""
     if overloaded(simulation.simulated) is not None:
-        return dict.fromkeys(FIGURES)
+        return dict.fromkeys(widths)
     found, which = within(simulation, widths), "median" if run.medians else "mean"
-    keys: dict[Figure, str] = {figure: f"{which}_{figure}_ms" for figure in FIGURES}
+    keys = {figure: f"{which}_{figure}_ms" for figure in widths}
     return {
         figure: (found.low_ms[key] / 1e3, found.high_ms[key] / 1e3) if key in found.low_ms else None
         for figure, key in keys.items()

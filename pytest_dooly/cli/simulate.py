@@ -97,7 +97,7 @@ def simulate(arguments: argparse.Namespace) -> Answer:
         save_simulation(simulation.simulated, png, title=title)
     if out is not None:
         save_requests(simulation.simulated, out)
-    document: dict[str, Any] = {"model": model.name, "device": None if device is None else device.name}
+    document: dict[str, Any] = {"model": model.name, "device": gpu}
     document |= {"options": configuration.options.named, "seed": arguments.seed, "server_ms": server_ms}
     document |= {"token_us": token_us, "async_scheduling": options.async_scheduling}
     document |= {"release": None if arguments.release is None else str(release), "kv_cache_is_halved": halved}

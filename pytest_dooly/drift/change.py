@@ -207,7 +207,8 @@ def changes(
     """Change of every sum from the runs of the baseline to a new one, by name: the mean over their starts.
 
     Starts of one number have the memory of the same layout (`engine_process`), as far as the engine is the same, and
-    are compared with each other. How far the starts are apart then is an error as well.
+    are compared with each other. How far the starts are apart then is an error as well. Where no start is of both, all
+    turns are compared together, and what a layout does is an error.
 
     Args:
         new: at least BLOCKS turns.
@@ -216,7 +217,8 @@ def changes(
         apart: whether sums have nothing in common, as operations have not: what most of the others do is then the
             machine's doing, and a reference too. It is the best one there is, since it runs the engine's own code.
     """
-    starts = _starts_of_both(new, baseline)
+    alike = _starts_of_both(new, baseline)
+    starts, laid_out = (alike, 0.0) if alike else ([[*baseline, new]], _LAYOUT)
     levels = [_levels_at(runs, sums, apart=apart) for runs in starts]
     medians = np.array([[of_start[name][0] for of_start in levels] for name in sums])  # (sums, starts, runs)
     # What makes a run another one, its minutes' machine, all its starts have.
@@ -227,7 +229,6 @@ def changes(
     understated, number = _understated(of_runs), len(baseline)
     shifts = medians[:, :, -1] - medians[:, :, :-1].mean(axis=2)
     between, told = _between(shifts) if apart else _between_alike(shifts, np.full(len(starts), fill_value=True))
-    laid_out = 0.0 if (starts[0][-1].starts > 0).all() else _LAYOUT
     found = {}
     for name, of, more in zip(sums, shifts, between / math.sqrt(len(starts)), strict=True):
         once = understated[name] * of_runs[name][1] + (_FLOOR_APART if apart else _FLOOR) ** 2
@@ -238,15 +239,10 @@ def changes(
 
 
 def _starts_of_both(new: Timed, baseline: Sequence[Timed]) -> list[list[Timed]]:
-    """The runs of the baseline and the new one, by each start that all have; where there is none, all turns together.
-
-    Turns of start 0 have a layout that nobody knows.
-    """
+    """The runs of the baseline and the new one, by each start that all have; the layout of start 0 nobody knows."""
     runs = [*baseline, new]
     enough = [{int(n) for n in np.unique(run.starts) if n and (run.starts == n).sum() >= BLOCKS} for run in runs]
-    return [[run.of_start(number) for run in runs] for number in sorted(set.intersection(*enough))] or [
-        [replace(run, starts=np.zeros_like(run.starts)) for run in runs]
-    ]
+    return [[run.of_start(number) for run in runs] for number in sorted(set.intersection(*enough))]
 
 
 def _levels_at(runs: Sequence[Timed], sums: Mapping[str, Weights], *, apart: bool) -> dict[str, tuple[Array, float]]:

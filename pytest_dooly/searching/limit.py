@@ -232,9 +232,8 @@ def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float
             BLOCKS: step.used_blocks / (options.engines * options.num_blocks),
         }
         # One engine that has seats and tokens left waits for blocks: a long prompt does so beside many that are empty.
-        reason = next((each for each in (SEATS, TOKENS) if taken[each] >= 1), BLOCKS)
-        if options.engines > 1:
-            reason = max(taken, key=lambda each: taken[each])
+        alone = next((each for each in (SEATS, TOKENS) if taken[each] >= 1), BLOCKS)
+        reason = alone if options.engines == 1 else max(taken, key=lambda each: taken[each])
         spent[reason] += step.latency_s * step.num_waiting
     total_s = sum(spent.values())
     # Nobody is left waiting by a step, but who comes while one is under way waits for its end.

@@ -7,8 +7,6 @@ each is isolated, as when it is profiled; so is everything that no layer shows.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +78,7 @@ class _Others:
     """What other processes have of the processors that this one may use: they share its caches and its memory."""
 
     def __init__(self) -> None:
-        self._places = _own_places()
+        self._places = list(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None
         self._kept = deque([self._read()])
 
     def share(self) -> float:
@@ -185,17 +183,6 @@ class Turns:
                 taken = (sample for path in operation.layers for sample in passed.get(path, ()))
                 # What is a difference of two times may come out as nothing.
                 samples_s.setdefault(place, []).extend(sample for sample in taken if sample > 0)
-
-
-def _own_places() -> list[int] | None:
-    """Processors that any thread of this process may use; None where the system does not say."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    places = set[int]()
-    for thread in psutil.Process().threads():
-        with contextlib.suppress(OSError):  # it has ended
-            places |= os.sched_getaffinity(thread.id)
-    return sorted(places)
 
 
 def _are_enough(samples_s: Sequence[float]) -> bool:
