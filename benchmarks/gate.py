@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--slowed", type=int, default=20, help="with each of the slowdowns (20)")
     parser.add_argument("--put", type=int, nargs="+", default=[5, 10, 20], help="slowdowns to put in, in %% (5 10 20)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of turns in each run (20)")
+    parser.add_argument("--starts", type=int, help="of each engine in each run (as many as the seconds pay for)")
     parser.add_argument("--against", action="store_true", help="compare with an engine that takes turns")
     parser.add_argument("--db", type=Path, default=Path(".dooly/gate.db"), help="latency DB (.dooly/gate.db)")
     parser.add_argument("--write", type=Path, default=Path("reports/gate"), metavar="DIR")
@@ -148,7 +149,13 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
     """Runs without a change until there is a baseline, then all others in random order."""
     configuration = resolve(MODEL, parse_options(LIMITS))
     with LatencyDB.open(asked.db) as db:
-        bench = _Bench(configuration, db, asked.seconds, Path(sys.executable) if asked.against else None)
+        options = GateOptions(
+            (WORKLOAD,),
+            budget_s=asked.seconds,
+            starts=asked.starts,
+            against=Path(sys.executable) if asked.against else None,
+        )
+        bench = _Bench(configuration, db, options)
         plan: list[Slowdown | None] = [None] * min(6, asked.runs)
         put = [each for each in SLOWDOWNS if round(100 * each.slower) in asked.put]
         rest = [None] * (asked.runs - len(plan)) + [each for each in put for _ in range(asked.slowed)]
@@ -204,10 +211,8 @@ def again(path: Path) -> list[Run]:
 class _Bench:
     """What many runs share."""
 
-    def __init__(
-        self, configuration: ModelConfiguration, db: LatencyDB, seconds: float, against: Path | None = None
-    ) -> None:
-        self._configuration, self._db, self._seconds, self._against = configuration, db, seconds, against
+    def __init__(self, configuration: ModelConfiguration, db: LatencyDB, options: GateOptions) -> None:
+        self._configuration, self._db, self._options = configuration, db, options
         self._engine = load_engine("vllm")
         self._model = serve(self._engine, configuration, db, self._engine.environment(configuration))
         self._shares: dict[str, float] = {}
@@ -217,7 +222,7 @@ class _Bench:
         begin_s = time.perf_counter()
         label = None if slowdown is None else self._nearest(slowdown.share).signature.label
         put = UNCHANGED if slowdown is None else f"{slowdown.slower:.0%} in {label}"
-        options = GateOptions((WORKLOAD,), budget_s=self._seconds, against=self._against, commit=put)
+        options = replace(self._options, commit=put)
         with nullcontext(Path(sys.executable)) if slowdown is None else self._slowed(slowdown) as python:
             gate = Gate(self._engine, self._configuration, self._model, self._db, options, python=python)
             found = gate.run()

@@ -1,8 +1,8 @@
 """An engine in a process of its own that takes turns, asked by lines of JSON: of this interpreter, or of another one.
 
 It runs this very code, from a folder that holds nothing else, on its own engine and its own PyTorch. Another
-interpreter's traces the model itself, since another version may run it by other operations; import and trace take most
-of a start, so that several do both at once and are opened one after the other.
+interpreter's traces the model itself at its first start, since another version may run it by other operations; import
+and trace take most of a start, so that several do both at once and are opened one after the other.
 
 Python lays out its dictionaries by a hash that it draws anew at every start unless it is told one, and threads move
 from core to core unless they are bound: with llama-tiny on two cores single operations take 3 to 5 % more or less by
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -48,7 +49,11 @@ class BrokenOperation(Exception):  # noqa: N818 - no remedy is known
 
 
 class EngineProcess(AbstractContextManager["EngineProcess"]):
-    """The engine of an interpreter, while its context lasts: imported as that begins, running once it is open."""
+    """The engine of an interpreter, while its context lasts: imported as that begins, running once it is open.
+
+    Attributes:
+        operations: of the model; once it is open, as that interpreter's engine runs it.
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
         *,
         kv_tokens: int,
         operations: Sequence[ModelOperation] = (),
+        is_own: bool = False,
         seed: int = 0,
         is_bound: bool = False,
     ) -> None:
@@ -70,12 +76,14 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
             configuration: what is served.
             batches: what the steps work on.
             kv_tokens: tokens that the KV cache must hold at once.
-            operations: of the model, for an engine of this interpreter; none where that of another one is to trace it.
+            operations: of the model; none where it is to trace it.
+            is_own: whether it is this one, started anew, which finds modules where this one does.
             seed: of Python's hash.
             is_bound: whether the thread that takes turns has a core to itself.
         """
         self._python, self._seed = python, seed
-        self._own_path = [os.environ["PYTHONPATH"]] if operations and os.environ.get("PYTHONPATH") else []
+        self.operations = tuple(operations)
+        self._own_path = [os.environ["PYTHONPATH"]] if is_own and os.environ.get("PYTHONPATH") else []
         self._has_answered = False
         self._asked = {
             "engine": engine,
@@ -124,9 +132,10 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
             BrokenOperation: an operation raised.
             EngineError: it does not trace or start; says why.
         """
-        environment = self._read(self._asked)["environment"]
+        about = self._read(self._asked)
+        self.operations = tuple(ModelOperation.from_json(each) for each in about["operations"])
         self._ask({"open": True})
-        return Environment(**environment)
+        return Environment(**about["environment"])
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
@@ -191,7 +200,7 @@ def answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:
         try:
             if answering is None:
                 answering = _Answering(question)
-                yield {"environment": dataclasses.asdict(answering.environment)}
+                yield answering.about()
             elif "open" in question:
                 answering.open()
                 yield {"opened": True}
@@ -214,21 +223,28 @@ class _Answering:
         directory = None if asked["directory"] is None else Path(asked["directory"])
         self._configuration = ModelConfiguration(asked["name"], directory, ServingOptions(**asked["options"]))
         self._engine = load_engine(asked["engine"])
-        self.environment = self._engine.environment(self._configuration)
+        self._environment = self._engine.environment(self._configuration)
+        self._engine.prepare()
         self._operations = [ModelOperation.from_json(each) for each in asked["operations"]]
         if not self._operations:
             from pytest_dooly.tracing.trace import trace
 
             self._operations = list(model_operations(trace(self._engine, self._configuration)[0]))
+        gc.freeze()  # what imports leave is no garbage, which vLLM looks through five times as it starts
         self._batches, self._kv_tokens = [Batch.parse(text) for text in asked["batches"]], asked["kv_tokens"]
         self._is_bound = asked["is_bound"]
+
+    def about(self) -> dict[str, Any]:
+        """What latencies there are true for, and what is timed."""
+        operations = [each.to_json() for each in self._operations]
+        return {"environment": dataclasses.asdict(self._environment), "operations": operations}
 
     def open(self) -> None:
         from pytest_dooly.timing.clock import Clocks
         from pytest_dooly.timing.turns import Turns
 
         session = self._engine.open(self._configuration, isolating=self._operations, kv_tokens=self._kv_tokens)
-        self.turns = Turns(session, self._operations, self._batches, Clocks(self.environment))
+        self.turns = Turns(session, self._operations, self._batches, Clocks(self._environment))
         if self._is_bound:
             _settle()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class GateOptions:
         workloads: that count; empty for the standard ones.
         limit: relative slowdown of TTFT and TPOT that is not to be exceeded, 0.03 for 3 %.
         budget_s: seconds that turns may take, all together.
+        starts: of the engine, which they are spread over, and of the other in alternating order; None for as many as pay.
         baseline: latency DB or export to compare with; None for the latency DB of the run.
         against: interpreter whose engine takes turns with this one; None for earlier runs.
         accepted: why this run is the baseline from now on; None where it is not to be.
@@ -85,6 +87,7 @@ class GateOptions:
     workloads: Sequence[Workload] = ()
     limit: float = 0.03
     budget_s: float = 300.0
+    starts: int | None = None
     baseline: Path | None = None
     against: Path | None = None
     accepted: str | None = None
@@ -289,15 +292,16 @@ class Gate:
         against = self._options.against
         assert against is not None
         other = None
-        taken, orders = list[Starts](), self._orders
-        for number, new_first in enumerate(orders, start=1):
-            self._progress(f"starting both engines, {number} of {len(orders)}")
+        operations: Sequence[ModelOperation] = ()
+        taken, starts = list[Starts](), self._num_starts
+        for number, new_first in enumerate(islice(cycle(_NEW_FIRST), starts), start=1):
+            self._progress(f"starting both engines, {number} of {starts}")
             with ExitStack() as engines:
                 new = engines.enter_context(self._own(spent, number))
-                old = engines.enter_context(self._process(against, spent, number, ()))
+                old = engines.enter_context(self._process(against, spent, number, operations))
                 if new_first:
                     new.open()
-                environment = old.open()
+                environment, operations = old.open(), old.operations
                 self._check_alike(environment)
                 if other is None:
                     self.baseline = Baseline((), (), environment, self._regressors())
@@ -313,24 +317,27 @@ class Gate:
         return taken
 
     @property
-    def _orders(self) -> Sequence[bool]:
-        """Of each start, whether this engine is opened first."""
-        return _NEW_FIRST * max(1, round(self._options.budget_s / _EACH_S))
-
-    @property
     def _num_starts(self) -> int:
-        """Of this engine: as many as the baseline has, which they are compared with."""
+        """Of this engine: as many as are asked for, or as the baseline has, which they are compared with, or as pay."""
+        if self._options.starts is not None:
+            return self._options.starts
         if self._options.against is not None:
-            return len(self._orders)
+            return len(_NEW_FIRST) * max(1, round(self._options.budget_s / _EACH_S))
         known = 0 if self._is_first or self.baseline is None else min(run.num_starts for run in self.baseline.timed)
         return known or max(1, round(self._options.budget_s / _ALONE_S))
 
     def _own(self, spent: Sequence[Exposure], number: int) -> EngineProcess:
         """This engine, started for the so manieth time as its context begins."""
-        return self._process(self._python, spent, number, self.model.operations)
+        return self._process(self._python, spent, number, self.model.operations, is_own=True)
 
     def _process(
-        self, python: Path, spent: Sequence[Exposure], number: int, operations: Sequence[ModelOperation]
+        self,
+        python: Path,
+        spent: Sequence[Exposure],
+        number: int,
+        operations: Sequence[ModelOperation],
+        *,
+        is_own: bool = False,
     ) -> EngineProcess:
         """An interpreter's engine: what is told alike for both, and for the same start of every run."""
         from pytest_dooly.engine_process import EngineProcess
@@ -342,6 +349,7 @@ class Gate:
             _batches_of(spent),
             kv_tokens=kv_tokens(self.model.limits),
             operations=operations,
+            is_own=is_own,
             seed=number,
             is_bound=self._environment.clock == PERF_COUNTER,
         )

@@ -24,7 +24,7 @@ HERE = Environment("cpu", 1, "none", "fake", "1", "2", "perf_counter", "warm", "
 
 ANSWERS = f"""#!{sys.executable}
 import json, os, sys
-told = {{"environment": {asdict(HERE)!r} | {{"driver": os.environ["PYTHONHASHSEED"]}}}}
+told = {{"environment": {asdict(HERE)!r} | {{"driver": os.environ["PYTHONHASHSEED"]}}, "operations": []}}
 for line in sys.stdin:
     print(json.dumps(told), flush=True)
     told = {{"opened": True}} if "operations" in line else {{"broken": "MemoryError: no room"}}
@@ -34,14 +34,14 @@ SMALL = ServingOptions(max_num_tokens=16, max_model_len=32, max_num_seqs=2)
 
 
 def engine(python: Path, model: Path, *, seed: int = 1, is_bound: bool = False, own: bool = False) -> EngineProcess:
-    configuration, operations = ModelConfiguration("model", model, SMALL), [uses(LINEAR)] if own else []
+    configuration = ModelConfiguration("model", model, SMALL)
     return EngineProcess(
         python,
         "fake",
         configuration,
         [Batch.uniform(2, 1, 4)],
         kv_tokens=32,
-        operations=operations,
+        is_own=own,
         seed=seed,
         is_bound=is_bound,
     )

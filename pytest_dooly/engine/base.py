@@ -257,6 +257,13 @@ class Engine(Protocol):
     def accelerators(self, configuration: ModelConfiguration) -> tuple[str, ...]:
         """Accelerators that may serve the configuration, by their names in CUDA_VISIBLE_DEVICES; empty on a CPU."""
 
+    def prepare(self) -> None:
+        """Imports what it runs on, which the first trace or start takes seconds for else.
+
+        Raises:
+            EngineError: it cannot be imported.
+        """
+
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> AbstractContextManager[Skeleton]:
         """The model without weights.
 

@@ -76,6 +76,9 @@ class FakeEngine:
         """As many as CUDA_VISIBLE_DEVICES names, for device cuda; see `Engine.accelerators`."""
         return visible(lambda: _ACCELERATORS) if configuration.options.device == "cuda" else ()
 
+    def prepare(self) -> None:
+        """Nothing is left to import."""
+
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""

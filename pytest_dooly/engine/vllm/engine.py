@@ -94,6 +94,11 @@ class VllmEngine:
         """What torch sees, which it asks the driver for without using a device; see `Engine.accelerators`."""
         return visible(torch.cuda.device_count) if device_of(configuration) == "cuda" else ()
 
+    def prepare(self) -> None:
+        """Imports vLLM; see `Engine.prepare`."""
+        with quiet():
+            check_import()
+
     @contextmanager
     def skeleton(self, configuration: ModelConfiguration, origins: Origins) -> Iterator[Skeleton]:
         """The model without weights; see `Engine.skeleton`."""
