@@ -37,17 +37,20 @@ from pathlib import Path
 
 from benchmarks.gate_simulation import UNCHANGED, simulated
 from pytest_dooly.core.configuration import ModelConfiguration, parse_options, resolve
+from pytest_dooly.core.gate_run import GateRun
 from pytest_dooly.core.operation import OperationKind
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.turn import Turn
 from pytest_dooly.core.workload import Workload
+from pytest_dooly.drift.baseline import Baseline
 from pytest_dooly.drift.exposure import Exposure
 from pytest_dooly.drift.found import Found
 from pytest_dooly.drift.verdict import Outcome
 from pytest_dooly.engine import load_engine
-from pytest_dooly.gating import Gate, GateOptions, Starts
+from pytest_dooly.gating import Gate, GateOptions, Starts, is_opened_first
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.latency_db.file import copy_of
+from pytest_dooly.regress.stored import regressors_of
 from pytest_dooly.serving import serve
 
 SLOWED = Path(__file__).with_name("slowed_engine.py")
@@ -169,15 +172,25 @@ def _measured(asked: argparse.Namespace) -> list[Run]:
 
 
 class _Recorded(Gate):
-    """A run whose turns are there already."""
+    """A run whose turns are there already, and those of the engine beside it where one was."""
 
+    recorded: GateRun
     turns: Sequence[Turn] = ()
+    olds: Sequence[Turn] = ()
 
-    def _alone(self, key: str, _: Sequence[Exposure]) -> list[Starts]:
-        turns = [replace(turn, start=turn.start or 1) for turn in self.turns]  # what drew its own was one process
+    def take(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
+        turns, olds = ([replace(t, start=t.start or 1) for t in each] for each in (self.turns, self.olds))
         for position, turn in enumerate(turns):
             self._db.keep_gate_turn(key, position, turn)
-        return [Starts(turns)]
+        if olds:
+            before = self.recorded.environment
+            self.baseline = Baseline((), (), before, regressors_of(self._db, before))
+        numbers = dict.fromkeys(turn.start for turn in turns)  # what drew its own was one process
+        return [Starts(_of(turns, number), _of(olds, number), is_opened_first(number)) for number in numbers]
+
+
+def _of(turns: Sequence[Turn], number: int) -> list[Turn]:
+    return [turn for turn in turns if turn.start == number]
 
 
 def again(path: Path) -> list[Run]:
@@ -188,7 +201,7 @@ def again(path: Path) -> list[Run]:
     """
     configuration, engine = resolve(MODEL, parse_options(LIMITS)), load_engine("vllm")
     with LatencyDB.open(path, create=False) as db:
-        recorded = [(run, db.gate_turns(run.key)) for run in db.gate_runs() if run.finished_at is not None]
+        every = [(run, db.gate_turns(run.key)) for run in db.gate_runs()]
     runs = []
     with copy_of(path) as copy:
         with contextlib.closing(sqlite3.connect(copy)) as emptied, emptied:
@@ -196,11 +209,16 @@ def again(path: Path) -> list[Run]:
             emptied.execute("DELETE FROM gate_run")
         with LatencyDB.open(copy, create=False) as db:
             model = serve(engine, configuration, db, engine.environment(configuration))
-            for run, turns in recorded:
+            for at, (run, turns) in enumerate(every):
+                if not run.document:
+                    continue
                 slowdown = next((each for each in SLOWDOWNS if run.commit.startswith(f"{each.slower:.0%} in ")), None)
-                options = GateOptions((WORKLOAD,), commit=run.commit)
+                turned = bool(run.document.get("interleaved"))
+                against = Path(sys.executable) if turned else None
+                options = GateOptions((WORKLOAD,), commit=run.commit, against=against)
                 gate = _Recorded(engine, configuration, model, db, options)
-                gate.turns = turns
+                gate.recorded, gate.turns = run, turns
+                gate.olds = every[at + 1][1] if turned else ()  # those began right after the run that they are of
                 found = gate.run()
                 label = None if slowdown is None else run.commit.partition(" in ")[2]
                 runs.append(Run(slowdown, label, found, sum(turn.spent_s for turn in turns)))

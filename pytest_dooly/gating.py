@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import numpy as np
 from pytest_dooly.core.batch import Batch, SweepPoint
 from pytest_dooly.core.environment import PERF_COUNTER, Environment
 from pytest_dooly.core.gate_run import gate_series
+from pytest_dooly.core.operation import LAUNCH
 from pytest_dooly.core.signature import ModelOperation, ServedModel
 from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pytest_dooly.engine.base import Engine
     from pytest_dooly.engine_process import EngineProcess
 
-__all__ = ["Gate", "GateOptions", "Starts"]
+__all__ = ["Gate", "GateOptions", "Starts", "is_opened_first"]
 
 _FEWEST, _MORE = FEWEST_CALM, 1.5
 """Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
@@ -77,7 +77,7 @@ class GateOptions:
         workloads: that count; empty for the standard ones.
         limit: relative slowdown of TTFT and TPOT that is not to be exceeded, 0.03 for 3 %.
         budget_s: seconds that turns may take, all together.
-        starts: of the engine, which they are spread over, and of the other in alternating order; None for as many as pay.
+        starts: of the engine, which they are spread over, and of the other in alternating order; None for what pays.
         baseline: latency DB or export to compare with; None for the latency DB of the run.
         against: interpreter whose engine takes turns with this one; None for earlier runs.
         accepted: why this run is the baseline from now on; None where it is not to be.
@@ -159,7 +159,7 @@ class Gate:
             self.baseline = self._named(options.baseline)
         else:
             self.baseline = baseline_of(db, self._series) or self._profiled(db)
-        self._check_workloads()
+        self._check_baseline()
 
     @property
     def needs_profile(self) -> bool:
@@ -188,8 +188,7 @@ class Gate:
         spent, minutes = self._spent(), self._options.budget_s / 60
         self._progress(f"timing {len(self.model.operations)} operations in turns, for up to {minutes:.3g} minutes")
         key = self._db.begin_gate_run(self._series, self.model.name, self._environment, self._options.commit)
-        taken = self._alone(key, spent) if self._options.against is None else self._beside(key, spent)
-        found = self._judge(spent, taken)
+        found = self._judge(spent, self.take(key, spent))
         self.found = found
         self._db.finish_gate_run(
             key,
@@ -200,17 +199,27 @@ class Gate:
         )
         return found
 
-    def _check_workloads(self) -> None:
-        """Takes a baseline that lacks workloads for none where this run is to take its place, and refuses it else.
+    def take(self, key: str, spent: Sequence[Exposure]) -> list[Starts]:
+        """Takes the turns of a run, by start of the engine.
+
+        Args:
+            key: of the run, which turns are kept for.
+            spent: what figures consist of.
+        """
+        return self._alone(key, spent) if self._options.against is None else self._beside(key, spent)
+
+    def _check_baseline(self) -> None:
+        """Takes a baseline of other workloads or operations for none where this run is to take its place.
 
         Raises:
-            ConfigurationError: it lacks one.
+            ConfigurationError: it lacks a workload, and is to stay.
         """
-        takes_turns = self._options.against is not None
-        if self.baseline is None or not self.baseline.runs or takes_turns or self._kept() is not None:
+        if self.baseline is None or self._options.against is not None:
             return
         if self._options.accepted is not None:
-            self.baseline = None
+            self.baseline = None if self._is_of_others else self.baseline
+            return
+        if not self.baseline.runs or self._kept() is not None:
             return
         workloads = (each.workload for each in kept_exposures(self.baseline.runs[0].document))
         asked, has = (", ".join(dict.fromkeys(map(str, each))) for each in (self.workloads, workloads))
@@ -218,6 +227,15 @@ class Gate:
             f"the baseline of {self.model.name} has other workloads than {asked}: it has {has}; name those with "
             '--dooly-workload, or run once with --dooly-accept "why" for a new baseline'
         )
+
+    @property
+    def _is_of_others(self) -> bool:
+        """Whether the baseline is of other workloads, or of operations that are not this model's."""
+        kept, runs = self._kept(), () if self.baseline is None else self.baseline.runs
+        has = {each.signature.key for each in self.model.operations}
+        timed = {each.signature.key for each in self.model.operations if each.signature.name != LAUNCH}
+        counted = {place.signature for each in kept or () for place in each.seconds}
+        return (bool(runs) and kept is None) or not counted <= has or not timed <= self._known
 
     def _regressors(self) -> Mapping[str, Regressor]:
         """Of the baseline's environment where it has any, else of this one."""
@@ -294,7 +312,8 @@ class Gate:
         other = None
         operations: Sequence[ModelOperation] = ()
         taken, starts = list[Starts](), self._num_starts
-        for number, new_first in enumerate(islice(cycle(_NEW_FIRST), starts), start=1):
+        for number in range(1, starts + 1):
+            new_first = is_opened_first(number)
             self._progress(f"starting both engines, {number} of {starts}")
             with ExitStack() as engines:
                 new = engines.enter_context(self._own(spent, number))
@@ -323,7 +342,8 @@ class Gate:
             return self._options.starts
         if self._options.against is not None:
             return len(_NEW_FIRST) * max(1, round(self._options.budget_s / _EACH_S))
-        known = 0 if self._is_first or self.baseline is None else min(run.num_starts for run in self.baseline.timed)
+        replaces = self._is_first or self.baseline is None or self._options.accepted is not None
+        known = 0 if replaces else min(run.num_starts for run in self.baseline.timed)
         return known or max(1, round(self._options.budget_s / _ALONE_S))
 
     def _own(self, spent: Sequence[Exposure], number: int) -> EngineProcess:
@@ -410,11 +430,15 @@ class Gate:
         assert baseline is not None
         return f"{baseline.engine}, which took turns with this one" if turned else str(baseline)
 
-    @property
-    def _has_own(self) -> bool:
-        """Whether the latency DB has a baseline already, which no run compared with another file takes the place of."""
+    def _may_begin(self, verdict: Verdict) -> bool:
+        """Whether a run may be the first baseline of the latency DB, by what it was compared with.
+
+        One that was compared with another file takes no baseline's place; and with the figures of operations that this
+        model does not have nothing could be compared ever after.
+        """
         named = self._options.baseline is not None
-        return named and any(run.is_baseline for run in self._db.gate_runs(self._series))
+        has_own = named and any(run.is_baseline for run in self._db.gate_runs(self._series))
+        return not has_own and not verdict.unmatched
 
     def _judge(self, spent: Sequence[Exposure], taken: Sequence[Starts]) -> Found:
         verdict = self._verdict(spent, taken)
@@ -424,7 +448,7 @@ class Gate:
             outcome = Outcome.ACCEPTED
         elif verdict.disturbed is not None:
             outcome = Outcome.UNDECIDED
-        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT and not self._has_own):
+        elif self.baseline is None or (self._is_first and outcome is not Outcome.DRIFT and self._may_begin(verdict)):
             outcome = Outcome.BASELINE
         return Found(
             model=self.model.name,
@@ -435,6 +459,7 @@ class Gate:
             outcome=outcome,
             is_profiled=self.baseline is not None and self._is_first,
             interleaved=turned,
+            is_own=self._options.baseline is None and not turned,
             accepted=self._options.accepted,
             commit=self._options.commit,
         )
@@ -451,7 +476,12 @@ class Gate:
             runs = [timed for pair in pairs for timed in pair]
         elif self.baseline is not None and not self._is_first:
             runs = self.baseline.timed
-        seen = {p for p in places if p in new.latencies_s and all(p in run.latencies_s for run in runs)}
+        seen = {p for p in places if new.has(p) and all(run.has(p) for run in runs)}
+        if not seen:
+            raise ConfigurationError(
+                f"nothing that the baseline of {self.model.name} consists of is timed here: run once with "
+                '--dooly-accept "why" for a new baseline'
+            )
         levels_s = (
             _levels_s([old for _, old in pairs] or runs, seen) if profiled is None else _predicted_s(profiled, seen)
         )
@@ -472,7 +502,7 @@ class Gate:
             found.figures,
             found.operations,
             limit=self._options.limit,
-            unmatched=self._unmatched(places, seen),
+            unmatched=self._unmatched(places, seen, new),
             disturbed=taken_away if calm < FEWEST_CALM else None,
             crowded=None if olds else _crowded(new, runs),
             alike=math.expm1(found.common),
@@ -492,13 +522,33 @@ class Gate:
             ]
         return self._learnt[places]
 
-    def _unmatched(self, places: set[Place], seen: set[Place]) -> list[str]:
+    def _unmatched(self, places: set[Place], seen: set[Place], new: Timed) -> list[str]:
         """Operations that cannot be compared: those that the baseline does not know, and those that one side lacks."""
         labels = {operation.signature.key: operation.signature.label for operation in self.model.operations}
-        known = {*self._regressors(), *(place.signature for place in places)}
-        new = [f"{label}, which the baseline does not know" for key, label in labels.items() if key not in known]
-        lacking = sorted(places - seen)
-        return new + [f"{labels.get(p.signature, p.signature)} at {p.point}, not timed on both sides" for p in lacking]
+        known, timed = self._known | {place.signature for place in places}, {p.signature for p in new.latencies_s}
+        unknown = [label for key, label in labels.items() if key in timed and key not in known]
+        before = () if self.baseline is None or not self.baseline.runs else self.baseline.runs[0].document["operations"]
+        labels |= {each["signature"]: each["case"] for each in before}
+        lacking = [f"{labels.get(p.signature, p.signature)} at {p.point}" for p in sorted(places - seen)]
+        return [
+            *(f"{label}, which the baseline does not know" for label in unknown),
+            *(f"{place}, not timed on both sides" for place in lacking),
+        ]
+
+    @property
+    def _known(self) -> set[str]:
+        """Signature keys of what the baseline knows: what it timed, and what was profiled there."""
+        timed = () if self.baseline is None else self.baseline.timed
+        return {*self._regressors(), *(place.signature for run in timed for place in run.latencies_s)}
+
+
+def is_opened_first(number: int) -> bool:
+    """Whether the engine of a run is opened before the one that it takes turns with.
+
+    Args:
+        number: of the start, from 1.
+    """
+    return _NEW_FIRST[(number - 1) % len(_NEW_FIRST)]
 
 
 def _too_few(turns: Sequence[Turn], fewest: int) -> bool:

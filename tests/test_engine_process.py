@@ -18,7 +18,6 @@ from pytest_dooly.core.environment import Environment
 from pytest_dooly.engine_process import BrokenOperation, EngineProcess
 from pytest_dooly.errors import EngineError
 from tests.models import LLAMA, write
-from tests.samples import LINEAR, uses
 
 HERE = Environment("cpu", 1, "none", "fake", "1", "2", "perf_counter", "warm", "eager")
 

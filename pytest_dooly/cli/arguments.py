@@ -168,7 +168,7 @@ def _validate(commands: _Commands) -> None:
         "--traffic", action="store_true", help="loads with and without prefix sharing; --prompt (64), --output (32)"
     )
     traffic.add_argument("--rate", type=_positive_number, nargs="+", help="requests a second (three, of the capacity)")
-    traffic.add_argument("--arrivals", default="poisson", help="as of simulate (poisson)")
+    traffic.add_argument("--arrivals", help="as of simulate (poisson)")
     traffic.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts (4x8x256)")
     traffic.add_argument("--server-ms", type=_added, help="that server and client add to each (found out)")
     traffic.add_argument("--port", type=_port, default=0, help="of the server on loopback (any that is free)")
@@ -286,7 +286,7 @@ def _serving_options(command: Any, *, device: str | None, repeated: Sequence[str
 
 def _traffic_options(group: Any) -> None:
     """What requests are drawn from, or read from, whatever the rate that they come at."""
-    group.add_argument("--arrivals", default="poisson", help="poisson (default), constant, or gamma:CV")
+    group.add_argument("--arrivals", help="poisson (default), constant, or gamma:CV")
     group.add_argument("--prompt", help="tokens: 512, uniform:A,B, normal:MEAN,SD[,MIN,MAX] or lognormal:…")
     group.add_argument("--output", help="tokens that each request generates, likewise (64)")
     group.add_argument("--range-ratio", type=float, help="draw lengths from this share of them to all, as in 0.8")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_dooly.cli.answer import OK, UNMET, WRONG_USAGE, Answer, progress
 from pytest_dooly.cli.opening import Opened, grounds_on, opened
-from pytest_dooly.cli.traffic import traffic_of
+from pytest_dooly.cli.traffic import traffic_asked
 from pytest_dooly.core.configuration import ServingOptions, resolve
 from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError, TraceError, WorkerError
@@ -43,10 +43,11 @@ def search(arguments: argparse.Namespace) -> Answer:
     grid = _grid(arguments)
     check_prices(prices, grid.devices)
     gpus = [device_named(name) for name in grid.devices]
+    asked = traffic_asked(arguments, _rates(arguments))
     with opened(_first(arguments, grid), gpus) as work:
         traced, refused = _traced(work, grid)
         longest = min(each.model.limits.max_model_len for each in traced)
-        traffic = traffic_of(arguments, _rates(arguments), longest)
+        traffic = asked(longest)
         server_s = SERVER_S if arguments.server_ms is None else arguments.server_ms / 1e3
         engine = Engine(
             kv_blocks=arguments.kv_blocks,
@@ -144,16 +145,14 @@ def _traced(work: Opened, grid: Grid) -> tuple[list[Traced], list[str]]:
     Raises:
         ConfigurationError: it refuses all.
     """
-    traced, refused = [], list[str]()
+    traced, refused = [], grid.unused()
     for name, options in grid.options(work.configuration.options):
         try:
             traced.append(Traced(name, options, work.served(resolve(name, options))))
         except (ConfigurationError, TraceError) as error:
             refused.append(f"{_named(name, options)}: {error}")
     if not traced:
-        raise ConfigurationError(
-            f"nothing can be served: {refused[0]}" if refused else f"nothing can be served: {grid.unspread}"
-        )
+        raise ConfigurationError(f"nothing can be served: {refused[0]}")
     for line in refused:
         progress(f"left out: {line}")
     return traced, refused

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_dooly.cli.answer import Answer, progress, warn
 from pytest_dooly.cli.opening import grounds_on, opened, other_gpu
-from pytest_dooly.cli.traffic import traffic_of
+from pytest_dooly.cli.traffic import traffic_asked
 from pytest_dooly.core.configuration import ModelConfiguration
 from pytest_dooly.core.device import Device
 from pytest_dooly.core.release import NEWEST, Release
@@ -54,12 +54,18 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
     release = _release(arguments, device)
+    if arguments.gpu_memory_utilization is not None and (device is None or arguments.kv_blocks is not None):
+        raise ConfigurationError(
+            "--gpu-memory-utilization says how many KV blocks a GPU has room for: name one with --device, and no "
+            "--kv-blocks"
+        )
+    rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
+    asked = traffic_asked(arguments, rates)
     with opened(arguments, [] if device is None else [device]) as work:
         configuration, halved = _kept_as(release, work.configuration, device)
         model = work.served(configuration, device=device)
         scheduler = NativeScheduler if arguments.scheduler == "native" else work.engine.scheduler
-        rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
-        traffic = traffic_of(arguments, rates, model.limits.max_model_len)
+        traffic = asked(model.limits.max_model_len)
         if device is None:
             models = latency_models(model, work.db, work.environment, progress=progress)
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pytest_dooly.cli.answer import progress
@@ -15,23 +17,27 @@ from pytest_dooly.simulation.lengths import Lengths, PromptAndOutput
 from pytest_dooly.simulation.synthetic import SharedPrefix, SyntheticTraffic
 from pytest_dooly.simulation.traces import TraceOptions, read_trace
 
-__all__ = ["traffic_of"]
+__all__ = ["traffic_asked"]
 
 
-def traffic_of(arguments: argparse.Namespace, rates: Arrivals | None, max_model_len: int) -> Traffic:
-    """What the options ask for: a file's requests, or synthetic ones.
+def traffic_asked(arguments: argparse.Namespace, rates: Arrivals | None) -> Callable[[int], Traffic]:
+    """What the options ask for, a file's requests or synthetic ones, of at most so many tokens each.
 
     Args:
         arguments: with the options of traffic.
         rates: when requests arrive; None for the times of a file, or for a closed loop.
-        max_model_len: most tokens of a request; longer ones of a file are left out.
+
+    Returns:
+        What draws or reads it, once it is known how long a request may be; longer ones of a file are left out.
 
     Raises:
         ConfigurationError: the options do not go together.
     """
+    if rates is None and arguments.arrivals is not None:
+        raise ConfigurationError("--arrivals says how requests of a --rate come: drop it, or name one")
     if arguments.trace is not None:
         _refuse_beside_a_trace(arguments)
-        return _traced(arguments, rates, max_model_len)
+        return partial(_traced, arguments, rates)
     for name in ("trace_model", "trace_hash_tokens", "trace_time_unit"):
         if getattr(arguments, name) is not None:
             raise ConfigurationError(f"--{name.replace('_', '-')} says how a file is read: name it with --trace")
@@ -48,7 +54,7 @@ def traffic_of(arguments: argparse.Namespace, rates: Arrivals | None, max_model_
         rates or AT_ONCE, PromptAndOutput(prompt, output), prefix, concurrency=arguments.concurrency
     )
     requests = arguments.requests or (None if rates is not None else 10 * arguments.concurrency)
-    return synthetic.draw(arguments.seed, num_requests=requests, duration_s=arguments.duration)
+    return lambda _: synthetic.draw(arguments.seed, num_requests=requests, duration_s=arguments.duration)
 
 
 def _traced(arguments: argparse.Namespace, rates: Arrivals | None, max_model_len: int) -> Traffic:

@@ -11,8 +11,8 @@ from pytest_dooly.core.environment import Environment, content_hash
 
 __all__ = ["GateRun", "gate_series"]
 
-_TURN_FORMAT = 1
-"""Raised when a turn times something else, references included: older runs are not compared any more."""
+_TURN_FORMAT = 2
+"""Raised when a turn times something else, references included, or in another process: older runs are not compared."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class GateRun:
     is_baseline: bool
     accepted: str | None
     document: Mapping[str, Any]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its changes are from the baseline in its latency DB, not from another engine's or file's."""
+        return bool(self.document.get("is_own", not self.document.get("interleaved")))
 
 
 def gate_series(configuration: ModelConfiguration, environment: Environment) -> str:

@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from packaging.version import InvalidVersion, Version
 
+from pytest_dooly.core.device import device_named
 from pytest_dooly.errors import ConfigurationError
 
 __all__ = ["NEWEST", "Release"]
 
-_HOPPER = frozenset({"h100_sxm", "h200_sxm"})
-"""GPUs whose attention is FlashAttention 3."""
+_HOPPER = 9
+"""Major compute capability of GPUs whose attention is FlashAttention 3."""
 
 
 @dataclass(frozen=True, order=True)
@@ -99,7 +100,8 @@ class Release:
             device: the GPU, as the project names it.
             kv_cache_dtype: as the server is told; None where it is not.
         """
-        return str(kv_cache_dtype).startswith("fp8") and device in _HOPPER and self < Release(11, 1)
+        is_hopper = device_named(device).compute_capability[0] == _HOPPER
+        return str(kv_cache_dtype).startswith("fp8") and is_hopper and self < Release(11, 1)
 
 
 NEWEST = Release(math.inf)

@@ -91,7 +91,7 @@ def baseline_of(db: LatencyDB, series: str) -> Baseline | None:
 
 
 def _is_alike(run: GateRun, begin: GateRun) -> bool:
-    return run.environment.key == begin.environment.key and "operations" in run.document
+    return run.environment.key == begin.environment.key and "operations" in run.document and run.is_own
 
 
 def _drifted(run: GateRun) -> frozenset[str]:

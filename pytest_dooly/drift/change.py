@@ -106,9 +106,14 @@ class Timed:
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> Self:
-        """The same as arrays; what a turn lacks is not a number. Where enough turns are calm, those alone."""
-        calm = [turn for turn in turns if turn.is_calm]
-        return cls._of(calm if len(calm) >= FEWEST_CALM else turns)
+        """The same as arrays; what a turn lacks is not a number. Of a start that has enough calm turns, those alone."""
+        starts = [[turn for turn in turns if turn.start == number] for number in dict.fromkeys(t.start for t in turns)]
+        fewest = max(BLOCKS, FEWEST_CALM // len(starts))
+        kept = list[Turn]()
+        for of_start in starts:
+            calm = [turn for turn in of_start if turn.is_calm]
+            kept += calm if len(calm) >= fewest else of_start
+        return cls._of(kept)
 
     @classmethod
     def of_pairs(cls, new: Sequence[Turn], old: Sequence[Turn]) -> tuple[Self, Self]:
@@ -137,6 +142,13 @@ class Timed:
     def num_starts(self) -> int:
         """Starts whose layout is known."""
         return len(set(self.starts.tolist()) - {0})
+
+    def has(self, place: Place) -> bool:
+        """Whether enough turns of every start have timed a place to say how sure its median is."""
+        if place not in self.latencies_s:
+            return False
+        known = np.isfinite(self.latencies_s[place])
+        return all((known & (self.starts == number)).sum() >= BLOCKS / 2 for number in np.unique(self.starts))
 
     def of_start(self, number: int) -> Self:
         """The turns of one start of the engine."""
@@ -228,7 +240,7 @@ def changes(
     }
     understated, number = _understated(of_runs), len(baseline)
     shifts = medians[:, :, -1] - medians[:, :, :-1].mean(axis=2)
-    between, told = _between(shifts) if apart else _between_alike(shifts, np.full(len(starts), fill_value=True))
+    between, told = _between(shifts) if apart else _between_alike(shifts)
     found = {}
     for name, of, more in zip(sums, shifts, between / math.sqrt(len(starts)), strict=True):
         once = understated[name] * of_runs[name][1] + (_FLOOR_APART if apart else _FLOOR) ** 2
@@ -294,15 +306,16 @@ class _Others:
 def _others(values: Mapping[str, Sequence[Array]]) -> dict[str, _Others]:
     """What the others of each sum do, by name."""
     usual = {name: float(np.nanmedian(np.concatenate(of_runs))) for name, of_runs in values.items()}
-    apart = {name: [run - usual[name] for run in of_runs] for name, of_runs in values.items()}
+    # A turn that lacks one has it as usual.
+    apart = {name: [np.nan_to_num(run - usual[name]) for run in of_runs] for name, of_runs in values.items()}
     return {name: _told_by([apart[other] for other in apart if other != name]) for name in apart}
 
 
 def _told_by(others: Sequence[Sequence[Array]]) -> _Others:
     """The median of some sums in every turn, and its reliability: what two halves of them agree on (Spearman 1910)."""
     runs = [np.array(of_run) for of_run in zip(*others, strict=True)]
-    medians = [np.nanmedian(of_run, axis=0) for of_run in runs]
-    halves = [[np.nanmedian(of_run[start::2], axis=0) for of_run in runs] for start in (0, 1)]
+    medians = [np.median(of_run, axis=0) for of_run in runs]
+    halves = [[np.median(of_run[start::2], axis=0) for of_run in runs] for start in (0, 1)]
     one, other = (np.concatenate([each - np.median(each) for each in half]) for half in halves)
     alike, apart = spread(one + other), spread(one - other)
     reliability = 1 - (apart / alike) ** 2 if alike else 0.0
@@ -328,8 +341,7 @@ def paired_changes(
         apart: whether sums have nothing in common, as operations have not: each then has starts of its own. All figures
             have the same.
     """
-    floor = _FLOOR_APART if apart else _FLOOR
-    starts, errors = [], []
+    medians, within = [], []
     for weights in sums.values():
         found, variances = [], []
         for new, old in pairs:
@@ -337,17 +349,49 @@ def paired_changes(
             values = new.log_of(weights) - old.log_of(weights)
             (median,), variance = _levels([values], [references], about=np.zeros(references.shape[1]))
             found.append(float(median))
-            variances.append(_UNDERSTATED * variance + 2 * floor**2)
-        starts.append(found)
-        errors.append(math.sqrt(sum(variances)) / len(pairs))
-    medians = np.array(starts)
-    between, told = _between(medians) if apart else _between_alike(medians, np.array(new_first))
-    between = between / math.sqrt(len(pairs))
-    freedom = 2 * (BLOCKS - 1.0) * len(pairs)
+            variances.append(_UNDERSTATED * variance)
+        medians.append(found)
+        within.append(np.mean(variances))
+    of_starts, noise = np.array(medians), np.array(within)
+    orders = np.zeros(len(pairs), dtype=bool) if apart else np.array(new_first)
+    floor = 2 * (_FLOOR_APART if apart else _FLOOR) ** 2
+    variances, freedom = _variance_of_start(of_starts, noise, orders, floor, apart=apart)
     return {
-        name: Change(float(of.mean()), error, freedom).less_sure(float(more), told)
-        for name, of, error, more in zip(sums, medians, errors, between, strict=True)
+        name: Change(float(of.mean()), math.sqrt(variance / len(pairs)), freedom)
+        for name, of, variance in zip(sums, of_starts, variances, strict=True)
     }
+
+
+def _variance_of_start(
+    medians: Array, noise: Array, orders: npt.NDArray[np.bool_], floor: float, *, apart: bool
+) -> tuple[Array, float]:
+    """Variance of what one start tells of each sum, and its freedom.
+
+    How far starts are apart has the noise of their turns in it. A few starts tell little, so that it is counted beside
+    what is to be expected: that noise, and what starts do to the usual operation (Smyth 2004), or to any figure.
+
+    Args:
+        medians: of the starts, shape (sums, starts).
+        noise: variance of a start's median by its own turns, shape (sums,).
+        orders: of which order of opening each start is, shape (starts,).
+        floor: variance that a start has at least, beside that.
+        apart: whether each sum has starts of its own; else all have the same.
+    """
+    from scipy.stats import chi2
+
+    if apart and len(medians) > _FEWEST_OTHERS:
+        medians = medians - np.median(medians, axis=0)
+    of_orders = [medians[:, orders == order] for order in np.unique(orders)]
+    own = float(sum(of.shape[1] - 1 for of in of_orders))
+    if not own:
+        return noise + floor, TAILS
+    found = sum((np.var(of, axis=1) * of.shape[1] for of in of_orders), start=np.zeros(len(medians))) / own
+    if not apart:
+        found = np.full(len(medians), found.mean())
+    elif len(medians) > _FEWEST_OTHERS:
+        usual = float(np.median(found)) * own / float(chi2.median(own))
+        floor = max(floor, usual - float(np.median(noise)))
+    return (TAILS * (noise + floor) + own * found) / (TAILS + own), TAILS + own
 
 
 def _between(medians: Array) -> tuple[Array, float]:
@@ -369,21 +413,16 @@ def _between(medians: Array) -> tuple[Array, float]:
     return np.sqrt((TAILS * usual + own * variances) / (TAILS + own)), TAILS + own
 
 
-def _between_alike(medians: Array, new_first: npt.NDArray[np.bool_]) -> tuple[Array, float]:
-    """Standard deviation of starts of either order, the same for all figures, and its freedom.
-
-    Of a single start in an order it is 0.
+def _between_alike(medians: Array) -> tuple[Array, float]:
+    """Standard deviation of starts, the same for all figures, and its freedom; of a single start it is 0.
 
     Args:
         medians: shape (figures, starts).
-        new_first: shape (starts,).
     """
-    orders = [medians[:, new_first == first] for first in (True, False)]
-    freedom = float(sum(max(0, of.shape[1] - 1) for of in orders))
+    freedom = medians.shape[1] - 1.0
     if not freedom:
         return np.zeros(len(medians)), TAILS
-    apart = sum(float(np.sum(np.var(of, axis=1))) * of.shape[1] for of in orders if of.shape[1])
-    return np.full(len(medians), math.sqrt(apart / freedom / len(medians))), max(TAILS, freedom)
+    return np.full(len(medians), math.sqrt(np.var(medians, axis=1, ddof=1).mean())), max(TAILS, freedom)
 
 
 def profiled_changes(
@@ -474,8 +513,9 @@ def spread(values: Array) -> float:
 
 def _variance_of_median(values: Array) -> float:
     """Of the median over all turns, from those of blocks that follow each other."""
-    blocks = [np.median(block) for block in np.array_split(values, BLOCKS)]
-    return float(np.var(blocks, ddof=1)) / BLOCKS
+    number = min(BLOCKS, len(values))  # some turns may lack the place
+    blocks = [np.median(block) for block in np.array_split(values, number)]
+    return float(np.var(blocks, ddof=1)) / number
 
 
 def _understated(levels: Mapping[str, tuple[Array, float]]) -> dict[str, float]:

@@ -159,8 +159,8 @@ def _of_workload(model: ServedModel, times: StepTimes, workload: Workload) -> li
             place = Place(operation.signature.key, str(point_within(operation.signature, batch)))
             seconds[place] = seconds.get(place, 0.0) + float(weight @ of_steps)
         rest_s = max(0.0, figures[figure] - float(weight @ latency_s))
-        for operation in admissions:
-            seconds[Place(operation.signature.key, str(SweepPoint(num_tokens=workload.prompt_len)))] = rest_s
+        for operation in admissions:  # timed as part of that step, which may be a chunk of the prompt
+            seconds[Place(operation.signature.key, str(point_within(operation.signature, batch)))] = rest_s
         found.append(Exposure(workload, figure, batch, {place: s for place, s in seconds.items() if s > 0}))
     return found
 

@@ -23,6 +23,7 @@ class Found:
         outcome: of the whole run.
         is_profiled: whether the baseline is latencies that were profiled, which are much less sure.
         interleaved: whether the baseline took turns with this run.
+        is_own: whether the baseline is the latency DB's own, and not another engine or a file that was named.
         accepted: why the run is the baseline from now on; None where it was not accepted.
         commit: that it ran at; empty where none is known.
     """
@@ -35,6 +36,7 @@ class Found:
     outcome: Outcome
     is_profiled: bool
     interleaved: bool
+    is_own: bool
     accepted: str | None
     commit: str
 

@@ -96,6 +96,7 @@ def histories(db: LatencyDB, model: str) -> list[History]:
 
 def _history(runs: Sequence[GateRun]) -> History:
     finished = [run for run in runs if run.finished_at and run.document]  # not those that took turns with another
+    finished = [run for run in finished if run.is_own] or finished  # of one baseline, where there is one
     figures: dict[str, str] = {}
     operations: dict[str, tuple[str, str]] = {}
     for run in finished:

@@ -188,13 +188,14 @@ class Verdict:
     def needed_turns(self) -> int | None:
         """How many turns would decide every undecided figure, noise and change staying as they are.
 
-        None where no number of turns does: the change is too near to the limit, all operations have changed alike, or
-        one has no counterpart.
+        None where no number of turns does: the change is too near to the limit, so that turns end as soon as a slowdown
+        of the limit would be seen, all operations have changed alike, or one has no counterpart.
         """
         most = 0.0
-        for figure in self.figures:
-            if figure.outcome is not Outcome.UNDECIDED:
-                continue
+        undecided = [figure for figure in self.figures if figure.outcome is Outcome.UNDECIDED]
+        if all(figure.visible <= figure.limit for figure in undecided):
+            return None
+        for figure in undecided:
             apart = abs(math.log1p(figure.limit) - figure.change.log)
             confidence = POWER if figure.change.relative < figure.limit else CONFIDENCE
             error = apart / _quantile(confidence, figure.change.freedom)

@@ -107,6 +107,8 @@ def predict_served(times: StepTimes, workload: Workload, device: Device) -> Work
     limits = times.model.limits
     try:
         room = cache_room(times.model, device, seq_len=workload.prompt_len + workload.output_len // 2)
+        # Longer requests than these there are none.
+        limits = replace(limits, max_model_len=min(limits.max_model_len, workload.prompt_len + workload.output_len))
         options = SchedulerOptions(limits, room.num_blocks, state_blocks=room.of_states)
     except ConfigurationError:
         options = SchedulerOptions(limits, room_for_all(limits))

@@ -25,6 +25,7 @@ __all__ = [
     "cache_room",
     "footprint",
     "footprint_of_batch",
+    "state_blocks",
     "working_bytes",
 ]
 
@@ -171,20 +172,34 @@ def cache_room(
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps no keys and values.
     """
-    blocks = max(math.ceil(seq_len / block_size), 1)
-    held, typical = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, blocks * block_size))
-    states_bytes = held.cache_bytes
-    block_bytes = (typical.cache_bytes - states_bytes) / blocks
+    states_bytes, block_bytes = _kept_bytes(model, device, block_size, seq_len)
     if block_bytes <= 0:
         raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     usable_bytes = share * device.memory_bytes
-    left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
+    weights_bytes = footprint(model, device, num_reqs=1, seq_len=0).weights_bytes
+    left_bytes = usable_bytes - weights_bytes - working_bytes(model)
     if left_bytes < states_bytes + block_bytes:
         raise ConfigurationError(
-            f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
+            f"{model.name} does not fit on {device.name}: {weights_bytes / 1e9:.1f} GB of weights on a rank, "
             f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
     return CacheRoom(int(left_bytes / block_bytes), math.ceil(states_bytes / block_bytes))
+
+
+def state_blocks(model: ServedModel, device: Device, *, block_size: int = 16, seq_len: int = 0) -> int:
+    """KV blocks that the states of one request take, of however many there are; arguments as of `cache_room`.
+
+    0 for a model that keeps no keys and values, whose blocks have no size.
+    """
+    states_bytes, block_bytes = _kept_bytes(model, device, block_size, seq_len)
+    return math.ceil(states_bytes / block_bytes) if block_bytes > 0 else 0
+
+
+def _kept_bytes(model: ServedModel, device: Device, block_size: int, seq_len: int) -> tuple[float, float]:
+    """Bytes of a request's states, and of a block in the mean."""
+    blocks = max(math.ceil(seq_len / block_size), 1)
+    held, typical = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, blocks * block_size))
+    return held.cache_bytes, (typical.cache_bytes - held.cache_bytes) / blocks
 
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:

@@ -73,6 +73,8 @@ def _why_undecided(verdict: Verdict, worst: FigureVerdict) -> str:
 def remedy(found: Found) -> str:
     """What to do about the outcome; empty where nothing is."""
     verdict = found.verdict
+    if found.outcome is Outcome.DRIFT and not found.is_own:
+        return "Find out what changed the operations named; if it is meant, compare with what is meant from now on."
     if found.outcome is Outcome.DRIFT:
         return (
             'Find out what changed the operations named; if it is meant, run once with --dooly-accept "why", which '
@@ -80,7 +82,7 @@ def remedy(found: Found) -> str:
         )
     if found.outcome in (Outcome.BASELINE, Outcome.ACCEPTED):
         return _calmer(found)
-    if found.outcome is Outcome.PASSED and any(each.is_faster for each in verdict.figures):
+    if found.outcome is Outcome.PASSED and found.is_own and any(each.is_faster for each in verdict.figures):
         return (
             'Faster than the baseline by more than the limit: run once with --dooly-accept "why", or the baseline '
             "stays what it was and hides a slowdown back to it."
@@ -103,21 +105,25 @@ def remedy(found: Found) -> str:
             "--dooly-against with the interpreter of before lets both engines take turns, and tells which it is."
         )
     if verdict.unmatched:
+        then = ', then run once with --dooly-accept "why"' if found.is_own else ""
         return (
             f"The operations are not the baseline's ({'; '.join(verdict.unmatched)}), so that figures cannot be "
-            'compared: look at those that can, then run once with --dooly-accept "why".'
+            f"compared: look at those that can{then}."
         )
-    turns = verdict.needed_turns()
+    turns = None if found.is_profiled else verdict.needed_turns()
+    beside = "" if found.interleaved else ", or let both engines take turns with --dooly-against"
+    if found.is_profiled:
+        return f"No number of turns would decide it: profiled latencies are no surer. Name a run of the gate{beside}."
     if turns is None:
         return (
             "No number of turns would decide it: the change is too near to the limit. Raise or lower "
-            "--dooly-gate-limit, or let both engines take turns with --dooly-against."
+            f"--dooly-gate-limit{beside}."
         )
     minutes = turns * verdict.spent_s / verdict.turns / 60
+    calm = " Where the baseline was recorded in more noise than this, accept a calm run." if found.is_own else ""
     return (
         f"About {turns:,} turns would decide it, {minutes:.2g} minutes as the machine is now: run with "
-        f"--dooly-gate-budget={max(1, round(1.2 * minutes + 0.5))}, on a quieter machine, or let both engines take "
-        "turns with --dooly-against. Where the baseline was recorded in more noise than this, accept a calm run."
+        f"--dooly-gate-budget={max(1, round(1.2 * minutes + 0.5))}, on a quieter machine{beside}.{calm}"
     )
 
 
@@ -229,6 +235,7 @@ def gate_document(found: Found) -> dict[str, Any]:
         "baseline_environment": None if found.before is None else dataclasses.asdict(found.before),
         "baseline_is_profiled": found.is_profiled,
         "interleaved": found.interleaved,
+        "is_own": found.is_own,
         "accepted": found.accepted,
         "limit": verdict.limit,
         "turns": verdict.turns,

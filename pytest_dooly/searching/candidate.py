@@ -150,16 +150,18 @@ class Grid:
             if not getattr(self, axis.name):
                 raise ConfigurationError(f"a search needs at least one of {axis.name}, got none")
 
-    @property
-    def unspread(self) -> str:
-        """Why there may be no combination of ranks at all."""
-        sizes = (
-            ("ep", self.expert_parallel_sizes),
-            ("tp", self.tensor_parallel_sizes),
-            ("dp", self.data_parallel_sizes),
-        )
+    def unused(self) -> list[str]:
+        """Why values that are named are in no combination, for those that are not."""
+        ranks = itertools.product(self.tensor_parallel_sizes, self.data_parallel_sizes)
+        numbers = {1, *(tp * dp for tp, dp in ranks)}
+        left = [str(ep) for ep in dict.fromkeys(self.expert_parallel_sizes) if ep not in numbers]
+        if not left:
+            return []
+        sizes = (("ep", left), ("tp", self.tensor_parallel_sizes), ("dp", self.data_parallel_sizes))
         ep, tp, dp = (f"{flag} {' '.join(map(str, values))}" for flag, values in sizes)
-        return f"{ep} goes with none of {tp} and {dp}: experts are spread over all ranks or over none, 1 or tp times dp"
+        return [
+            f"{ep} goes with none of {tp} and {dp}: experts are spread over all ranks or over none, 1 or tp times dp"
+        ]
 
     def options(self, base: ServingOptions) -> Iterator[tuple[str, ServingOptions]]:
         """Each model with the options of each of its traces.

@@ -219,7 +219,8 @@ def _first_shares(simulated: Simulated, options: SchedulerOptions, server: Serve
 def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float]:
     """Why requests waited, each step that left some waiting by its seconds.
 
-    Of several engines one is full and another not: what all together have least left of is the reason.
+    Of several engines one is full and another not: the reason is what all together have least left of, and of KV
+    blocks, the one that holds most of its own.
     """
     limits = options.limits
     spent = {SEATS: 0.0, TOKENS: 0.0, BLOCKS: 0.0}
@@ -229,7 +230,7 @@ def _reasons(simulated: Simulated, options: SchedulerOptions) -> dict[str, float
         taken = {
             SEATS: step.num_running / (options.engines * limits.max_num_seqs),
             TOKENS: step.num_tokens / (options.engines * limits.max_num_tokens),
-            BLOCKS: step.used_blocks / (options.engines * options.num_blocks),
+            BLOCKS: step.used_blocks / max(options.num_blocks - 1, 1),
         }
         # One engine that has seats and tokens left waits for blocks: a long prompt does so beside many that are empty.
         alone = next((each for each in (SEATS, TOKENS) if taken[each] >= 1), BLOCKS)

@@ -175,7 +175,7 @@ def searched(
     begin_s = time.perf_counter()
     whole = trials_of(grid, traced, question, db)
     if not whole:
-        raise ConfigurationError(f"there is no candidate: {grid.unspread}")
+        raise ConfigurationError(f"there is no candidate: {' '.join(grid.unused()) or 'nothing was traced'}")
     known = known_outcomes(whole, db)
     resumed = len(known)
 

@@ -26,7 +26,7 @@ from pytest_dooly.searching.workers import Workers
 
 __all__ = ["Finished", "Traced", "known_outcomes", "run", "trials_of"]
 
-_FORMAT = 4
+_FORMAT = 5
 """Of outcomes: raised when the same candidate would come to another one for a reason of ours."""
 
 

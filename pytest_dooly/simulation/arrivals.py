@@ -95,18 +95,20 @@ class Arrivals:
             raise ConfigurationError(f"burstiness must be a number from {_MOST_CV**-2:g}, got {self.burstiness:g}")
 
     @classmethod
-    def parse(cls, rates: str, kind: str = "poisson") -> Arrivals:
+    def parse(cls, rates: str, kind: str | None = None) -> Arrivals:
         """The arrivals written as rates and a kind of gaps.
 
         Args:
             rates: requests per second, as in `8` or `inf`, or with the seconds that each lasts, as in `5@600,10@600`.
             kind: `constant`, `poisson`, `gamma:CV` with the gaps' coefficient of variation (standard deviation /
-                mean), or `burstiness:SHAPE` as `vllm bench serve --burstiness` has it, which is CV ** -2.
+                mean), or `burstiness:SHAPE` as `vllm bench serve --burstiness` has it, which is CV ** -2; None for
+                `poisson`.
 
         Raises:
             ConfigurationError: one of them is not of that form.
         """
-        return cls(tuple(_stage(part, rates) for part in rates.split(",")), _burstiness(kind.strip()))
+        stages = tuple(_stage(part, rates) for part in rates.split(","))
+        return cls(stages, _burstiness("poisson" if kind is None else kind.strip()))
 
     @property
     def rates(self) -> str:

@@ -107,10 +107,12 @@ class Deployment:
 
     def _alone_s(self, request: TrafficRequest, at_once: int) -> float:
         """About how long a request takes beside others: what a router sees only later, guessed from the step times."""
+        limits, engines = self.options.limits, self.options.engines
         prompt_len, context_len = request.prompt_len, request.prompt_len + request.output_len // 2
-        prefill_s = self.times.step_s(Scheduled([0], [min(prompt_len, self.options.limits.max_num_tokens)], [0], []))
-        step_s = self.times.step_s(Scheduled(range(at_once), [1] * at_once, [context_len] * at_once, []))
-        return prefill_s + request.output_len * step_s
+        prefill_s = self.times.step_s(Scheduled([0], [min(prompt_len, limits.max_num_tokens)], [0], []))
+        decodes = min(-(-at_once // engines), limits.max_num_seqs)  # of an engine's step; the others wait for a seat
+        step_s = self.times.step_s(Scheduled(range(decodes), [1] * decodes, [context_len] * decodes, []))
+        return prefill_s + request.output_len * step_s * max(1.0, at_once / (engines * decodes))
 
 
 def _chain(request: TrafficRequest) -> list[tuple[int, int]]:

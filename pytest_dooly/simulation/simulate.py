@@ -24,7 +24,7 @@ from pytest_dooly.prediction.forecast import known
 from pytest_dooly.prediction.interval import Figure, typical_steps
 from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.published.estimate import SERVER_S, TOKENISE_S
-from pytest_dooly.published.footprint import ENGINE_SHARE, cache_room
+from pytest_dooly.published.footprint import ENGINE_SHARE, cache_room, state_blocks
 from pytest_dooly.scheduling.clock import Server, Simulated
 from pytest_dooly.scheduling.scheduler import SchedulerOptions, room_for_all
 from pytest_dooly.simulation.deployment import Deployment, Router
@@ -90,10 +90,13 @@ class Engine:
             ConfigurationError: the model does not fit in the device's memory, or a request not in the KV cache.
         """
         blocks, of_states = self.kv_blocks, 0
-        if blocks is None and device is not None:
-            share, gpu = self.gpu_memory_utilization, device_named(device)
-            room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
-            blocks, of_states = room.num_blocks * (1 + is_halved), room.of_states
+        if device is not None:
+            gpu = device_named(device)
+            of_states = (1 + is_halved) * state_blocks(model, gpu, block_size=self.block_size, seq_len=seq_len)
+            if blocks is None:
+                share = self.gpu_memory_utilization
+                room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
+                blocks = (1 + is_halved) * room.num_blocks
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(

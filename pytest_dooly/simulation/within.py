@@ -21,8 +21,7 @@ from pytest_dooly.simulation.summary import PERCENTILES, overloaded, summary
 
 __all__ = ["Within", "within"]
 
-_WIDTHS: Mapping[str, Figure] = {"ttft": "ttft", "tpot": "tpot", "e2el": "tpot"}
-"""Whose interval each metric has; most of a request's time is its decodes'."""
+_METRICS = ("ttft", "tpot", "e2el")
 
 _STATISTICS = ("mean", "median", *(f"p{each}" for each in PERCENTILES))
 
@@ -64,7 +63,9 @@ def within(simulation: Simulation, widths: Mapping[Figure, float], *, stage: int
         loaded = again(1 / slower)
         fast, slow = _latencies_ms(again(slower), stage, 1 / slower), _latencies_ms(loaded, stage, slower)
         may_overload = overloaded(loaded) is not None or _beyond(simulation, slower)
-    factors = {key: math.exp(widths[_WIDTHS[key.split("_")[1]]]) for key in middle}
+    first = middle["mean_ttft_ms"] / middle["mean_e2el_ms"]  # of a request's time, that its first token takes
+    of_metric = {**widths, "e2el": first * widths["ttft"] + (1 - first) * widths["tpot"]}
+    factors = {key: math.exp(of_metric[key.split("_")[1]]) for key in middle}
     return Within(
         {key: min(ms / factors[key], fast[key]) for key, ms in middle.items()},
         {key: max(ms * factors[key], slow[key]) for key, ms in middle.items()},
@@ -85,5 +86,5 @@ def _in_their_own_time(traffic: Traffic) -> bool:
 def _latencies_ms(simulated: Simulated, stage: int | None, factor: float = 1.0) -> dict[str, float]:
     """Every mean and percentile, so many times as long; TPOT is missing where all outputs have one token."""
     document: dict[str, Any] = summary(simulated, stage=stage)
-    keys = [f"{statistic}_{metric}_ms" for metric in _WIDTHS for statistic in _STATISTICS]
+    keys = [f"{statistic}_{metric}_ms" for metric in _METRICS for statistic in _STATISTICS]
     return {key: factor * document[key] for key in keys if document[key] is not None}

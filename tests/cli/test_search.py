@@ -91,6 +91,23 @@ def test_several_values_of_each_option_and_a_file(place: Path, capsys: pytest.Ca
     assert "--prompt does not go with --trace" in capsys.readouterr().err
 
 
+def test_a_value_that_goes_with_none_of_the_others_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*ASKED, "--tp", "1", "2", "--ep", "1", "4", "--json"]) == 0
+    streams = capsys.readouterr()
+    (left_out,) = json.loads(streams.out)["left_out"]
+    assert left_out.startswith("ep 4 goes with none of tp 1 2 and dp 1: ")
+    assert f"left out: {left_out}" in streams.err
+
+
+def test_traffic_is_asked_for_before_anything_is_traced(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_dooly.cli.search.opened", None)
+    asked = [each for each in ASKED if not each.startswith("--prompt")]
+    assert cli.main(asked) == 2
+    assert "name the tokens of each prompt with --prompt, or a file with --trace" in capsys.readouterr().err
+
+
 def test_several_models_are_one_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place / "other", LLAMA, hidden_size=64, intermediate_size=192, vocab_size=128)
     asked = list(ASKED)

@@ -40,8 +40,8 @@ def test_a_checkpoint_s_own_cache_was_not_followed() -> None:
 
 
 def test_attention_of_hopper_gained_nothing_from_fp8() -> None:
-    asked = [("h100_sxm", "fp8"), ("h200_sxm", "fp8_e4m3"), ("b200_sxm", "fp8"), ("h100_sxm", None)]
-    assert [Release(11, 0).attends_in_two_bytes(*each) for each in asked] == [True, True, False, False]
+    asked = [("h100_sxm", "fp8"), ("h200_sxm", "fp8_e4m3"), ("h20", "fp8"), ("b200_sxm", "fp8"), ("h100_sxm", None)]
+    assert [Release(11, 0).attends_in_two_bytes(*each) for each in asked] == [True, True, True, False, False]
     assert not any(Release(11, 1).attends_in_two_bytes(*each) for each in asked)
 
 

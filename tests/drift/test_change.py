@@ -251,6 +251,26 @@ def test_a_turn_that_lacks_a_place_does_not_count_there() -> None:
     assert abs(found["rotary"].relative) < 0.1
 
 
+def test_of_a_few_turns_one_may_lack_a_place() -> None:
+    """A difference of two times may come out as nothing, which is no latency."""
+    rotary = "rotary T4"
+    made, few = turns(1, 8), turns(2, 8)
+    lacking = replace(made[3], latencies_s={p: s for p, s in made[3].latencies_s.items() if p != rotary})
+    found = changes(Timed.of([*made[:3], lacking, *made[4:]]), [Timed.of(few)], SUMS, apart=True)
+    assert all(math.isfinite(each.error) and each.error > 0 for each in found.values())
+    never = [replace(t, latencies_s={p: s for p, s in t.latencies_s.items() if p != rotary}, start=2) for t in few]
+    place = Place.parse(rotary)
+    assert (Timed.of(made).has(place), Timed.of([*made, *never]).has(place)) == (True, False)
+    assert not Timed.of(never).has(place)
+
+
+def test_calm_turns_of_each_start_count_where_it_has_enough() -> None:
+    calm = [replace(turn, start=1 + at // 8) for at, turn in enumerate(turns(1, 24))]
+    busy = [replace(turn, held=0.5, start=3) for turn in turns(2, 8)]
+    few = [*calm[:16], *calm[16:20], *busy]
+    assert np.unique(Timed.of(few).starts, return_counts=True)[1].tolist() == [8, 8, 12]
+
+
 def test_calm_turns_alone_count_where_there_are_enough() -> None:
     calm, busy = turns(1, 16), [replace(turn, held=0.5) for turn in turns(2, 40, speed=2.0)]
     assert len(Timed.of([*busy, *calm])) == 16

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_dooly.core.operation import LAUNCH, OperationKind
 from pytest_dooly.core.signature import Signature
-from pytest_dooly.core.turn import Place
+from pytest_dooly.core.turn import Place, point_within
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.exposure import exposures
 from pytest_dooly.errors import ConfigurationError
@@ -44,6 +44,16 @@ def test_each_operation_has_its_part_at_its_point() -> None:
     assert ttft.seconds[Place(ADMISSION.key, "T64")] > 50e-6
     assert tpot.share(STEP.key) == pytest.approx(100 / 236, rel=0.02)
     assert tpot.name == "TPOT of 64+9x4"
+
+
+def test_a_prompt_in_chunks_is_admitted_where_turns_admit_it() -> None:
+    """A turn runs one step, of which a chunk is all that it shows of the prompt."""
+    model, regressors = model_and_regressors()
+    ttft, _ = exposures(model, regressors, [Workload(700, 3, 1)])
+    assert max(request.query_len for request in ttft.batch.requests) < 700
+    admission = next(each.signature for each in model.operations if each.signature == ADMISSION)
+    place = Place(ADMISSION.key, str(point_within(admission, ttft.batch)))
+    assert ttft.seconds[place] == pytest.approx(50e-6)
 
 
 def test_launches_that_hide_behind_the_device_take_no_part() -> None:

@@ -114,6 +114,10 @@ def test_it_says_what_would_decide_it() -> None:
     better = verdict(0.0, error=0.05 * math.sqrt(40 / turns) * 0.99)
     assert better.outcome() is Outcome.PASSED
     assert verdict(0.03, error=0.005).needed_turns() is None
+    near = verdict(0.022, error=0.006)  # turns end once a slowdown of the limit would be seen, as one would have been
+    assert near.outcome() is Outcome.UNDECIDED
+    assert near.figures[0].visible < 0.03
+    assert near.needed_turns() is None
     assert verdict(0.0, unmatched=("x, which the baseline does not know",)).outcome() is Outcome.UNDECIDED
     assert verdict(0.0, unmatched=("x",)).needed_turns() is None
 

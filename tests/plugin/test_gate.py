@@ -5,10 +5,12 @@ What noise does to a verdict is tested where it is decided, in `tests/drift/`; h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import deque
@@ -241,6 +243,51 @@ def test_an_accepted_run_moves_the_baseline_and_says_why(
     faster.stdout.fnmatch_lines([f"*{LINEAR}: -*faster)", "*Faster than the baseline by more than the limit: *"])
     with LatencyDB.open(place / ".dooly/latency.db") as db:
         assert [run.accepted for run in db.gate_runs()] == [None, "new kernels are more exact", None]
+
+
+def test_an_engine_with_other_operations_is_undecided_until_it_is_accepted(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    with contextlib.closing(sqlite3.connect(place / ".dooly/latency.db")) as db, db:  # as if it had run another one
+        ((key, document),) = db.execute("SELECT key, document FROM gate_run").fetchall()
+        of_linear = next(each for each in json.loads(document)["operations"] if each["case"] == LINEAR)["signature"]
+        others = document.replace(of_linear, "gone").replace(LINEAR, "linear-of-before")
+        db.execute("UPDATE gate_run SET document = ?", (others,))
+        for position, turn in db.execute("SELECT position, document FROM gate_turn WHERE run = ?", (key,)).fetchall():
+            changed = turn.replace(of_linear, "gone")
+            db.execute("UPDATE gate_turn SET document = ? WHERE position = ?", (changed, position))
+    undecided = gate(pytester)
+    assert undecided.ret == UNDECIDED
+    undecided.stdout.fnmatch_lines(["*linear-of-before at T*, not timed on both sides*"])
+    assert gate(pytester, "--dooly-accept=fused").ret == 0
+    after = gate(pytester)
+    after.stdout.fnmatch_lines(["model: passed: *"])
+    machine.slower[LINEAR] = SLOWER
+    assert gate(pytester).ret == DRIFT
+
+
+def test_an_accepted_run_has_as_many_starts_as_its_budget_pays_for(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    rest = [each for each in GATE if "budget" not in each]
+    accepted = pytester.runpytest_inprocess(*rest, "--dooly-gate-budget=2.5", "--dooly-accept=calmer")
+    assert sum("starting fake" in line for line in accepted.outlines) == 2
+    later = gate(pytester)
+    assert sum("starting fake" in line for line in later.outlines) == 2
+
+
+def test_what_took_turns_with_another_engine_is_no_part_of_the_baseline(
+    pytester: pytest.Pytester, place: Path, machine: Machine
+) -> None:
+    begun(pytester)
+    machine.slower[LINEAR] = SLOWER  # of both engines: beside each other nothing has changed
+    beside = gate(pytester, f"--dooly-against={sys.executable}")
+    beside.stdout.fnmatch_lines(["model: passed: *, which took turns with this one"])
+    alone = gate(pytester)
+    assert alone.ret == DRIFT
+    alone.stdout.fnmatch_lines(["model: drift: *, against the run from *"])
 
 
 def test_noise_is_undecided_with_what_it_would_take(pytester: pytest.Pytester, place: Path, machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from pytest_dooly.prediction.step_times import StepTimes
 from pytest_dooly.prediction.workload import predict_served
 from pytest_dooly.published.basis import Basis, Foundation
 from pytest_dooly.published.estimate import Estimate
-from pytest_dooly.published.footprint import ENGINE_SHARE, footprint
+from pytest_dooly.published.footprint import ENGINE_SHARE, cache_room, footprint, working_bytes
 from tests.samples import ADMISSION, STEP, served, uses
 from tests.traced import DEVICE, NORM, attention, linear
 
@@ -41,6 +42,16 @@ def test_a_candidate_is_the_workload_and_the_shares_of_a_decode_step_in_its_midd
     hosts_s = next(each.latency_s for each in step.operations if each.label == STEP.label)
     assert found.shares.by_kind["published"] == pytest.approx(linear_s / (step.latency_s - hosts_s))
     assert found.shares.error == pytest.approx(0.1)
+
+
+def test_requests_wait_for_kv_blocks_where_the_longest_request_of_the_model_finds_no_room() -> None:
+    """What a workload does not ask for is no reason to give it all blocks there could be."""
+    workload, times = Workload(128, 64, 8), StepTimes(MODEL, MODELS, overlapped=True)
+    weights_bytes = footprint(MODEL, DEVICE, num_reqs=1, seq_len=0).weights_bytes
+    left_bytes = 30 * 16 * 2 * 2 * 64 * 2  # of two requests, not of one of max_model_len
+    small = replace(DEVICE, memory_bytes=(weights_bytes + working_bytes(MODEL) + left_bytes) / ENGINE_SHARE)
+    assert cache_room(MODEL, small).num_blocks * 16 < MODEL.limits.max_model_len
+    assert predict_served(times, workload, small).ttft_s > 2 * predict_served(times, workload, DEVICE).ttft_s
 
 
 def test_more_requests_than_seats_decode_as_many_as_there_are_seats() -> None:

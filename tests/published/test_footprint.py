@@ -18,6 +18,7 @@ from pytest_dooly.published.footprint import (
     cache_room,
     footprint,
     footprint_of_batch,
+    state_blocks,
     working_bytes,
 )
 from tests.samples import LIMITS, served, uses
@@ -135,6 +136,8 @@ def test_a_state_takes_blocks_once_a_request_and_leaves_those_of_tokens_as_they_
         math.ceil(24 * 4 * 32 * 128**2 / block_bytes),
     )
     assert cache_room(hybrid, DEVICE) == CacheRoom(blocks, of_states)
+    assert state_blocks(hybrid, DEVICE) == of_states
+    assert state_blocks(alone, DEVICE) == state_blocks(served(mixer), DEVICE) == 0
     assert cache_room(alone, DEVICE) == CacheRoom(blocks)
     assert CacheRoom(blocks, of_states).for_tokens(8) == blocks - 8 * of_states
     with pytest.raises(ConfigurationError, match=r"the states of 1,000 requests take all of .* serve fewer at once"):

@@ -35,6 +35,7 @@ def found(of: Verdict, outcome: Outcome | None = None, **values: object) -> Foun
         outcome=outcome or of.outcome(),
         is_profiled=False,
         interleaved=False,
+        is_own=True,
         accepted=None,
         commit="c0ffee",
     )
@@ -86,6 +87,19 @@ def test_annotations_are_escaped_as_github_asks() -> None:
 )
 def test_each_outcome_says_what_it_means(made: Found, words: str) -> None:
     assert words in gate_summary(made)
+
+
+def test_nothing_is_advised_that_is_done_already() -> None:
+    """Beside another engine there is no baseline to accept, and nobody else to take turns with."""
+    for of in (verdict(error=0.05), verdict(figure=0.03), verdict(figure=0.1), verdict(figure=-0.1)):
+        text = gate_summary(found(of, interleaved=True, is_own=False))
+        assert "--dooly-accept" not in text
+        assert "--dooly-against" not in text
+    unmatched = found(verdict(unmatched=("x",)), interleaved=True, is_own=False)
+    assert "look at those that can." in gate_summary(unmatched)
+    named = gate_summary(found(verdict(error=0.05), is_own=False))
+    assert "--dooly-against" in named
+    assert "accept" not in named
 
 
 def test_a_case_has_its_line_and_its_properties() -> None:

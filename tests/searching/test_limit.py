@@ -92,6 +92,7 @@ def test_decodes_alone_are_each_engine_s() -> None:
         ({"seqs": 2, "engines": 2}, "queueing for seats"),
         ({"tokens": 16, "seqs": 16, "engines": 2}, "queueing for tokens of a step"),
         ({"blocks": 130}, "waiting for KV blocks"),
+        ({"blocks": 130, "engines": 2}, "waiting for KV blocks"),
         ({"tokens": 16, "seqs": 16}, "queueing for tokens of a step"),
     ],
 )

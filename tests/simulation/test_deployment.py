@@ -68,6 +68,22 @@ def test_a_short_beginning_that_all_share_does_not_bring_all_to_one_replica() ->
     assert [len(part.sent_s) for part in parts] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("router", ["least_outstanding", "prefix"])
+def test_a_router_asks_for_no_step_that_an_engine_cannot_take(router: str) -> None:
+    """Requests that wait for a seat are none of a step's."""
+    most = []
+
+    class Watched(Linear):
+        def step_s(self, step: Scheduled) -> float:
+            most.append(step.num_decodes)
+            return super().step_s(step)
+
+    requests = [TrafficRequest(0.0, 20, 8) for _ in range(40)]
+    parts = replace(deployed(2, router=router), times=Watched()).simulate(Traffic(requests))
+    assert [len(part.sent_s) for part in parts] == [20, 20]
+    assert max(most) == OPTIONS.limits.max_num_seqs
+
+
 def test_a_replica_with_far_more_under_way_is_passed_over() -> None:
     requests = [TrafficRequest(0.0, 20, 2, ((7, 20),)) for _ in range(300)]
     parts = deployed(2, router="prefix").simulate(Traffic(requests))

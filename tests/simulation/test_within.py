@@ -93,6 +93,17 @@ def test_clients_that_wait_for_the_server_need_no_further_simulation(traffic: Tr
     assert ends.high_ms["mean_ttft_ms"] == pytest.approx(1.2 * 1e3 * served(traffic).ttft_s.mean())
 
 
+def test_a_request_s_time_is_as_unsure_as_what_it_consists_of() -> None:
+    """Of one token it is its TTFT, of many it is mostly its TPOT."""
+    widths = {"ttft": math.log(2), "tpot": math.log(1.1)}
+    of_one, of_many = (
+        within(Simulation(served(Traffic([TrafficRequest(0.0, 8, tokens)]))), widths) for tokens in (1, 50)
+    )
+    assert of_one.high_ms["mean_e2el_ms"] == pytest.approx(of_one.high_ms["mean_ttft_ms"])
+    alone_ms = 1e3 * served(Traffic([TrafficRequest(0.0, 8, 50)])).latency_s.mean()
+    assert of_many.high_ms["mean_e2el_ms"] == pytest.approx(1.1 * alone_ms, rel=0.02)
+
+
 def test_keys_stand_beside_those_of_the_summary_and_none_where_there_is_no_tpot() -> None:
     document = found(Traffic([TrafficRequest(0.0, 8, 1)])).document()
     assert {"mean_ttft_low_ms", "p99_e2el_high_ms"} <= document.keys()
