@@ -178,7 +178,8 @@ def chooser_for(trials: Sequence[Trial], known: Mapping[str, Outcome], budget: i
 
 def place_of(trial: Trial) -> str:
     """What names a trial's place."""
-    return f"{trial.place.model.key} {trial.place.device.name}"
+    place = trial.place
+    return f"{place.model.key} {place.device.name} {place.model.limits.max_captured}"
 
 
 def _values(trial: Trial) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from pytest_dooly.core.signature import ServedModel
 from pytest_dooly.errors import DocumentError
 from pytest_dooly.latency_db.db import LatencyDB
 from pytest_dooly.published.kernels import FEATURES_VERSION
-from pytest_dooly.searching.candidate import Grid, Place, Trial
+from pytest_dooly.searching.candidate import Candidate, Grid, Place, Trial
 from pytest_dooly.searching.chooser import Chooser, place_of
 from pytest_dooly.searching.evaluate import Question
 from pytest_dooly.searching.outcome import Outcome
@@ -76,8 +76,13 @@ def trials_of(grid: Grid, traced: Sequence[Traced], question: Question, db: Late
         for each in traced:
             alone = dataclasses.replace(grid, devices=[device])
             candidates = alone.candidates(each.name, each.options, each.model.limits.max_model_len)
-            place = _place(each, device, [(c.max_num_tokens, c.max_num_seqs) for c in candidates], question)
-            for candidate in candidates:
+            widest = _widest(each, device, candidates, question)
+            places: dict[int, Place] = {}
+            for candidate in sorted(candidates, key=lambda of: _captured(of, each.options)):
+                captured = _captured(candidate, each.options)
+                place = places.setdefault(
+                    captured, _place(each, device, dataclasses.replace(widest, max_captured=captured))
+                )
                 own = [
                     candidate.to_json(),
                     each.model.key,
@@ -153,18 +158,25 @@ def _ended(under_way: Mapping[Future[Outcome], object]) -> Iterator[Future[Outco
     yield from sorted(done, key=lambda future: future.exception() is not None)
 
 
-def _place(traced: Traced, device: str, limits: Sequence[tuple[int, int]], question: Question) -> Place:
-    """Step times for the widest steps, and for requests as long as the traffic's: tables are filled no further."""
+def _captured(candidate: Candidate, options: ServingOptions) -> int:
+    """Most tokens of a step that a candidate replays from a graph, which follows from the most requests of one."""
+    return Limits(candidate.max_num_tokens, candidate.max_num_seqs, 1, options.max_captured).captured_tokens
+
+
+def _widest(traced: Traced, device: str, candidates: Sequence[Candidate], question: Question) -> Limits:
+    """Of the widest steps, and of requests as long as the traffic's: tables of step times are filled no further."""
     max_model_len = traced.model.limits.max_model_len
-    longest = min(question.traffic.longest() + 1, max_model_len)
     usual = serving_limits(device_named(device), ServingOptions(), max_model_len)
-    widest = Limits(
-        max(usual.max_num_tokens, *(tokens for tokens, _ in limits)),
-        max(usual.max_num_seqs, *(seqs for _, seqs in limits)),
-        longest,
-        traced.options.max_captured,
+    return Limits(
+        max(usual.max_num_tokens, *(each.max_num_tokens for each in candidates)),
+        max(usual.max_num_seqs, *(each.max_num_seqs for each in candidates)),
+        min(question.traffic.longest() + 1, max_model_len),
     )
-    return Place(dataclasses.replace(traced.model, limits=widest), device_named(device), max_model_len)
+
+
+def _place(traced: Traced, device: str, limits: Limits) -> Place:
+    model = dataclasses.replace(traced.model, limits=limits)
+    return Place(model, device_named(device), traced.model.limits.max_model_len)
 
 
 def _asked(question: Question) -> str:

@@ -37,7 +37,7 @@ def test_lanes_keep_their_places_while_there_is_work(several: list[Trial]) -> No
     assert place_of(first) != place_of(second)
     while (trial := chooser.next(place_of(first))) is not None:
         seen.append(trial)
-    assert {place_of(trial) for trial in seen[:29]} == {place_of(first)}
+    assert {place_of(trial) for trial in seen[:5]} == {place_of(first)}
     assert sorted(trial.key for trial in (first, second, *seen)) == sorted(trial.key for trial in several)
 
 

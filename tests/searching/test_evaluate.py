@@ -142,15 +142,17 @@ def test_few_requests_and_few_kv_blocks_are_told(db: Path) -> None:
     assert found.limit.used_blocks > 0.8
 
 
-def test_step_times_are_shared_by_candidates_of_a_place(db: Path) -> None:
+def test_step_times_are_shared_by_candidates_that_replay_the_same_graphs(db: Path) -> None:
     asked = question()
     of = trials(db, asked, grid(max_num_seqs=[8, 64], max_num_tokens=[512, 2048]))
-    assert len({trial.place for trial in of}) == 1
+    assert len({trial.place for trial in of}) == 2
+    assert [trial.place.model.limits.captured_tokens for trial in of] == [16, 16, 128, 128]
+    assert all(trial.served.limits.captured_tokens == 2 * trial.candidate.max_num_seqs for trial in of)
     assert of[0].place.model.limits.max_model_len == asked.traffic.longest() + 1
     few, many = (trial for trial in of if trial.candidate.max_num_tokens == 2048)
     with Evaluator(db, asked) as evaluator:
         assert evaluator.evaluate(few).rate < evaluator.evaluate(many).rate
-        assert len(evaluator._places) == 1
+        assert len(evaluator._places) == 2
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.9])
