@@ -54,11 +54,8 @@ def simulate(arguments: argparse.Namespace) -> Answer:
     out = None if arguments.out is None else requests_path(arguments.out)
     device = other_gpu(arguments)
     release = _release(arguments, device)
-    if arguments.gpu_memory_utilization is not None and (device is None or arguments.kv_blocks is not None):
-        raise ConfigurationError(
-            "--gpu-memory-utilization says how many KV blocks a GPU has room for: name one with --device, and no "
-            "--kv-blocks"
-        )
+    if arguments.gpu_memory_utilization is not None and device is None:
+        raise ConfigurationError("--gpu-memory-utilization is of a GPU that is not here: name it with --device")
     rates = None if arguments.rate is None else Arrivals.parse(arguments.rate, arguments.arrivals)
     asked = traffic_asked(arguments, rates)
     with opened(arguments, [] if device is None else [device]) as work:

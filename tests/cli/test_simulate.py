@@ -166,7 +166,7 @@ def test_a_server_adds_no_more_than_an_hour(capsys: pytest.CaptureFixture[str]) 
         (["--rate=1", "--prompt=8"], "name a --duration or --requests"),
         (["--rate=1"], "name the tokens of each prompt with --prompt"),
         (["--prompt=8"], "name a rate"),
-        (["--prompt=8", "--concurrency=2", "--gpu-memory-utilization=0.5"], "name one with --device"),
+        (["--prompt=8", "--concurrency=2", "--gpu-memory-utilization=0.5"], "name it with --device"),
         (["--prompt=8", "--concurrency=2", "--arrivals=constant"], "--arrivals says how requests of a --rate come"),
         (["--trace=t.csv", "--prompt=8"], "--prompt does not go with --trace"),
         (["--prompt=8", "--concurrency=2", "--duration=5"], "--duration goes with --rate"),
