@@ -342,8 +342,9 @@ class Gate:
             return self._options.starts
         if self._options.against is not None:
             return len(_NEW_FIRST) * max(1, round(self._options.budget_s / _EACH_S))
-        replaces = self._is_first or self.baseline is None or self._options.accepted is not None
-        known = 0 if replaces else min(run.num_starts for run in self.baseline.timed)
+        replaces = self._is_first or self._options.accepted is not None
+        timed = () if self.baseline is None or replaces else self.baseline.timed
+        known = min((run.num_starts for run in timed), default=0)
         return known or max(1, round(self._options.budget_s / _ALONE_S))
 
     def _own(self, spent: Sequence[Exposure], number: int) -> EngineProcess:

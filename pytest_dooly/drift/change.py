@@ -355,10 +355,10 @@ def paired_changes(
     of_starts, noise = np.array(medians), np.array(within)
     orders = np.zeros(len(pairs), dtype=bool) if apart else np.array(new_first)
     floor = 2 * (_FLOOR_APART if apart else _FLOOR) ** 2
-    variances, freedom = _variance_of_start(of_starts, noise, orders, floor, apart=apart)
+    each, freedom = _variance_of_start(of_starts, noise, orders, floor, apart=apart)
     return {
         name: Change(float(of.mean()), math.sqrt(variance / len(pairs)), freedom)
-        for name, of, variance in zip(sums, of_starts, variances, strict=True)
+        for name, of, variance in zip(sums, of_starts, each, strict=True)
     }
 
 

@@ -64,7 +64,11 @@ def within(simulation: Simulation, widths: Mapping[Figure, float], *, stage: int
         fast, slow = _latencies_ms(again(slower), stage, 1 / slower), _latencies_ms(loaded, stage, slower)
         may_overload = overloaded(loaded) is not None or _beyond(simulation, slower)
     first = middle["mean_ttft_ms"] / middle["mean_e2el_ms"]  # of a request's time, that its first token takes
-    of_metric = {**widths, "e2el": first * widths["ttft"] + (1 - first) * widths["tpot"]}
+    of_metric = {
+        "ttft": widths["ttft"],
+        "tpot": widths["tpot"],
+        "e2el": first * widths["ttft"] + (1 - first) * widths["tpot"],
+    }
     factors = {key: math.exp(of_metric[key.split("_")[1]]) for key in middle}
     return Within(
         {key: min(ms / factors[key], fast[key]) for key, ms in middle.items()},

@@ -9,6 +9,7 @@ import pytest
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
 from pytest_dooly.scheduling.clock import Server, Simulated, run
+from pytest_dooly.prediction.interval import Figure
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 from pytest_dooly.simulation.simulate import Simulation
@@ -95,7 +96,7 @@ def test_clients_that_wait_for_the_server_need_no_further_simulation(traffic: Tr
 
 def test_a_request_s_time_is_as_unsure_as_what_it_consists_of() -> None:
     """Of one token it is its TTFT, of many it is mostly its TPOT."""
-    widths = {"ttft": math.log(2), "tpot": math.log(1.1)}
+    widths: dict[Figure, float] = {"ttft": math.log(2), "tpot": math.log(1.1)}
     of_one, of_many = (
         within(Simulation(served(Traffic([TrafficRequest(0.0, 8, tokens)]))), widths) for tokens in (1, 50)
     )
