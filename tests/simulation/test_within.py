@@ -8,8 +8,8 @@ import pytest
 
 from pytest_dooly.core.batch import Limits
 from pytest_dooly.core.traffic import Traffic, TrafficRequest
-from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.prediction.interval import Figure
+from pytest_dooly.scheduling.clock import Server, Simulated, run
 from pytest_dooly.scheduling.native import NativeScheduler
 from pytest_dooly.scheduling.scheduler import Scheduled, SchedulerOptions, room_for_all
 from pytest_dooly.simulation.simulate import Simulation
