@@ -23,9 +23,9 @@ from pytest_dooly.core.turn import Place, Turn
 from pytest_dooly.core.workload import Workload
 from pytest_dooly.drift.baseline import Baseline, alike, baseline_of, fitted_to, profiled_environment
 from pytest_dooly.drift.change import (
-    BLOCKS,
     FEWEST_CALM,
     Timed,
+    fewest_of_start,
     paired_changes,
     profiled_changes,
 )
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate", "GateOptions", "Starts", "is_opened_first"]
 
-_FEWEST, _MORE = FEWEST_CALM, 1.5
-"""Turns before it is asked whether they are enough, and how many times as many before it is asked again."""
+_MORE = 1.5
+"""How many times as many turns as before are taken before it is asked again whether they are enough."""
 
 _NEW_FIRST, _EACH_S = (True, False, False, True), 150.0
 """Of each start of two engines that take turns, and seconds of the budget for which that is done once more. A start
@@ -391,7 +391,7 @@ class Gate:
     ) -> None:
         """Until a slowdown of the limit would be seen, or these starts' part of the budget is spent."""
         starts = self._num_starts
-        budget_s, fewest = self._options.budget_s / starts, max(BLOCKS, _FEWEST // starts)
+        budget_s, fewest = self._options.budget_s / starts, fewest_of_start(starts)
         done = sum(len(each.turns) for each in before)
         start_s, ask = time.perf_counter(), float(fewest)
         while _too_few(taken.turns, fewest) or time.perf_counter() - start_s < budget_s:

@@ -168,7 +168,7 @@ def _validate(commands: _Commands) -> None:
         "--traffic", action="store_true", help="loads with and without prefix sharing; --prompt (64), --output (32)"
     )
     traffic.add_argument("--rate", type=_positive_number, nargs="+", help="requests a second (three, of the capacity)")
-    traffic.add_argument("--arrivals", help="as of simulate (poisson)")
+    traffic.add_argument("--arrivals", default="poisson", help="as of simulate (poisson)")
     traffic.add_argument("--shared-prefix", metavar="GROUPSxPROMPTSxTOKENS", help="system prompts (4x8x256)")
     traffic.add_argument("--server-ms", type=_added, help="that server and client add to each (found out)")
     traffic.add_argument("--port", type=_port, default=0, help="of the server on loopback (any that is free)")

@@ -32,6 +32,7 @@ __all__ = [
     "Timed",
     "changes",
     "common_change",
+    "fewest_of_start",
     "huber_weights",
     "less_sure",
     "paired_changes",
@@ -108,7 +109,7 @@ class Timed:
     def of(cls, turns: Sequence[Turn]) -> Self:
         """The same as arrays; what a turn lacks is not a number. Of a start that has enough calm turns, those alone."""
         starts = [[turn for turn in turns if turn.start == number] for number in dict.fromkeys(t.start for t in turns)]
-        fewest = max(BLOCKS, FEWEST_CALM // len(starts))
+        fewest = fewest_of_start(len(starts))
         kept = list[Turn]()
         for of_start in starts:
             calm = [turn for turn in of_start if turn.is_calm]
@@ -211,6 +212,11 @@ class Change:
     def p_faster(self) -> float:
         """Likewise where nothing has become faster."""
         return 1 - self.p_slower
+
+
+def fewest_of_start(starts: int) -> int:
+    """Calm turns that each of so many starts needs, so that something can be decided from all of them."""
+    return max(BLOCKS, FEWEST_CALM // starts)
 
 
 def changes(
@@ -377,8 +383,6 @@ def _variance_of_start(
         floor: variance that a start has at least, beside that.
         apart: whether each sum has starts of its own; else all have the same.
     """
-    from scipy.stats import chi2
-
     if apart and len(medians) > _FEWEST_OTHERS:
         medians = medians - np.median(medians, axis=0)
     of_orders = [medians[:, orders == order] for order in np.unique(orders)]
@@ -389,8 +393,7 @@ def _variance_of_start(
     if not apart:
         found = np.full(len(medians), found.mean())
     elif len(medians) > _FEWEST_OTHERS:
-        usual = float(np.median(found)) * own / float(chi2.median(own))
-        floor = max(floor, usual - float(np.median(noise)))
+        floor = max(floor, _usual(found, own) - float(np.median(noise)))
     return (TAILS * (noise + floor) + own * found) / (TAILS + own), TAILS + own
 
 
@@ -403,14 +406,18 @@ def _between(medians: Array) -> tuple[Array, float]:
     Args:
         medians: shape (operations, starts).
     """
-    from scipy.stats import chi2
-
     own = medians.shape[1] - 1.0
     if own < 1 or len(medians) <= _FEWEST_OTHERS:
         return np.zeros(len(medians)), TAILS
     variances = np.var(medians - np.median(medians, axis=0), axis=1, ddof=1)
-    usual = float(np.median(variances)) * own / float(chi2.median(own))
-    return np.sqrt((TAILS * usual + own * variances) / (TAILS + own)), TAILS + own
+    return np.sqrt((TAILS * _usual(variances, own) + own * variances) / (TAILS + own)), TAILS + own
+
+
+def _usual(variances: Array, freedom: float) -> float:
+    """The variance whose samples have the median of these, shape (operations,), each of so much freedom."""
+    from scipy.stats import chi2
+
+    return float(np.median(variances)) * freedom / float(chi2.median(freedom))
 
 
 def _between_alike(medians: Array) -> tuple[Array, float]:

@@ -172,18 +172,17 @@ def cache_room(
     Raises:
         ConfigurationError: the weights alone do not fit, or the model keeps no keys and values.
     """
-    states_bytes, block_bytes = _kept_bytes(model, device, block_size, seq_len)
+    held, block_bytes = _held_and_block(model, device, block_size, seq_len)
     if block_bytes <= 0:
         raise ConfigurationError(f"{model.name} keeps no keys and values: name the number of KV blocks")
     usable_bytes = share * device.memory_bytes
-    weights_bytes = footprint(model, device, num_reqs=1, seq_len=0).weights_bytes
-    left_bytes = usable_bytes - weights_bytes - working_bytes(model)
-    if left_bytes < states_bytes + block_bytes:
+    left_bytes = usable_bytes - held.weights_bytes - working_bytes(model)
+    if left_bytes < held.cache_bytes + block_bytes:
         raise ConfigurationError(
-            f"{model.name} does not fit on {device.name}: {weights_bytes / 1e9:.1f} GB of weights on a rank, "
+            f"{model.name} does not fit on {device.name}: {held.weights_bytes / 1e9:.1f} GB of weights on a rank, "
             f"{usable_bytes / 1e9:.1f} GB that the engine takes; use more ranks (--tp)"
         )
-    return CacheRoom(int(left_bytes / block_bytes), math.ceil(states_bytes / block_bytes))
+    return CacheRoom(int(left_bytes / block_bytes), math.ceil(held.cache_bytes / block_bytes))
 
 
 def state_blocks(model: ServedModel, device: Device, *, block_size: int = 16, seq_len: int = 0) -> int:
@@ -191,15 +190,15 @@ def state_blocks(model: ServedModel, device: Device, *, block_size: int = 16, se
 
     0 for a model that keeps no keys and values, whose blocks have no size.
     """
-    states_bytes, block_bytes = _kept_bytes(model, device, block_size, seq_len)
-    return math.ceil(states_bytes / block_bytes) if block_bytes > 0 else 0
+    held, block_bytes = _held_and_block(model, device, block_size, seq_len)
+    return math.ceil(held.cache_bytes / block_bytes) if block_bytes > 0 else 0
 
 
-def _kept_bytes(model: ServedModel, device: Device, block_size: int, seq_len: int) -> tuple[float, float]:
-    """Bytes of a request's states, and of a block in the mean."""
+def _held_and_block(model: ServedModel, device: Device, block_size: int, seq_len: int) -> tuple[Footprint, float]:
+    """What is held of a request without tokens, its states, beside the weights; and bytes of a block in the mean."""
     blocks = max(math.ceil(seq_len / block_size), 1)
     held, typical = (footprint(model, device, num_reqs=1, seq_len=tokens) for tokens in (0, blocks * block_size))
-    return held.cache_bytes, (typical.cache_bytes - held.cache_bytes) / blocks
+    return held, (typical.cache_bytes - held.cache_bytes) / blocks
 
 
 def _held(signature: Signature, seq_len: int) -> tuple[float, float]:

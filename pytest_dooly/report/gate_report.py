@@ -110,10 +110,10 @@ def remedy(found: Found) -> str:
             f"The operations are not the baseline's ({'; '.join(verdict.unmatched)}), so that figures cannot be "
             f"compared: look at those that can{then}."
         )
-    turns = None if found.is_profiled else verdict.needed_turns()
     beside = "" if found.interleaved else ", or let both engines take turns with --dooly-against"
     if found.is_profiled:
         return f"No number of turns would decide it: profiled latencies are no surer. Name a run of the gate{beside}."
+    turns = verdict.needed_turns()
     if turns is None:
         return (
             "No number of turns would decide it: the change is too near to the limit. Raise or lower "

@@ -77,12 +77,13 @@ def trials_of(grid: Grid, traced: Sequence[Traced], question: Question, db: Late
             alone = dataclasses.replace(grid, devices=[device])
             candidates = alone.candidates(each.name, each.options, each.model.limits.max_model_len)
             widest = _widest(each, device, candidates, question)
-            places: dict[int, Place] = {}
-            for candidate in sorted(candidates, key=lambda of: _captured(of, each.options)):
-                captured = _captured(candidate, each.options)
-                place = places.setdefault(
-                    captured, _place(each, device, dataclasses.replace(widest, max_captured=captured))
-                )
+            captured = {candidate: _captured(candidate, each.options) for candidate in candidates}
+            places = {
+                most: _place(each, device, dataclasses.replace(widest, max_captured=most))
+                for most in set(captured.values())
+            }
+            for candidate in sorted(candidates, key=captured.__getitem__):
+                place = places[captured[candidate]]
                 own = [
                     candidate.to_json(),
                     each.model.key,

@@ -90,13 +90,13 @@ class Engine:
             ConfigurationError: the model does not fit in the device's memory, or a request not in the KV cache.
         """
         blocks, of_states = self.kv_blocks, 0
-        if device is not None:
-            gpu = device_named(device)
-            of_states = (1 + is_halved) * state_blocks(model, gpu, block_size=self.block_size, seq_len=seq_len)
-            if blocks is None:
-                share = self.gpu_memory_utilization
-                room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
-                blocks = (1 + is_halved) * room.num_blocks
+        gpu = None if device is None else device_named(device)
+        if gpu is not None and blocks is None:
+            share = self.gpu_memory_utilization
+            room = cache_room(model, gpu, block_size=self.block_size, share=share, seq_len=seq_len)
+            blocks, of_states = (1 + is_halved) * room.num_blocks, room.of_states
+        elif gpu is not None:
+            of_states = state_blocks(model, gpu, block_size=self.block_size, seq_len=seq_len)
         if blocks is None:
             blocks = room_for_all(model.limits, self.block_size)
         return SchedulerOptions(
@@ -107,7 +107,7 @@ class Engine:
             self.priority,
             self.long_prefill_token_threshold,
             self.async_scheduling,
-            of_states,
+            (1 + is_halved) * of_states,
             data_parallel_size(model),
         )
 
